@@ -1,0 +1,1 @@
+"""What a rewritten graph calls: operators on tensors. Nothing here ever sees an ``fx.Graph``."""

@@ -1,0 +1,1 @@
+"""Implementations of segment attention. All equal :mod:`segmo.runtime.attention.reference` to rounding."""

@@ -1,0 +1,89 @@
+"""Segment attention on the CPU: flash attention per block, merged by logsumexp. No mask is ever built.
+
+Legend: B batch, A query heads, G key/value heads, R = A / G query heads per key/value head, K tokens, D head size,
+n rows of a block, p keys of a block's prefix.
+
+A block's rows see their own block causally and a prefix (sinks and context, or everything before for the question)
+completely. Both parts are flash attention; their results are merged exactly, as in Star Attention and ring attention.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from segmo.runtime.schedule import RowSchedule, unpack
+
+
+def _flash(q_GRnD: Tensor, k_GpD: Tensor, v_GpD: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
+    """Output (G, R, n, D) and logsumexp (G, R, n).
+
+    Key/value heads are the batch and the query heads that share one are the heads, so a key/value head is shared by an
+    expanded (stride 0) view and never copied.
+    """
+    repeats = q_GRnD.shape[1]
+    out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q_GRnD,
+        k_GpD[:, None].expand(-1, repeats, -1, -1),
+        v_GpD[:, None].expand(-1, repeats, -1, -1),
+        is_causal=causal,
+        scale=scale,
+    )
+    return out, logsumexp
+
+
+def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:
+    """Attention over the union of two disjoint key sets from the two parts, in fp32, returned in ``out_a``'s dtype."""
+    weight_b = torch.sigmoid(lse_b.float() - lse_a.float())[..., None]
+    return torch.lerp(out_a.float(), out_b.float(), weight_b).to(out_a.dtype)
+
+
+def _row_attention(
+    q_GRKD: Tensor, k_GKD: Tensor, v_GKD: Tensor, row: RowSchedule, scale: float, out_GRKD: Tensor
+) -> None:
+    """Writes one row's attention into ``out_GRKD``."""
+
+    def block(start: int, end: int, prefix: tuple[Tensor, Tensor] | None) -> None:
+        rows = slice(start, end)
+        out, lse = _flash(q_GRKD[:, :, rows], k_GKD[:, rows], v_GKD[:, rows], scale, causal=True)
+        if prefix is not None:
+            out = merge(out, lse, *_flash(q_GRKD[:, :, rows], *prefix, scale, causal=False))
+        out_GRKD[:, :, rows] = out
+
+    if len(row.segment_ends) <= 1:  # nothing is hidden but the future
+        if row.end > row.start:
+            block(row.start, row.end, None)
+        return
+
+    seen = [*range(row.start, row.sink_end), *row.context]
+    shared_k, shared_v = k_GKD[:, seen], v_GKD[:, seen]
+    if row.sink_end > row.start:
+        block(row.start, row.sink_end, None)
+    start = row.sink_end
+    for end in row.segment_ends:
+        visible = row.sink_end - row.start + sum(position < start for position in row.context)
+        block(start, end, (shared_k[:, :visible], shared_v[:, :visible]) if visible else None)
+        start = end
+    if row.end > start:
+        before = slice(row.start, start)
+        block(start, row.end, (k_GKD[:, before], v_GKD[:, before]))
+
+
+def segment_attention(q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float) -> Tensor:
+    """Segment attention by flash attention per block, (B, A, K, D). Rows of padding are zero."""
+    batch, heads, length, _ = q_BAKD.shape
+    groups = k_BGKD.shape[1]
+    # Laid out as (B, K, A, D): the model transposes to that next, and then has nothing to copy.
+    out = q_BAKD.new_empty(batch, length, heads, v_BGKD.shape[3]).transpose(1, 2)
+    for index, row in enumerate(unpack(schedule)):
+        out[index, :, : row.start] = 0
+        out[index, :, row.end :] = 0
+        _row_attention(
+            q_BAKD[index].unflatten(0, (groups, -1)),
+            k_BGKD[index],
+            v_BGKD[index],
+            row,
+            scale,
+            out[index].unflatten(0, (groups, -1)),
+        )
+    return out

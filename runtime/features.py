@@ -1,0 +1,79 @@
+"""One pass over the video features: how new each token is, and how alike neighbouring frames are.
+
+Legend: B batch, N prompt tokens, V video tokens of a row, F frames, C cells of a frame, H hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from segmo.errors import PromptError
+
+# Tokens that are widened to fp32 at a time: a chunk of 512 x 1024 fp32 values stays in a core's cache.
+_CHUNK = 512
+
+
+def previous_cell(frame_V: Tensor, cell_V: Tensor) -> Tensor:
+    """Index of the token in the same cell of the previous frame, -1 where there is none; (V,) int64."""
+    frames, cells = int(frame_V[-1]) + 1, int(cell_V.max()) + 1
+    token_FC = torch.full((frames + 1, cells), -1, dtype=torch.long, device=frame_V.device)
+    token_FC[frame_V + 1, cell_V] = torch.arange(frame_V.shape[0], device=frame_V.device)
+    return token_FC[frame_V, cell_V]
+
+
+def _scan_row(features_VH: Tensor, frame_V: Tensor, cell_V: Tensor) -> tuple[Tensor, Tensor]:
+    """Novelty of each token (V,) and similarity of each frame to the one before it (F,), both fp32."""
+    tokens, hidden = features_VH.shape
+    previous_V = previous_cell(frame_V, cell_V)
+    norm_V = torch.empty(tokens, device=features_VH.device)
+    dot_V = torch.empty_like(norm_V)
+    sum_FH = torch.zeros(int(frame_V[-1]) + 1, hidden, device=features_VH.device)
+    for start in range(0, tokens, _CHUNK):
+        chunk = slice(start, start + _CHUNK)
+        now = features_VH[chunk].float()
+        before = features_VH[previous_V[chunk].clamp(min=0)].float()
+        norm_V[chunk] = (now * now).sum(-1)
+        dot_V[chunk] = before.mul_(now).sum(-1)
+        sum_FH.index_add_(0, frame_V[chunk], now)
+    if not bool(torch.isfinite(norm_V).all()):
+        token = int((~torch.isfinite(norm_V)).nonzero()[0])
+        raise PromptError(
+            f"the video features hold NaN or infinity (first in frame {int(frame_V[token])}, cell "
+            f"{int(cell_V[token])}); check the pixels and the dtype of the vision encoder"
+        )
+    norm_V = norm_V.sqrt_()
+    cosine_V = dot_V / (norm_V * norm_V[previous_V.clamp(min=0)]).clamp(min=1e-12)
+    novelty_V = (1 - cosine_V).masked_fill(previous_V < 0, 1.0)
+    descriptor_FH = torch.nn.functional.normalize(sum_FH, dim=-1)
+    similarity_F = torch.ones(descriptor_FH.shape[0], device=features_VH.device)
+    similarity_F[1:] = (descriptor_FH[1:] * descriptor_FH[:-1]).sum(-1)
+    return novelty_V, similarity_F
+
+
+def scan_video(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Novelty and frame similarity of every video token (CAS, steps 1 and 3).
+
+    Args:
+        embeds_BNH: token embeddings after the merge, (B, N, H).
+        frame_BN, cell_BN: from :func:`segmo.runtime.layout.video_layout`.
+
+    Returns:
+        ``novelty`` (B, N) fp32: 1 - cosine with the same cell of the previous frame; 1 where there is none; 0 for text.
+        ``similarity`` (B, N) fp32: cosine between the descriptor (mean feature) of the token's frame and the previous
+        frame's; 1 for the first frame and for text.
+
+    Raises:
+        PromptError: the features hold NaN or infinity.
+    """
+    novelty_BN = torch.zeros(frame_BN.shape, device=embeds_BNH.device)
+    similarity_BN = torch.ones_like(novelty_BN)
+    for row in range(frame_BN.shape[0]):
+        video_V = (cell_BN[row] >= 0).nonzero()[:, 0]
+        if video_V.numel() == 0:
+            continue
+        frame_V = frame_BN[row, video_V]
+        novelty_V, similarity_F = _scan_row(embeds_BNH[row, video_V], frame_V, cell_BN[row, video_V])
+        novelty_BN[row, video_V] = novelty_V
+        similarity_BN[row, video_V] = similarity_F[frame_V]
+    return novelty_BN, similarity_BN

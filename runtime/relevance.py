@@ -1,0 +1,138 @@
+"""Relevance of each scene to the question: the scorers of CAS, step 2.
+
+Legend: B batch, N prompt tokens, Q question tokens, V video tokens of a row, S scenes, H hidden size,
+A query heads, G key/value heads, D head size.
+
+Every scorer returns (B, S) fp32 with -inf for scenes that do not exist.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from segmo.errors import PromptError
+from segmo.runtime.layout import QUERY
+
+
+def _empty(scene_BN: Tensor, max_scenes: int) -> Tensor:
+    return torch.full((scene_BN.shape[0], max_scenes), -torch.inf, device=scene_BN.device)
+
+
+def _question(scene_N: Tensor, valid_N: Tensor | None) -> Tensor:
+    mask = scene_N == QUERY
+    return (mask if valid_N is None else mask & valid_N).nonzero()[:, 0]
+
+
+def _scene_mean(score_V: Tensor, scene_V: Tensor) -> Tensor:
+    """Mean score of each scene; every scene from 0 to the largest index has a token."""
+    scenes = int(scene_V.max()) + 1
+    total = torch.zeros(scenes, device=score_V.device).index_add_(0, scene_V, score_V)
+    return total / torch.bincount(scene_V, minlength=scenes)
+
+
+def embedding_relevance(
+    embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, valid_BN: Tensor | None, max_scenes: int
+) -> Tensor:
+    """Late interaction: for each question token the best cosine within the scene, averaged over the question.
+
+    Source: MaxSim of ColBERT (Khattab and Zaharia, 2020), between question embeddings and video features. A prompt
+    without a question scores 0 everywhere.
+    """
+    out_BS = _empty(scene_BN, max_scenes)
+    for row in range(scene_BN.shape[0]):
+        video_V = (cell_BN[row] >= 0).nonzero()[:, 0]
+        if video_V.numel() == 0:
+            continue
+        scene_V = scene_BN[row, video_V]
+        scenes = int(scene_V.max()) + 1
+        question = embeds_BNH[row, _question(scene_BN[row], None if valid_BN is None else valid_BN[row])]
+        if question.shape[0] == 0:
+            out_BS[row, :scenes] = 0
+            continue
+        features_VH = embeds_BNH[row, video_V]
+        norm_V = torch.linalg.vector_norm(features_VH, dim=-1, dtype=torch.float32).clamp(min=1e-12)
+        question_QH = torch.nn.functional.normalize(question.float(), dim=-1).to(features_VH.dtype)
+        cosine_QV = (question_QH @ features_VH.T).float() / norm_V
+        best_QS = torch.full((cosine_QV.shape[0], scenes), -torch.inf, device=cosine_QV.device)
+        best_QS.scatter_reduce_(1, scene_V.expand_as(cosine_QV), cosine_QV, "amax")
+        out_BS[row, :scenes] = best_QS.mean(dim=0)
+    return out_BS
+
+
+def attention_relevance(
+    q_BAND: Tensor,
+    k_BGND: Tensor,
+    scene_BN: Tensor,
+    cell_BN: Tensor,
+    valid_BN: Tensor | None,
+    scale: float,
+    max_scenes: int,
+) -> Tensor:
+    """Attention that the question pays to a scene's tokens, averaged over heads, question tokens and those tokens.
+
+    The attention matrix is built for the question's rows alone and one key/value head at a time.
+    """
+    out_BS = _empty(scene_BN, max_scenes)
+    heads, groups = q_BAND.shape[1], k_BGND.shape[1]
+    for row in range(scene_BN.shape[0]):
+        video_V = (cell_BN[row] >= 0).nonzero()[:, 0]
+        if video_V.numel() == 0:
+            continue
+        scene_V = scene_BN[row, video_V]
+        valid_N = None if valid_BN is None else valid_BN[row]
+        question_Q = _question(scene_BN[row], valid_N)
+        score_V = torch.zeros(video_V.shape[0], device=q_BAND.device)
+        hidden_QN = torch.arange(k_BGND.shape[2], device=q_BAND.device) > question_Q[:, None]
+        if valid_N is not None:
+            hidden_QN = hidden_QN | ~valid_N
+        if question_Q.numel():
+            for group in range(groups):
+                q = q_BAND[row, group * heads // groups : (group + 1) * heads // groups, question_Q]
+                logits = (q @ k_BGND[row, group].T).float() * scale
+                weight = logits.masked_fill(hidden_QN, -torch.inf).softmax(dim=-1)
+                score_V += weight[..., video_V].sum(dim=(0, 1))
+        means = _scene_mean(score_V, scene_V) / max(heads * question_Q.numel(), 1)
+        out_BS[row, : means.shape[0]] = means
+    return out_BS
+
+
+def external_relevance(
+    scores: Tensor, scene_BN: Tensor, frame_BN: Tensor, cell_BN: Tensor, max_scenes: int
+) -> Tensor:
+    """Scores handed in by the user: one per frame (averaged over the scene) or one per scene.
+
+    Args:
+        scores: (F,), (S,), (B, F) or (B, S) floating point; (0,) when the user handed in none.
+
+    Raises:
+        PromptError: no scores, scores that are not finite, or a number of scores that fits neither frames nor scenes.
+    """
+    if scores.numel() == 0:
+        raise PromptError(
+            'scorer="external" needs scores: wrap the call in `with segmo.external_scores(scores): ...`, one score per '
+            "frame or per scene"
+        )
+    if not bool(torch.isfinite(scores).all()):
+        raise PromptError("the external scores hold NaN or infinity")
+    out_BS = _empty(scene_BN, max_scenes)
+    rows = scores.reshape(-1, scores.shape[-1]).to(out_BS.device, torch.float32)
+    if rows.shape[0] not in (1, scene_BN.shape[0]):
+        raise PromptError(f"external scores have {rows.shape[0]} rows, the batch has {scene_BN.shape[0]}")
+    rows = rows.expand(scene_BN.shape[0], -1)
+    for row in range(scene_BN.shape[0]):
+        heads_F = (cell_BN[row] == 0).nonzero()[:, 0]
+        if heads_F.numel() == 0:
+            continue
+        scene_F = scene_BN[row, heads_F]
+        frames, scenes = heads_F.shape[0], int(scene_F.max()) + 1
+        if rows.shape[1] == frames:
+            out_BS[row, :scenes] = _scene_mean(rows[row], scene_F)
+        elif rows.shape[1] == scenes:
+            out_BS[row, :scenes] = rows[row]
+        else:
+            raise PromptError(
+                f"{rows.shape[1]} external scores fit neither the {frames} frames nor the {scenes} scenes of the video "
+                "(a frame is one temporal patch: two sampled frames for Qwen-VL)"
+            )
+    return out_BS

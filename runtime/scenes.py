@@ -1,0 +1,62 @@
+"""Scenes: runs of frames between sudden drops of frame similarity (CAS, step 1).
+
+Legend: B batch, N prompt tokens, F frames.
+
+The rule is that of an adaptive cut detector: a frame starts a scene where its distance to the previous frame stands
+out from the average distance in a window around it, so slow camera motion does not cut and a cut inside motion does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WINDOW = 2  # frames on each side in the local average
+RATIO = 2.0  # a start's distance is at least this many times the local average ...
+MIN_DISTANCE = 0.01  # ... and at least this, so that noise in a still scene does not cut
+MAX_SCENES = 128
+
+
+def scene_starts(distance_F: Tensor, max_scenes: int) -> list[int]:
+    """Frames that start a scene, ascending, always with frame 0.
+
+    Args:
+        distance_F: 1 - cosine of each frame to the previous one, (F,); entry 0 is ignored.
+        max_scenes: at most this many scenes; the sharpest cuts are kept, ties by order.
+    """
+    frames = distance_F.shape[0]
+    distance = distance_F.double().clone()
+    distance[0] = 0
+    known = torch.ones(frames, dtype=torch.double)
+    known[0] = 0  # the first frame has no predecessor, so it does not count in any average
+    kernel = torch.ones(1, 1, 2 * WINDOW + 1, dtype=torch.double)
+    kernel[0, 0, WINDOW] = 0
+    padded = torch.stack([distance, known])[:, None]
+    around, count = torch.nn.functional.conv1d(padded, kernel, padding=WINDOW)[:, 0]
+    local = around / count.clamp(min=1)
+    is_start = (distance >= RATIO * local) & (distance >= MIN_DISTANCE)
+    is_start[0] = False
+    sharpness = distance / local.clamp(min=1e-12)
+    cuts = is_start.nonzero()[:, 0]
+    order = torch.argsort(sharpness[cuts], descending=True, stable=True)
+    return sorted([0, *cuts[order[: max_scenes - 1]].tolist()])
+
+
+def find_scenes(similarity_BN: Tensor, frame_BN: Tensor, cell_BN: Tensor, max_scenes: int) -> Tensor:
+    """Scene of every prompt token, (B, N) int64, with ``SINK`` and ``QUERY`` kept from ``frame_BN``.
+
+    Args:
+        similarity_BN: from :func:`segmo.runtime.features.scan_video`.
+        frame_BN, cell_BN: from :func:`segmo.runtime.layout.video_layout`.
+        max_scenes: S_max.
+    """
+    scene_BN = frame_BN.clone()
+    for row in range(frame_BN.shape[0]):
+        inside = frame_BN[row] >= 0
+        if not bool(inside.any()):
+            continue
+        heads = cell_BN[row] == 0
+        starts = scene_starts(1 - similarity_BN[row, heads].cpu(), max_scenes)
+        boundaries = torch.tensor(starts[1:], device=frame_BN.device)
+        scene_BN[row, inside] = torch.bucketize(frame_BN[row, inside], boundaries, right=True)
+    return scene_BN

@@ -1,0 +1,118 @@
+"""The attention schedule: for each row, which tokens form which block. Made once per prefill, read by every layer.
+
+Legend: B batch, K tokens.
+
+A custom op can only pass tensors on, so the schedule travels as one flat int64 tensor on the CPU; :func:`pack` and
+:func:`unpack` are each other's inverse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from segmo.errors import PromptError
+from segmo.runtime.layout import QUERY, SINK
+
+
+@dataclass(frozen=True)
+class RowSchedule:
+    """Blocks of one row.
+
+    Attributes:
+        start: first token that is not left padding.
+        sink_end: end of the sinks, which is where the first segment starts.
+        segment_ends: end of each segment; the last one is where the query starts.
+        end: end of the query, which is where right padding starts.
+        context: positions of context tokens, ascending.
+    """
+
+    start: int
+    sink_end: int
+    segment_ends: tuple[int, ...]
+    end: int
+    context: tuple[int, ...]
+
+    @property
+    def query_start(self) -> int:
+        return self.segment_ends[-1] if self.segment_ends else self.sink_end
+
+
+def _row(segment_K: Tensor, context_K: Tensor | None, valid_K: Tensor | None) -> RowSchedule:
+    length = segment_K.shape[0]
+    start, end = 0, length
+    if valid_K is not None:
+        inside = valid_K.nonzero()[:, 0].tolist()
+        start, end = (inside[0], inside[-1] + 1) if inside else (0, 0)
+        if len(inside) != end - start:
+            raise PromptError(
+                "the attention mask hides tokens inside the prompt; SegMo supports padding on the left or right only"
+            )
+    values, counts = torch.unique_consecutive(segment_K, return_counts=True)
+    runs = list(zip(values.tolist(), counts.tolist(), strict=True))
+    sink_end = runs[0][1] if runs and runs[0][0] == SINK else 0
+    ends, position = [], sink_end
+    for value, count in runs:
+        if value >= 0:
+            position += count
+            ends.append(position)
+    if ends and (start > sink_end or end < position) and end > start:
+        raise PromptError("the attention mask hides video tokens; SegMo supports padding around the prompt only")
+    if any(value == QUERY for value, _ in runs[:-1]):
+        raise PromptError("a prompt's question must come after its video")
+    if context_K is None:
+        context: tuple[int, ...] = ()
+    else:
+        context = tuple(context_K.nonzero()[:, 0].tolist())
+    return RowSchedule(start, max(sink_end, start), tuple(ends), end, context)
+
+
+def attention_schedule(segment_BK: Tensor, context_BK: Tensor | None, valid_BK: Tensor | None) -> Tensor:
+    """Packed schedule of a batch, 1-D int64 on the CPU.
+
+    Args:
+        segment_BK: from :func:`segmo.runtime.segments.segment_ids`.
+        context_BK: from :func:`segmo.runtime.segments.context_tokens`, or None for no context.
+        valid_BK: False at padding, or None for no padding.
+
+    Raises:
+        PromptError: padding lies inside the prompt.
+    """
+    segment_BK = segment_BK.cpu()
+    context_BK = None if context_BK is None else context_BK.cpu()
+    valid_BK = None if valid_BK is None else valid_BK.cpu()
+    return pack(
+        [
+            _row(
+                segment_BK[row],
+                None if context_BK is None else context_BK[row],
+                None if valid_BK is None else valid_BK[row],
+            )
+            for row in range(segment_BK.shape[0])
+        ]
+    )
+
+
+def pack(rows: list[RowSchedule]) -> Tensor:
+    """Flat int64 tensor of a list of rows."""
+    flat: list[int] = []
+    for row in rows:
+        flat += [row.start, row.sink_end, row.end, len(row.segment_ends), len(row.context)]
+        flat += [*row.segment_ends, *row.context]
+    return torch.tensor(flat, dtype=torch.long)
+
+
+def unpack(schedule: Tensor) -> list[RowSchedule]:
+    """The rows of a packed schedule."""
+    flat = schedule.tolist()
+    rows, at = [], 0
+    while at < len(flat):
+        start, sink_end, end, segments, context = flat[at : at + 5]
+        at += 5
+        ends = tuple(flat[at : at + segments])
+        at += segments
+        rows.append(RowSchedule(start, sink_end, ends, end, tuple(flat[at : at + context])))
+        at += context
+    return rows

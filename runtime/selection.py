@@ -1,0 +1,149 @@
+"""Which video tokens are kept: budgets per scene and the choice inside a scene (CAS, steps 3 and 4).
+
+Legend: B batch, N prompt tokens, K kept tokens, V video tokens of a row, S scenes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from segmo.errors import PromptError
+
+SCENE_FLOOR = 1  # tokens that every scene keeps, as long as the budget has one for each
+
+
+def kept_count(length: int, video_total: int, batch: int, keep: float) -> int:
+    """K: tokens kept in each row, from shapes alone: all text, and ``floor(keep * V)`` of V video tokens.
+
+    Args:
+        length: N. video_total: video tokens of the whole batch. batch: B. keep: 0 < keep <= 1.
+    """
+    video = video_total // batch
+    return length - video + math.floor(keep * video)
+
+
+def scene_budgets(share: list[float], size: list[int], total: int, floor: int = SCENE_FLOOR) -> list[int]:
+    """Splits ``total`` tokens over scenes: proportional to ``share``, exact, never more than ``size``.
+
+    Every scene first gets ``floor`` tokens (or all it has) if the total allows that. What a full scene cannot take goes
+    to the others. Fractions are settled by the largest remainder, ties by order. Deterministic.
+
+    Args:
+        share: non-negative weights, one per scene.
+        size: tokens each scene has.
+        total: tokens to hand out, 0 <= total <= sum(size).
+    """
+    budget = [min(have, floor) for have in size]
+    if sum(budget) > total:
+        budget = [0] * len(size)
+    quota = [float(have) for have in budget]
+    free = {scene for scene, have in enumerate(size) if have > budget[scene]}
+    left = float(total - sum(budget))
+    while free and left > 0:
+        weight = {scene: share[scene] for scene in free}
+        if sum(weight.values()) <= 0:
+            weight = {scene: float(size[scene] - budget[scene]) for scene in free}
+        unit = left / sum(weight.values())
+        full = {scene for scene in free if budget[scene] + unit * weight[scene] >= size[scene]}
+        if not full:
+            for scene in free:
+                quota[scene] = budget[scene] + unit * weight[scene]
+            break
+        for scene in full:
+            quota[scene] = float(size[scene])
+            left -= size[scene] - budget[scene]
+        free -= full
+    budget = [min(math.floor(value + 1e-9), have) for value, have in zip(quota, size, strict=True)]
+    # Rounding down loses less than one token per scene, so one round by remainder settles it; the second round, over
+    # any scene with room, only ever runs for rounding errors of the quotas themselves.
+    by_remainder = sorted(range(len(size)), key=lambda scene: (budget[scene] - quota[scene], scene))
+    while (missing := total - sum(budget)) > 0:
+        for scene in [s for s in by_remainder if budget[s] < size[s]][:missing]:
+            budget[scene] += 1
+    return budget
+
+
+def scene_shares(relevance_S: Tensor, dynamics_S: Tensor, balance: float) -> Tensor:
+    """``balance * relevance + (1 - balance) * dynamics``, each brought to sum 1; (S,) fp64.
+
+    Relevance is standardised over the scenes and passed through a softmax, so that scorers of any scale and offset can
+    be compared; dynamics is the novelty of all the scene's tokens together.
+    """
+    relevance = relevance_S.double()
+    spread = relevance.std(correction=0)
+    relevance = ((relevance - relevance.mean()) / spread.clamp(min=1e-12)).softmax(0)
+    dynamics = dynamics_S.double().clamp(min=0)
+    dynamics = dynamics / dynamics.sum().clamp(min=1e-12)
+    return balance * relevance + (1 - balance) * dynamics
+
+
+def _select_row(
+    novelty_V: Tensor, scene_V: Tensor, relevance_S: Tensor, total: int, balance: float
+) -> Tensor:
+    """Kept flags of one row's video tokens, (V,) bool with exactly ``total`` set."""
+    size_S = torch.bincount(scene_V)
+    scenes = size_S.shape[0]
+    dynamics_S = torch.zeros(scenes, device=novelty_V.device).index_add_(0, scene_V, novelty_V.clamp(max=2))
+    share_S = scene_shares(relevance_S[:scenes], dynamics_S, balance)
+    budget_S = torch.tensor(scene_budgets(share_S.tolist(), size_S.tolist(), total), device=scene_V.device)
+    by_novelty = torch.argsort(novelty_V, descending=True, stable=True)
+    order = by_novelty[torch.argsort(scene_V[by_novelty], stable=True)]  # scene by scene, newest first, ties by order
+    first_S = size_S.cumsum(0) - size_S
+    rank = torch.arange(order.shape[0], device=order.device) - first_S[scene_V[order]]
+    kept_V = torch.zeros_like(scene_V, dtype=torch.bool)
+    kept_V[order] = rank < budget_S[scene_V[order]]
+    return kept_V
+
+
+def select_tokens(
+    novelty_BN: Tensor,
+    frame_BN: Tensor,
+    cell_BN: Tensor,
+    scene_BN: Tensor,
+    relevance_BS: Tensor,
+    kept: int,
+    balance: float,
+) -> Tensor:
+    """Positions of the tokens to keep, ascending, (B, K) int64 with K = ``kept``: all text and the best video tokens.
+
+    A token in the first frame of its scene counts as new (novelty 1). The prompt's last token is always kept, because
+    its logits give the next token.
+
+    Args:
+        novelty_BN: from :func:`segmo.runtime.features.scan_video`.
+        frame_BN, cell_BN: from :func:`segmo.runtime.layout.video_layout`.
+        scene_BN: from :func:`segmo.runtime.scenes.find_scenes`.
+        relevance_BS: from a scorer of :mod:`segmo.runtime.relevance`.
+        kept: K, from :func:`kept_count`.
+        balance: weight of relevance against dynamics.
+    """
+    batch, length = frame_BN.shape
+    index_BK = torch.empty(batch, kept, dtype=torch.long, device=frame_BN.device)
+    for row in range(batch):
+        keep_N = cell_BN[row] < 0
+        total = kept - int(keep_N.sum())
+        video_V = (~keep_N).nonzero()[:, 0]
+        if not 0 <= total <= video_V.numel():
+            raise PromptError(
+                f"row {row} has {video_V.numel()} video tokens of {length}, which does not fit {kept} kept tokens; every "
+                "row of a batch must hold equally many video tokens"
+            )
+        if total:
+            scene_V = scene_BN[row, video_V]
+            head_V = frame_BN[row, video_V] == _head_frames(frame_BN[row, video_V], scene_V)[scene_V]
+            novelty_V = novelty_BN[row, video_V].masked_fill(head_V, 1.0)
+            if int(video_V[-1]) == length - 1:
+                novelty_V[-1] = torch.inf
+            keep_N[video_V] = _select_row(novelty_V, scene_V, relevance_BS[row], total, balance)
+        index_BK[row] = keep_N.nonzero()[:, 0]
+    return index_BK
+
+
+def _head_frames(frame_V: Tensor, scene_V: Tensor) -> Tensor:
+    """First frame of each scene, (S,) int64."""
+    scenes = int(scene_V.max()) + 1
+    unset = torch.full((scenes,), int(frame_V[-1]) + 1, device=frame_V.device)
+    return unset.scatter_reduce(0, scene_V, frame_V, "amin")

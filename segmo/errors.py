@@ -1,0 +1,27 @@
+"""Errors that SegMo raises. Each message says what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+
+class SegMoError(RuntimeError):
+    """Base of all errors raised by SegMo."""
+
+
+class OptionError(SegMoError, ValueError):
+    """An option has an unknown name, a wrong type, or a value outside its range."""
+
+
+class PipelineError(SegMoError, ValueError):
+    """A pipeline names an unknown pass or an unknown field of a pass."""
+
+
+class NotRewrittenError(SegMoError):
+    """Raised under ``strict=True`` when a pass did not apply to a prefill graph."""
+
+
+class CompileError(SegMoError):
+    """A pass or a lowering failed. SegMo never falls back to the unmodified model after such a failure."""
+
+
+class PromptError(SegMoError, ValueError):
+    """The prompt handed to a rewritten graph cannot be handled, for example rows with unequal videos."""

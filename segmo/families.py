@@ -1,0 +1,54 @@
+"""Model families: what SegMo must know about a Video LLM that its graph does not say.
+
+A family is found by its config's ``model_type``, so fine-tunes and subclasses match. To add one, add an entry.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one family lays out a video in its prompt.
+
+    Attributes:
+        model_type: ``config.model_type`` of the transformers classes.
+        mrope: positions are M-RoPE, ``(3 or 4, B, N)``; a frame starts where height and width are back at their
+            first value. Otherwise positions are 1-D and frames are counted with ``cells_per_frame``.
+        cells_per_frame: tokens of one frame, from the config. Only read when ``mrope`` is false.
+        trailing: video tokens after the last frame of each video (LLaVA-OneVision's newline); they join that frame.
+        video_argument: text that the argument holding the video's features or pixels has in its name.
+    """
+
+    model_type: str
+    mrope: bool = True
+    cells_per_frame: Callable[[Any], int] | None = None
+    trailing: int = 0
+    video_argument: str = "video"
+
+
+def _llava_onevision_cells(config: Any) -> int:
+    """Each frame's patch grid is pooled by two in each direction, rounding up."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return math.ceil(side / 2) ** 2
+
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        Family("qwen2_vl"),
+        Family("qwen2_5_vl"),
+        Family("qwen3_vl"),
+        Family("llava_onevision", mrope=False, cells_per_frame=_llava_onevision_cells, trailing=1),
+    )
+}
+
+
+def family_of(model: object) -> Family | None:
+    """The family of a transformers model or wrapped model, or None if it is not a known one."""
+    config = getattr(model, "config", None)
+    return FAMILIES.get(getattr(config, "model_type", ""))
