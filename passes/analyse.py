@@ -69,7 +69,20 @@ class Padding:
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found in a graph. ``miss`` says why nothing can be rewritten, if so."""
+    """What was found in a graph.
+
+    Attributes:
+        kind: "prefill", "decode" or "other".
+        attentions: the decoder's attention calls, in layer order.
+        merge: where the video enters, if it does.
+        positions: M-RoPE position ids, (3 or 4, B, N); None for families with 1-D positions.
+        padding: what the decoder's masks are made from.
+        family: the model family, if it is a known one.
+        cells_per_frame: tokens of a frame, for families with 1-D positions.
+        miss: why nothing can be rewritten.
+        mask_miss: why attention cannot be replaced.
+        cut_miss: why tokens cannot be dropped.
+    """
 
     kind: str
     attentions: tuple[Attention, ...] = ()
@@ -80,6 +93,7 @@ class Facts:
     cells_per_frame: int = 0
     miss: Miss | None = None
     mask_miss: Miss | None = None
+    cut_miss: Miss | None = None
 
 
 def analyse(gm: GraphModule, config: Any = None) -> Facts:
@@ -89,9 +103,7 @@ def analyse(gm: GraphModule, config: Any = None) -> Facts:
         gm: as Dynamo hands it over.
         config: the transformers config of the model it was captured from, if that is known.
     """
-    scatters = [
-        node for node in gm.graph.nodes if node.op == "call_method" and node.target == "masked_scatter"
-    ]
+    scatters = [node for node in gm.graph.nodes if node.op == "call_method" and node.target == "masked_scatter"]
     family = FAMILIES.get(getattr(config, "model_type", ""))
     video = family.video_argument if family else "video"
     merge = _find_merge(scatters, video)
@@ -110,7 +122,7 @@ def analyse(gm: GraphModule, config: Any = None) -> Facts:
         miss = Miss.of("no-positions", node=attentions[0].node)
     if family is None or not family.mrope:
         positions = None
-    return Facts(kind, attentions, merge, positions, padding, family, cells, miss, mask_miss)
+    return Facts(kind, attentions, merge, positions, padding, family, cells, miss, mask_miss, _fixed_cache(gm))
 
 
 def _why_not(
@@ -128,24 +140,23 @@ def _why_not(
     if family is None:
         known = ", ".join(FAMILIES)
         model_type = getattr(config, "model_type", None)
-        found = (
-            f"model_type {model_type!r} is not known"
-            if model_type
-            else "the model has no transformers config"
-        )
+        found = f"model_type {model_type!r} is not known" if model_type else "the model has no transformers config"
         return Miss.of("unknown-family", f"{found}; known: {known}", merge.node)
     if _slides(config):
         return Miss.of("sliding-window", node=attentions[0].node)
-    return _why_not_cache(attentions)
+    return _filled_cache(attentions)
 
 
-def _why_not_cache(attentions: tuple[Attention, ...]) -> Miss | None:
+def _fixed_cache(gm: GraphModule) -> Miss | None:
+    """A cache of fixed length has a slot for every prompt token, so its keys cannot be cut."""
+    for node in gm.graph.nodes:
+        if node.op == "call_method" and node.target == "index_copy_":
+            return Miss.of("static-cache", node=node)
+    return None
+
+
+def _filled_cache(attentions: tuple[Attention, ...]) -> Miss | None:
     for attention in attentions:
-        if any(
-            node.op == "call_method" and str(node.target) in ("index_copy_", "scatter_")
-            for node in (attention.key, *upstream(attention.key))
-        ):
-            return Miss.of("static-cache", node=attention.key)
         query, key = sizes(attention.query), sizes(attention.key)
         if query and key and query[-2] != key[-2]:
             return Miss.of("filled-cache", node=attention.key)
@@ -183,15 +194,9 @@ def _find_merge(scatters: list[Node], video: str) -> Merge | None:
 def _find_attentions(gm: GraphModule, within: set[Node] | None) -> tuple[Attention, ...]:
     found: list[Attention] = []
     for node in gm.graph.nodes:
-        if (
-            node.op != "call_function"
-            or node.target is not SDPA
-            or (within is not None and node not in within)
-        ):
+        if node.op != "call_function" or node.target is not SDPA or (within is not None and node not in within):
             continue
-        bound = dict(
-            zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), node.args, strict=False)
-        )
+        bound = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), node.args, strict=False))
         bound.update(node.kwargs)
         mask, causal = bound.get("attn_mask"), bool(bound.get("is_causal", False))
         if mask is None and not causal and within is None:
@@ -200,9 +205,7 @@ def _find_attentions(gm: GraphModule, within: set[Node] | None) -> tuple[Attenti
             if query is None or key is None or query[-2] == key[-2]:
                 continue
         key, value = _unrepeated(bound["key"]), _unrepeated(bound["value"])
-        found.append(
-            Attention(node, len(found), bound["query"], key, value, mask, causal, bound.get("scale"))
-        )
+        found.append(Attention(node, len(found), bound["query"], key, value, mask, causal, bound.get("scale")))
     return tuple(found)
 
 

@@ -142,9 +142,7 @@ class TokenCut:
         """
         order = list(self.graph.nodes)
         late = set(order[order.index(start) :])
-        users = {
-            root: [user for user in root.users if user in late and user.op != "output"] for root in roots
-        }
+        users = {root: [user for user in root.users if user in late and user.op != "output"] for root in roots}
         with self.graph.inserting_after(self.index):
             self.size = self.graph.call_function(torch.ops.aten.sym_size.int, (self.index, 1))
         self.values[self.size] = self.new
@@ -205,9 +203,7 @@ class TokenCut:
             made = self._gather_source(node, dim, before)
             if made is None:
                 with self.graph.inserting_before(before):
-                    made = self.graph.call_function(
-                        torch.ops.segmo.gather_tokens.default, (node, self.index, dim)
-                    )
+                    made = self.graph.call_function(torch.ops.segmo.gather_tokens.default, (node, self.index, dim))
                 made.meta.update(example_value=old, stack_trace=node.meta.get("stack_trace"))
                 size = list(self.value(node).shape)
                 size[dim] = self.new
@@ -284,7 +280,7 @@ class TokenCut:
                     raise _lost(f"{node.op} nodes are not expected here", node)
         except DoesNotApply:
             raise
-        except Exception as error:  # noqa: BLE001  # any op may refuse the new size in its own way
+        except Exception as error:  # any op may refuse the new size in its own way
             raise _lost(f"{type(error).__name__}: {error}", node) from error
 
     def _align(self, node: Node, operands: Sequence[Any]) -> None:
@@ -388,7 +384,8 @@ class TokenCut:
     def _visit_rows(self, node: Node) -> None:
         source, key = node.args[0], node.args[1]
         mask = key[0] if isinstance(key, (tuple, list)) else key
-        assert isinstance(source, Node) and isinstance(mask, Node)
+        assert isinstance(source, Node)
+        assert isinstance(mask, Node)
         if mask not in self.masks.values():
             if [concrete(s) for s in example(mask).shape] != [self.batch, self.old]:
                 raise _lost("rows are picked by a mask that is not one flag per token", node)

@@ -109,9 +109,9 @@ def _can_erase(node: Node) -> bool:
 
 
 def erase_unused(nodes: Iterable[Node]) -> None:
-    """Erases those of ``nodes`` that have become unused, and what was only there for them.
+    """Erases those of ``nodes`` that are unused now, and what was only there for them.
 
-    Not ``Graph.eliminate_dead_code``: at this level in-place calls such as ``x[mask] = y`` have no users and yet matter.
+    Not ``Graph.eliminate_dead_code``: at this level in-place calls such as ``x[mask] = y`` have no users but matter.
     """
     stack = list(nodes)
     while stack:

@@ -97,9 +97,7 @@ def _build(cls: type[Any], given: Mapping[str, Any], options: Options) -> Pass:
     names = [field.name for field in dataclasses.fields(cls)]
     for name in given:
         if name not in names:
-            raise PipelineError(
-                f"pass {cls.name!r} has no field {name!r}; its fields: {', '.join(names) or 'none'}"
-            )
+            raise PipelineError(f"pass {cls.name!r} has no field {name!r}; its fields: {', '.join(names) or 'none'}")
     # Values set in the pipeline are checked as options are.
     checked = dataclasses.replace(options, **{k: v for k, v in given.items() if hasattr(options, k)})
     values = {name: getattr(checked, name) for name in names if hasattr(checked, name)}

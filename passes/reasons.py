@@ -26,9 +26,7 @@ class Reason:
 
 _ALL = (
     Reason("no-decoder", "the graph has no decoder attention", "nothing to do: such graphs run as they are"),
-    Reason(
-        "decode", "this graph decodes with a filled KV cache", "nothing to do: the cache is already short"
-    ),
+    Reason("decode", "this graph decodes with a filled KV cache", "nothing to do: the cache is already short"),
     Reason("text-only", "the prompt has no video", "nothing to do: text-only prompts run as they are"),
     Reason(
         "no-merge",
@@ -130,9 +128,7 @@ class Miss:
         )
 
 
-EXPECTED = frozenset(
-    {"no-decoder", "decode", "text-only", "keep-all", "one-segment", "no-context", "no-segments"}
-)
+EXPECTED = frozenset({"no-decoder", "decode", "text-only", "keep-all", "one-segment", "no-context", "no-segments"})
 
 
 class DoesNotApply(Exception):  # control flow inside a pass, never seen by a user

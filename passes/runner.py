@@ -92,9 +92,7 @@ def run_pipeline(
                 after_text,
             )
         )
-        log.info(
-            "%s: %d matches, %d misses, %.3f s", each.name, outcome.matches, len(outcome.misses), seconds
-        )
+        log.info("%s: %d matches, %d misses, %.3f s", each.name, outcome.matches, len(outcome.misses), seconds)
         text, ops = after_text, after_ops
         if observer:
             observer("after", each, gm)

@@ -24,7 +24,7 @@ def merge_of(rewrite: Rewrite) -> Merge:
 
 
 def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
-    """Puts "frame", "cell", "novelty", "similarity", "scene", and "valid" for padded prompts, right after the merge."""
+    """Puts "frame", "cell", "novelty", "similarity", "scene", and "valid" for padded prompts, behind the merge."""
     nodes = rewrite.nodes
     if "scene" in nodes:
         return nodes

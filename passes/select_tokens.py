@@ -41,12 +41,13 @@ class SelectTokens:
     def run(self, rewrite: Rewrite) -> Outcome:
         """See :class:`segmo.passes.base.Pass`."""
         facts = rewrite.facts
-        if facts.miss:
-            return Outcome(misses=(facts.miss,))
-        if facts.mask_miss and facts.mask_miss.code != "user-mask":
-            return Outcome(misses=(facts.mask_miss,))
+        miss = facts.miss or facts.cut_miss
+        if miss:
+            return Outcome(misses=(miss,))
         if self.keep == 1:
             return Outcome(misses=(Miss.of("keep-all"),))
+        if facts.mask_miss and facts.mask_miss.code == "not-causal":
+            return Outcome(misses=(facts.mask_miss,))
         merge = merge_of(rewrite)
         embeds = example(merge.node)
         batch, length = (int(concrete(size)) for size in embeds.shape[:2])
@@ -61,9 +62,7 @@ class SelectTokens:
         cut = TokenCut(rewrite.graph, index, size, length, kept, merge, facts.attentions)
         cut.run(roots, start)
         self._gather_roles(rewrite, index)
-        rewrite.notes.append(
-            f"select-tokens: {total} video tokens in the traced call, {kept - length + total} kept"
-        )
+        rewrite.notes.append(f"select-tokens: {total} video tokens in the traced call, {kept - length + total} kept")
         return Outcome(matches=1)
 
     def _roots(self, rewrite: Rewrite) -> tuple[dict[Node, int], Node]:

@@ -19,7 +19,7 @@ def external_scores(scores: Any) -> Iterator[None]:
 
     Args:
         scores: one per frame or one per scene of the video, (F,) or (S,), or (B, F) or (B, S) for a batch; anything
-            that ``torch.as_tensor`` takes, floating point. A frame is a temporal patch (two sampled frames for Qwen-VL).
+            that ``torch.as_tensor`` takes. A frame is a temporal patch (two sampled frames for Qwen-VL).
     """
     token = _SCORES.set(torch.as_tensor(scores).detach().to(torch.float32))
     try:

@@ -63,9 +63,7 @@ def video_layout(
 
 
 @video_layout.register_fake
-def _(
-    video_BN: Tensor, positions_RBN: Tensor | None, cells_per_frame: int, trailing: int
-) -> tuple[Tensor, Tensor]:
+def _(video_BN: Tensor, positions_RBN: Tensor | None, cells_per_frame: int, trailing: int) -> tuple[Tensor, Tensor]:
     return (
         video_BN.new_empty(video_BN.shape, dtype=torch.long),
         video_BN.new_empty(video_BN.shape, dtype=torch.long),
@@ -104,9 +102,7 @@ def embedding_relevance(
 
 
 @embedding_relevance.register_fake
-def _(
-    embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, valid_BN: Tensor | None, max_scenes: int
-) -> Tensor:
+def _(embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, valid_BN: Tensor | None, max_scenes: int) -> Tensor:
     return embeds_BNH.new_empty((scene_BN.shape[0], max_scenes), dtype=torch.float32)
 
 
@@ -292,14 +288,12 @@ def _(segment_BK: Tensor, context_BK: Tensor | None, valid_BK: Tensor | None) ->
 def segment_attention(
     q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float, implementation: str
 ) -> Tensor:
-    """Segment attention by one of :data:`segmo.runtime.attention.IMPLEMENTATIONS`, (B, A, K, D) laid out (B, K, A, D)."""
+    """Segment attention by one of ``attention.IMPLEMENTATIONS``, (B, A, K, D), laid out as (B, K, A, D)."""
     out = IMPLEMENTATIONS[implementation](q_BAKD, k_BGKD, v_BGKD, schedule, scale)
     return out.transpose(1, 2).contiguous().transpose(1, 2)  # free where it is laid out so already
 
 
 @segment_attention.register_fake
-def _(
-    q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float, implementation: str
-) -> Tensor:
+def _(q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float, implementation: str) -> Tensor:
     batch, heads, length, _ = q_BAKD.shape
     return q_BAKD.new_empty((batch, length, heads, v_BGKD.shape[3])).transpose(1, 2)

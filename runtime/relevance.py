@@ -97,9 +97,7 @@ def attention_relevance(
     return out_BS
 
 
-def external_relevance(
-    scores: Tensor, scene_BN: Tensor, frame_BN: Tensor, cell_BN: Tensor, max_scenes: int
-) -> Tensor:
+def external_relevance(scores: Tensor, scene_BN: Tensor, frame_BN: Tensor, cell_BN: Tensor, max_scenes: int) -> Tensor:
     """Scores handed in by the user: one per frame (averaged over the scene) or one per scene.
 
     Args:

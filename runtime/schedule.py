@@ -59,9 +59,7 @@ def _row(segment_K: Tensor, context_K: Tensor | None, valid_K: Tensor | None) ->
             position += count
             ends.append(position)
     if ends and (start > sink_end or end < position) and end > start:
-        raise PromptError(
-            "the attention mask hides video tokens; SegMo supports padding around the prompt only"
-        )
+        raise PromptError("the attention mask hides video tokens; SegMo supports padding around the prompt only")
     if any(value == QUERY for value, _ in runs[:-1]):
         raise PromptError("a prompt's question must come after its video")
     if context_K is None:

@@ -80,9 +80,7 @@ def scene_shares(relevance_S: Tensor, dynamics_S: Tensor, balance: float) -> Ten
     return balance * relevance + (1 - balance) * dynamics
 
 
-def _select_row(
-    novelty_V: Tensor, scene_V: Tensor, relevance_S: Tensor, total: int, balance: float
-) -> Tensor:
+def _select_row(novelty_V: Tensor, scene_V: Tensor, relevance_S: Tensor, total: int, balance: float) -> Tensor:
     """Kept flags of one row's video tokens, (V,) bool with exactly ``total`` set."""
     size_S = torch.bincount(scene_V)
     scenes = size_S.shape[0]
@@ -90,9 +88,7 @@ def _select_row(
     share_S = scene_shares(relevance_S[:scenes], dynamics_S, balance)
     budget_S = torch.tensor(scene_budgets(share_S.tolist(), size_S.tolist(), total), device=scene_V.device)
     by_novelty = torch.argsort(novelty_V, descending=True, stable=True)
-    order = by_novelty[
-        torch.argsort(scene_V[by_novelty], stable=True)
-    ]  # scene by scene, newest first, ties by order
+    order = by_novelty[torch.argsort(scene_V[by_novelty], stable=True)]  # scene by scene, newest first, ties by order
     first_S = size_S.cumsum(0) - size_S
     rank = torch.arange(order.shape[0], device=order.device) - first_S[scene_V[order]]
     kept_V = torch.zeros_like(scene_V, dtype=torch.bool)

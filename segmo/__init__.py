@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from segmo.api import compile, uncompile
+    from segmo.api import compile, uncompile  # noqa: A004  # the name that torch uses too
     from segmo.errors import SegMoError
     from segmo.options import Options
     from segmo.report import Report, last_report

@@ -17,7 +17,9 @@ from segmo.report import forget
 _PIXELS = {"video": "pixel_values_videos", "image": "pixel_values"}
 
 
-def compile(model: torch.nn.Module, *, dynamic: bool | None = True, **options: Any) -> torch.nn.Module:
+def compile(  # noqa: A001  # the name that torch uses too
+    model: torch.nn.Module, *, dynamic: bool | None = True, **options: Any
+) -> torch.nn.Module:
     """Compiles a transformers Video LLM in place with the ``segmo`` backend.
 
     Does what ``model.compile(backend="segmo", dynamic=True, options=options)`` does, and lets a direct
@@ -48,9 +50,7 @@ def compile(model: torch.nn.Module, *, dynamic: bool | None = True, **options: A
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return compiled(*args, **_encoded(untyped, kwargs))
-        except (
-            BackendCompilerFailed
-        ) as failure:  # Dynamo's wrapping hides what was wrong behind how it was found
+        except BackendCompilerFailed as failure:  # Dynamo's wrapping hides what was wrong behind how it was found
             if isinstance(failure.inner_exception, SegMoError):
                 raise failure.inner_exception from None
             raise

@@ -119,9 +119,7 @@ class Options:
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
             if not option.metadata["check"](value):
-                raise OptionError(
-                    f"option {option.name!r} is {value!r}; it must be {option.metadata['allowed']}"
-                )
+                raise OptionError(f"option {option.name!r} is {value!r}; it must be {option.metadata['allowed']}")
 
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None) -> Options:

@@ -188,7 +188,7 @@ class Report:
         return graph
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able and stable: ``options``, ``setup``, ``graphs``; of the last prefill ``tokens``, ``scenes``, ``segments``."""
+        """JSON-able and stable: what was asked and set, each graph, and the last prefill's tokens, scenes, segments."""
         prefill = self.prefill
         return {
             "model": self.model,
@@ -213,8 +213,9 @@ class Report:
 
     def __str__(self) -> str:
         lines = [f"SegMo report{': ' + self.model if self.model else ''}"]
-        for flag in self.setup.flags:
-            lines.append(f"  torch._dynamo.config.{flag} was set to True, for one graph per prefill")
+        lines += [
+            f"  torch._dynamo.config.{flag} was set to True, for one graph per prefill" for flag in self.setup.flags
+        ]
         if not self.setup.one_graph_for_all_lengths:
             lines.append("  this version of torch compiles again for every length of video")
         for number, graph in enumerate(self.graphs):
@@ -228,11 +229,11 @@ class Report:
 
 def _graph_lines(number: int, graph: GraphReport) -> list[str]:
     lines = [f"  graph {number}: {graph.kind}" + ("" if graph.rewritten else ", runs as it was")]
-    for record in graph.passes:
-        if record.matches:
-            lines.append(
-                f"    {record.name} ({record.tier}): {record.matches} matches, {1e3 * record.seconds:.0f} ms"
-            )
+    lines += [
+        f"    {record.name} ({record.tier}): {record.matches} matches, {1e3 * record.seconds:.0f} ms"
+        for record in graph.passes
+        if record.matches
+    ]
     reasons: dict[str, list[str]] = {}
     for record in graph.passes:
         for miss in record.misses:

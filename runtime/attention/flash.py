@@ -69,9 +69,7 @@ def _row_attention(
         block(start, row.end, (k_GKD[:, before], v_GKD[:, before]))
 
 
-def segment_attention(
-    q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float
-) -> Tensor:
+def segment_attention(q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float) -> Tensor:
     """Segment attention by flash attention per block, (B, A, K, D). Rows of padding are zero."""
     batch, heads, length, _ = q_BAKD.shape
     groups = k_BGKD.shape[1]

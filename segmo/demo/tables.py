@@ -14,9 +14,7 @@ from segmo.demo.style import clock
 
 def timing_table(timings: Sequence[Timing]) -> Table:
     """One row per way; the speedup is over the first."""
-    table = Table(
-        title="Prefill: from the prompt to the first new token, video features given", title_justify="left"
-    )
+    table = Table(title="Prefill: from the prompt to the first new token, video features given", title_justify="left")
     table.add_column("way", style="bold")
     table.add_column("what is computed")
     for name in ("prefill", "speedup", "prompt", "kept", "compile"):
@@ -54,9 +52,7 @@ def _shown(shots: Sequence[Shot], start: float, end: float) -> str:
     """The names of the shots that are on screen between two times."""
     begin = [0.0, *cut_times(tuple(shots))]
     finish = [*begin[1:], float("inf")]
-    return ", ".join(
-        shot.name for shot, b, f in zip(shots, begin, finish, strict=True) if b < end and f > start
-    )
+    return ", ".join(shot.name for shot, b, f in zip(shots, begin, finish, strict=True) if b < end and f > start)
 
 
 def scene_table(
