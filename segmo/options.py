@@ -44,8 +44,8 @@ class Options:
     """What SegMo should do to a model.
 
     The same names are used by ``torch.compile(options={...})``, :func:`segmo.compile` and the command line.
-    Values are checked on construction; :class:`segmo.errors.OptionError` names the key, the allowed values and,
-    for an unknown key, the nearest match.
+    Values are checked on construction; :class:`segmo.errors.OptionError` names the key, the allowed values
+    and, for an unknown key, the nearest match.
     """
 
     keep: float = _option(
@@ -127,8 +127,8 @@ class Options:
     def parse(cls, options: Mapping[str, Any] | None) -> Options:
         """Options from a plain mapping, as ``torch.compile(options=...)`` hands it over (None when empty).
 
-        Lists are taken where the dataclass holds tuples, paths where it holds strings, and a list of pass names as
-        a pipeline.
+        Lists are taken where the dataclass holds tuples, paths where it holds strings, and a list of pass
+        names as a pipeline.
 
         Raises:
             OptionError: a key is unknown, or a value has the wrong type or range.

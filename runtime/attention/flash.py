@@ -1,13 +1,16 @@
 """Segment attention on the CPU: flash attention per block, merged by logsumexp. No mask is ever built.
 
-Legend: B batch, A query heads, G key/value heads, R = A / G query heads per key/value head, K tokens, D head size,
-n rows of a block, p keys of a block's prefix.
+Legend: B batch, A query heads, G key/value heads, R = A / G query heads per key/value head, K tokens, D head
+size, n rows of a block, p keys of a block's prefix.
 
-A block's rows see their own block causally and a prefix (sinks and context, or everything before for the question)
-completely. Both parts are flash attention; their results are merged exactly, as in Star Attention and ring attention.
+A block's rows see their own block causally and a prefix (sinks and context, or everything before for the
+question) completely. Both parts are flash attention; their results are merged exactly, as in Star Attention
+and ring attention.
 """
 
 from __future__ import annotations
+
+from bisect import bisect_left
 
 import torch
 from torch import Tensor
@@ -18,8 +21,8 @@ from segmo.runtime.schedule import RowSchedule, unpack
 def _flash(q_GRnD: Tensor, k_GpD: Tensor, v_GpD: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """Output (G, R, n, D) and logsumexp (G, R, n).
 
-    Key/value heads are the batch and the query heads that share one are the heads, so a key/value head is shared by an
-    expanded (stride 0) view and never copied.
+    Key/value heads are the batch and the query heads that share one are the heads, so a key/value head is
+    shared by an expanded (stride 0) view and never copied.
     """
     repeats = q_GRnD.shape[1]
     out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -33,7 +36,7 @@ def _flash(q_GRnD: Tensor, k_GpD: Tensor, v_GpD: Tensor, scale: float, causal: b
 
 
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:
-    """Attention over the union of two disjoint key sets from the two parts, in fp32, returned in ``out_a``'s dtype."""
+    """Attention over the union of two disjoint key sets, computed in fp32, in the dtype of ``out_a``."""
     weight_b = torch.sigmoid(lse_b.float() - lse_a.float())[..., None]
     return torch.lerp(out_a.float(), out_b.float(), weight_b).to(out_a.dtype)
 
@@ -61,7 +64,7 @@ def _row_attention(
         block(row.start, row.sink_end, None)
     start = row.sink_end
     for end in row.segment_ends:
-        visible = row.sink_end - row.start + sum(position < start for position in row.context)
+        visible = row.sink_end - row.start + bisect_left(row.context, start)
         block(start, end, (shared_k[:, :visible], shared_v[:, :visible]) if visible else None)
         start = end
     if row.end > start:
@@ -69,7 +72,9 @@ def _row_attention(
         block(start, row.end, (k_GKD[:, before], v_GKD[:, before]))
 
 
-def segment_attention(q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float) -> Tensor:
+def segment_attention(
+    q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float
+) -> Tensor:
     """Segment attention by flash attention per block, (B, A, K, D). Rows of padding are zero."""
     batch, heads, length, _ = q_BAKD.shape
     groups = k_BGKD.shape[1]

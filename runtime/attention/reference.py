@@ -1,4 +1,4 @@
-"""The reference: one dense boolean mask fed to ``scaled_dot_product_attention``. Slow, quadratic, and the contract.
+"""The reference: a dense boolean mask fed to ``scaled_dot_product_attention``. Slow, quadratic, the contract.
 
 Legend: B batch, A query heads, G key/value heads, K tokens, D head size.
 """
@@ -29,7 +29,9 @@ def dense_mask(row: RowSchedule, length: int, device: torch.device | None = None
     return visible & valid & valid[:, None]
 
 
-def segment_attention(q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float) -> Tensor:
+def segment_attention(
+    q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float
+) -> Tensor:
     """Segment attention by a dense mask, (B, A, K, D). Rows of padding are zero."""
     rows = unpack(schedule)
     length = q_BAKD.shape[2]
