@@ -26,20 +26,19 @@ def kept_count(length: int, video_total: int, batch: int, keep: float) -> int:
     return length - video + math.floor(keep * video)
 
 
-def scene_budgets(share: list[float], size: list[int], total: int, floor: int = SCENE_FLOOR) -> list[int]:
+def scene_budgets(share: list[float], size: list[int], total: int, least: list[int]) -> list[int]:
     """Splits ``total`` tokens over scenes: proportional to ``share``, exact, never more than ``size``.
 
-    Every scene first gets ``floor`` tokens (or all it has) if the total allows that. What a full scene cannot
-    take goes to the others. Fractions are settled by the largest remainder, ties by order. Deterministic.
+    Every scene first gets its ``least``; shares divide what is left, and what a full scene cannot take goes
+    to the others. Fractions are settled by the largest remainder, ties by order. Deterministic.
 
     Args:
         share: non-negative weights, one per scene.
         size: tokens each scene has.
-        total: tokens to hand out, 0 <= total <= sum(size).
+        total: tokens to hand out, sum(least) <= total <= sum(size).
+        least: tokens each scene gets whatever its share, at most ``size``.
     """
-    budget = [min(have, floor) for have in size]
-    if sum(budget) > total:
-        budget = [0] * len(size)
+    budget = list(least)
     quota = [float(have) for have in budget]
     free = {scene for scene, have in enumerate(size) if have > budget[scene]}
     left = float(total - sum(budget))
@@ -81,24 +80,35 @@ def scene_shares(relevance_S: Tensor, dynamics_S: Tensor, balance: float) -> Ten
     return balance * relevance + (1 - balance) * dynamics
 
 
+def _scene_floor(size: list[int], total: int, last: int | None) -> list[int]:
+    """Least budget of each scene; without enough for all scenes, only the ``last`` one's token is sure."""
+    least = [min(have, SCENE_FLOOR) for have in size]
+    if sum(least) > total:
+        least = [int(scene == last) for scene in range(len(size))]
+    return least
+
+
 def _select_row(
-    novelty_V: Tensor, scene_V: Tensor, relevance_S: Tensor, total: int, balance: float
+    novelty_V: Tensor, scene_V: Tensor, relevance_S: Tensor, total: int, balance: float, keep_last: bool
 ) -> Tensor:
-    """Kept flags of one row's video tokens, (V,) bool with exactly ``total`` set."""
+    """Kept flags of one row's video tokens, (V,) bool with exactly ``total`` set, the last if asked for."""
     size_S = torch.bincount(scene_V)
-    relevance_S = relevance_S[: size_S.shape[0]]
+    size = size_S.tolist()
+    relevance_S = relevance_S[: len(size)]
     if not bool(torch.isfinite(relevance_S).all()):
         raise PromptError(
             f"the relevance of scene {int((~torch.isfinite(relevance_S)).nonzero()[0])} is NaN or "
             "infinite; check the question's embeddings, the weights and the dtype of the model"
         )
     dynamics_S = torch.zeros_like(relevance_S).index_add_(0, scene_V, novelty_V)
-    share_S = scene_shares(relevance_S, dynamics_S, balance)
-    budget_S = torch.tensor(scene_budgets(share_S.tolist(), size_S.tolist(), total), device=scene_V.device)
+    share = scene_shares(relevance_S, dynamics_S, balance).tolist()
+    least = _scene_floor(size, total, int(scene_V[-1]) if keep_last else None)
+    budget_S = torch.tensor(scene_budgets(share, size, total, least), device=scene_V.device)
+    if keep_last:
+        novelty_V[-1] = torch.inf
+    # Scene by scene, newest first, ties by order.
     by_novelty = torch.argsort(novelty_V, descending=True, stable=True)
-    order = by_novelty[
-        torch.argsort(scene_V[by_novelty], stable=True)
-    ]  # scene by scene, newest first, ties by order
+    order = by_novelty[torch.argsort(scene_V[by_novelty], stable=True)]
     first_S = size_S.cumsum(0) - size_S
     rank = torch.arange(order.shape[0], device=order.device) - first_S[scene_V[order]]
     kept_V = torch.zeros_like(scene_V, dtype=torch.bool)
@@ -136,20 +146,21 @@ def select_tokens(
     index_BK = torch.empty(batch, kept, dtype=torch.long, device=frame_BN.device)
     for row in range(batch):
         keep_N = cell_BN[row] < 0
-        video = int((~keep_N).sum())
-        keep_N[-1] = True
-        total = kept - int(keep_N.sum())
         video_V = (~keep_N).nonzero()[:, 0]
-        if not 0 <= total <= video_V.numel():
+        video, total = video_V.numel(), kept - int(keep_N.sum())
+        ends_in_video = not bool(keep_N[-1])
+        if not ends_in_video <= total <= video:
             raise PromptError(
                 f"row {row} has {video} video tokens of {keep_N.numel()}, which does not fit {kept} kept "
-                "tokens: every row of a batch must hold equally many video tokens, and a "
-                "prompt that ends in a video must keep at least one of them"
+                "tokens: every row of a batch must hold equally many video tokens, and a prompt that ends in "
+                "a video must keep at least one of them"
             )
         if total:
             frame_V, scene_V = frame_BN[row, video_V], scene_BN[row, video_V]
             head_V = frame_V == head_frames(frame_V, scene_V)[scene_V]
             novelty_V = novelty_BN[row, video_V].masked_fill(head_V, 1)
-            keep_N[video_V] = _select_row(novelty_V, scene_V, relevance_BS[row], total, balance)
+            keep_N[video_V] = _select_row(
+                novelty_V, scene_V, relevance_BS[row], total, balance, keep_last=ends_in_video
+            )
         index_BK[row] = keep_N.nonzero()[:, 0]
     return index_BK
