@@ -17,6 +17,8 @@ from torch import Tensor
 
 from segmo.runtime.schedule import RowSchedule, unpack
 
+MERGED_ROWS = 256  # rows merged at a time, so that their fp32 copies stay in a core's cache
+
 
 def _flash(q_GRnD: Tensor, k_GpD: Tensor, v_GpD: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """Output (G, R, n, D) and logsumexp (G, R, n).
@@ -47,11 +49,14 @@ def _row_attention(
     """Writes one row's attention into ``out_GRKD``."""
 
     def block(start: int, end: int, prefix: tuple[Tensor, Tensor] | None) -> None:
-        rows = slice(start, end)
-        out, lse = _flash(q_GRKD[:, :, rows], k_GKD[:, rows], v_GKD[:, rows], scale, causal=True)
-        if prefix is not None:
-            out = merge(out, lse, *_flash(q_GRKD[:, :, rows], *prefix, scale, causal=False))
-        out_GRKD[:, :, rows] = out
+        q_GRnD, out_GRnD, own = q_GRKD[:, :, start:end], out_GRKD[:, :, start:end], slice(start, end)
+        parts = [*_flash(q_GRnD, k_GKD[:, own], v_GKD[:, own], scale, causal=True)]
+        if prefix is None:
+            out_GRnD.copy_(parts[0])
+            return
+        parts += _flash(q_GRnD, *prefix, scale, causal=False)
+        for into, *chunk in zip(*(x.split(MERGED_ROWS, dim=2) for x in (out_GRnD, *parts)), strict=True):
+            into.copy_(merge(*chunk))
 
     if len(row.segment_ends) <= 1:  # nothing is hidden but the future
         if row.end > row.start:
