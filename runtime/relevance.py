@@ -55,11 +55,12 @@ def embedding_relevance(
             continue
         question_QH = torch.nn.functional.normalize(question.float(), dim=-1)
         best_QS = torch.full((question.shape[0], scenes), -torch.inf, device=question.device)
-        for tokens, scene in zip(video_V.split(CHUNK), scene_V.split(CHUNK), strict=True):
-            features = embeds_BNH[row, tokens].float()
+        for start in range(0, video_V.shape[0], CHUNK):
+            chunk = slice(start, start + CHUNK)
+            features = embeds_BNH[row, video_V[chunk]].float()
             norm = torch.linalg.vecdot(features, features).sqrt_().clamp_(min=1e-12)
             cosine = (question_QH @ features.T).div_(norm)
-            best_QS.scatter_reduce_(1, scene.expand_as(cosine), cosine, "amax")
+            best_QS.scatter_reduce_(1, scene_V[chunk].expand_as(cosine), cosine, "amax")
         out_BS[row, :scenes] = best_QS.mean(dim=0)
     return out_BS
 
@@ -73,8 +74,7 @@ def attention_relevance(
     scale: float,
     max_scenes: int,
 ) -> Tensor:
-    """Attention that the question pays to a scene's tokens, averaged over heads, question tokens and those
-    tokens.
+    """Attention that the question pays to a scene, mean over heads, question tokens and the scene's tokens.
 
     The attention matrix is built for the question's rows alone, a key/value head and a few rows at a time.
     """
@@ -87,11 +87,12 @@ def attention_relevance(
         valid_N = None if valid_BN is None else valid_BN[row]
         question_Q = _question(scene_BN[row], valid_N)
         score_N = torch.zeros(k_BGND.shape[2], device=q_BAND.device)
-        for rows in question_Q.split(ROWS):
+        for start in range(0, question_Q.shape[0], ROWS):
+            rows = question_Q[start : start + ROWS]
             hidden = torch.arange(k_BGND.shape[2], device=q_BAND.device) > rows[:, None]
             if valid_N is not None:
                 hidden = hidden | ~valid_N
-            for q_RND, k_ND in zip(q_BAND[row].unflatten(0, (groups, -1)), k_BGND[row], strict=True):
+            for q_RND, k_ND in zip(torch.unflatten(q_BAND[row], 0, (groups, -1)), k_BGND[row], strict=True):
                 logits = (q_RND[:, rows] @ k_ND.T).float() * scale
                 score_N += logits.masked_fill_(hidden, -torch.inf).softmax(dim=-1).sum(dim=(0, 1))
         means = _scene_mean(score_N[video_V], scene_BN[row, video_V]) / max(heads * question_Q.numel(), 1)
@@ -119,7 +120,7 @@ def external_relevance(
     if not bool(torch.isfinite(scores).all()):
         raise PromptError("the external scores hold NaN or infinity")
     out_BS = _empty(scene_BN, max_scenes)
-    rows = torch.atleast_2d(scores).flatten(0, -2).to(out_BS.device, torch.float32)
+    rows = scores.reshape(-1, scores.shape[-1] if scores.dim() else 1).to(out_BS.device, torch.float32)
     if rows.shape[0] not in (1, scene_BN.shape[0]):
         raise PromptError(f"external scores have {rows.shape[0]} rows, the batch has {scene_BN.shape[0]}")
     rows = rows.expand(scene_BN.shape[0], -1)

@@ -1,5 +1,4 @@
-"""The attention schedule: for each row, which tokens form which block. Made once per prefill, read by every
-layer.
+"""The attention schedule: which tokens of a row form which block. Made once per prefill, for all layers.
 
 Legend: B batch, K tokens.
 

@@ -94,8 +94,7 @@ def segment_ids(frame_BK: Tensor, scene_BK: Tensor, mode: str) -> Tensor:
 
 
 def context_tokens(frame_BK: Tensor, scene_BK: Tensor, relevance_BS: Tensor, scenes: int) -> Tensor:
-    """Global context: the tokens of the head frame (first kept frame) of the most relevant scenes, (B, K)
-    bool.
+    """Global context: the head frame (first kept frame) of the most relevant scenes, (B, K) bool.
 
     Args:
         frame_BK, scene_BK: frame and scene of each token.

@@ -125,8 +125,7 @@ def select_tokens(
     kept: int,
     balance: float,
 ) -> Tensor:
-    """Positions of the tokens to keep, ascending, (B, K) int64 with K = ``kept``: all text and the best video
-    tokens.
+    """Positions of the tokens to keep, ascending, (B, K) int64: all text and the best video tokens.
 
     A token in the first frame of its scene counts as new (novelty 1). The prompt's last token is always kept,
     because its logits give the next token.

@@ -55,8 +55,9 @@ def _row_attention(
             out_GRnD.copy_(parts[0])
             return
         parts += _flash(q_GRnD, *prefix, scale, causal=False)
-        for into, *chunk in zip(*(x.split(MERGED_ROWS, dim=2) for x in (out_GRnD, *parts)), strict=True):
-            into.copy_(merge(*chunk))
+        for at in range(0, end - start, MERGED_ROWS):
+            rows = slice(at, at + MERGED_ROWS)
+            out_GRnD[:, :, rows] = merge(*(part[:, :, rows] for part in parts))
 
     if len(row.segment_ends) <= 1:  # nothing is hidden but the future
         if row.end > row.start:
@@ -89,11 +90,11 @@ def segment_attention(
         out[index, :, : row.start] = 0
         out[index, :, row.end :] = 0
         _row_attention(
-            q_BAKD[index].unflatten(0, (groups, -1)),
+            torch.unflatten(q_BAKD[index], 0, (groups, -1)),
             k_BGKD[index],
             v_BGKD[index],
             row,
             scale,
-            out[index].unflatten(0, (groups, -1)),
+            torch.unflatten(out[index], 0, (groups, -1)),
         )
     return out
