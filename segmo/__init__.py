@@ -1,0 +1,40 @@
+"""SegMo: a ``torch.compile`` backend that makes prefill of Video LLMs fast on long video.
+
+``model.compile(backend="segmo")`` needs no import of this package. What stands here is for those who want more:
+:func:`compile` sets everything up for a model, and :func:`last_report` says what was done.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segmo.api import compile, uncompile
+    from segmo.errors import SegMoError
+    from segmo.options import Options
+    from segmo.report import Report, last_report
+    from segmo.runtime.external import external_scores
+
+__all__ = ["Options", "Report", "SegMoError", "compile", "external_scores", "last_report", "uncompile"]
+
+# Imported on first use, so that "import segmo" does not import torch.
+_HOMES = {
+    "compile": "segmo.api",
+    "uncompile": "segmo.api",
+    "SegMoError": "segmo.errors",
+    "Options": "segmo.options",
+    "Report": "segmo.report",
+    "last_report": "segmo.report",
+    "external_scores": "segmo.runtime.external",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'segmo' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,86 @@
+"""What a pass is: a frozen dataclass whose fields are its options, with a name, a tier and ``run``."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, ClassVar, Protocol, runtime_checkable
+
+from torch.fx import Graph, Node
+
+from segmo.options import Options
+from segmo.passes.analyse import Attention, Facts, Merge, Padding
+from segmo.passes.reasons import Miss
+
+
+class Tier(Enum):
+    """Whether a pass keeps the model's numbers."""
+
+    EXACT = "exact"  # the same to rounding
+    APPROXIMATE = "approximate"
+
+
+@dataclass
+class Rewrite:
+    """The graph under rewriting, and what the passes before have put into it.
+
+    Attributes:
+        graph: a copy of the graph; it takes the graph's place if the pass applies.
+        facts: what the analysis found in the graph as it was captured.
+        options: the user's options.
+        nodes: nodes that later passes and the report need, by name ("scene", "index", ...).
+        notes: what a pass has to say in the report, in order.
+    """
+
+    graph: Graph
+    facts: Facts
+    options: Options
+    nodes: dict[str, Node] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def copy(self) -> Rewrite:
+        """The same with a copy of the graph, and with every node of facts and nodes mapped into that copy."""
+        graph = Graph(self.graph.owning_module, self.graph._tracer_cls)
+        mapped: dict[Node, Node] = {}
+        output = graph.graph_copy(self.graph, mapped)
+        graph.output(output)
+        facts: Facts = _mapped(self.facts, mapped)
+        nodes = {name: mapped[node] for name, node in self.nodes.items()}
+        return Rewrite(graph, facts, self.options, nodes, list(self.notes))
+
+
+def _mapped(value: Any, nodes: dict[Node, Node]) -> Any:
+    """``value`` with each node in it replaced, inside tuples and dataclasses too."""
+    if isinstance(value, Node):
+        return nodes.get(value, value)  # a node that a pass has replaced is no longer in the graph
+    if isinstance(value, tuple):
+        return tuple(_mapped(item, nodes) for item in value)
+    if isinstance(value, (Attention, Merge, Padding, Facts)):
+        names = [field.name for field in dataclasses.fields(value)]
+        return dataclasses.replace(value, **{name: _mapped(getattr(value, name), nodes) for name in names})
+    return value
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a pass did: how many places it changed, and each place where it did not apply, with a reason."""
+
+    matches: int = 0
+    misses: tuple[Miss, ...] = ()
+
+
+@runtime_checkable
+class Pass(Protocol):
+    """A rewrite. Implementations are frozen dataclasses; a field named as an option takes that option's value."""
+
+    name: ClassVar[str]
+    tier: ClassVar[Tier]
+
+    def run(self, rewrite: Rewrite) -> Outcome:
+        """Rewrites ``rewrite.graph`` in place.
+
+        Raises:
+            DoesNotApply: the graph is restored, and the miss is reported.
+        """
+        ...

@@ -1,0 +1,123 @@
+"""Reading and mending FX graphs as Dynamo hands them over."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+from torch.fx.experimental.symbolic_shapes import free_symbols
+
+
+def example(node: Node) -> Any:
+    """The value Dynamo traced for a node: a fake tensor, a number, or a tuple of them."""
+    return node.meta.get("example_value")
+
+
+def concrete(value: Any) -> Any:
+    """A number as it was in the traced call; symbolic sizes become their hints, unbacked ones None."""
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return value.node.hint if value.node.has_hint() else None
+    return value
+
+
+def sizes(node: Node) -> tuple[int | None, ...] | None:
+    """Concrete shape of a node's tensor, None if it is not a tensor."""
+    value = example(node)
+    return tuple(concrete(size) for size in value.shape) if isinstance(value, torch.Tensor) else None
+
+
+def depends_on_symbol_of(value: object, size: object) -> bool:
+    """Whether a symbolic number is computed from the symbol of a symbolic size."""
+    if not isinstance(value, torch.SymInt) or not isinstance(size, torch.SymInt):
+        return False
+    return bool(free_symbols(value) & free_symbols(size))
+
+
+def downstream(roots: Iterable[Node]) -> set[Node]:
+    """All nodes that use one of ``roots``, directly or through others, without the roots themselves."""
+    seen: set[Node] = set()
+    stack = [user for root in roots for user in root.users]
+    while stack:
+        node = stack.pop()
+        if node not in seen:
+            seen.add(node)
+            stack.extend(node.users)
+    return seen
+
+
+def upstream(node: Node) -> Iterator[Node]:
+    """All nodes that ``node`` is computed from, without itself."""
+    seen: set[Node] = set()
+    stack = list(node.all_input_nodes)
+    while stack:
+        source = stack.pop()
+        if source not in seen:
+            seen.add(source)
+            stack.extend(source.all_input_nodes)
+            yield source
+
+
+def source_line(node: Node) -> str | None:
+    """The line of the model's source that a node came from, as ``file:line: code``."""
+    trace = [line.strip() for line in (node.stack_trace or "").splitlines() if line.strip()]
+    places = [i for i, line in enumerate(trace) if line.startswith("File ")]
+    if not places:
+        return None
+    where, code = trace[places[-1]], trace[places[-1] + 1 :][:1]
+    _, path, rest = where.split('"', 2)
+    number = rest.split("line ", 1)[-1].split(",", 1)[0]
+    return f"{path}:{number}" + (f": {code[0]}" if code else "")
+
+
+def op_name(node: Node) -> str:
+    """Short stable name of what a node calls, for counting."""
+    if node.op == "call_function":
+        target: Any = node.target
+        return str(target) if isinstance(target, torch._ops.OpOverload) else str(target.__name__)
+    return f".{node.target}" if node.op == "call_method" else node.op
+
+
+def count_ops(graph: Graph) -> dict[str, int]:
+    """How often each op is called."""
+    counts: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op in ("call_function", "call_method", "call_module"):
+            counts[op_name(node)] = counts.get(op_name(node), 0) + 1
+    return counts
+
+
+def graph_text(gm: GraphModule) -> str:
+    """The graph as readable code."""
+    text: str = gm.print_readable(print_output=False)
+    return text
+
+
+_KEPT_CALLS = (operator.setitem, torch._check)
+
+
+def _can_erase(node: Node) -> bool:
+    """Whether an unused node has no effect. In-place methods end with ``_``; assertions have no users by nature."""
+    if node.op == "call_method":
+        return not str(node.target).endswith("_")
+    if node.op != "call_function" or node.target in _KEPT_CALLS:
+        return False
+    name = op_name(node)
+    return "assert" not in name and "rand" not in name and "dropout" not in name and not name.endswith("_")
+
+
+def erase_unused(nodes: Iterable[Node]) -> None:
+    """Erases those of ``nodes`` that have become unused, and what was only there for them.
+
+    Not ``Graph.eliminate_dead_code``: at this level in-place calls such as ``x[mask] = y`` have no users and yet matter.
+    """
+    stack = list(nodes)
+    while stack:
+        node = stack.pop()
+        if node.users or node._erased or not _can_erase(node):
+            continue
+        inputs = list(node.all_input_nodes)
+        node.graph.erase_node(node)
+        stack.extend(inputs)

@@ -1,0 +1,47 @@
+"""``inject-context`` (GCI): a few context tokens that every later token may see, whatever its segment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from segmo.passes.base import Outcome, Rewrite, Tier
+from segmo.passes.reasons import Miss
+from segmo.passes.scene_nodes import OPS, relevance_node
+
+
+@dataclass(frozen=True)
+class InjectContext:
+    """Makes the head frames of the ``context`` most relevant scenes visible to all segments.
+
+    Exact towards full attention where every token is context; otherwise it brings segment attention closer to it.
+
+    Trap avoided: with ``scorer="attention"`` relevance is known from layer ``layer`` on, so the layers before it have
+    no context. Where select-tokens did not run, that scorer has not either, and the embedding scorer takes its place.
+    """
+
+    name: ClassVar[str] = "inject-context"
+    tier: ClassVar[Tier] = Tier.APPROXIMATE
+
+    context: int = 2
+
+    def run(self, rewrite: Rewrite) -> Outcome:
+        """See :class:`segmo.passes.base.Pass`."""
+        facts, nodes = rewrite.facts, rewrite.nodes
+        miss = facts.miss or facts.mask_miss
+        if miss:
+            return Outcome(misses=(miss,))
+        if "schedule" not in nodes:
+            return Outcome(misses=(Miss.of("no-segments"),))
+        if self.context == 0:
+            return Outcome(misses=(Miss.of("no-context"),))
+        schedule = nodes["schedule"]
+        prefix = "kept_" if "index" in nodes else ""
+        relevance = relevance_node(rewrite, before=schedule)
+        with rewrite.graph.inserting_before(schedule):
+            args = (nodes[f"{prefix}frame"], nodes[f"{prefix}scene"], relevance, self.context)
+            context = rewrite.graph.call_function(OPS.context_tokens.default, args)
+        segment, _, valid = schedule.args
+        schedule.args = (segment, context, valid)
+        nodes["context"] = context
+        return Outcome(matches=1)

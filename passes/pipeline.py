@@ -1,0 +1,107 @@
+"""Pipelines: which passes run, in which order, with which options; from a string such as ``"a,b{x=1}"``."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import re
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from segmo.errors import PipelineError
+from segmo.options import Options
+from segmo.passes.base import Pass
+
+ENTRY_POINTS = "segmo.passes"
+DEFAULT = "select-tokens,segment-attention,inject-context,lower-kernels"
+_ITEM = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
+
+
+def known_passes() -> dict[str, type[Any]]:
+    """All passes by name: SegMo's own and those of other distributions (entry point group ``segmo.passes``).
+
+    Raises:
+        PipelineError: two modules register one name, or an entry point's name is not its pass's name.
+    """
+    passes: dict[str, type[Any]] = {}
+    for entry in entry_points(group=ENTRY_POINTS):
+        cls = entry.load()
+        if getattr(cls, "name", None) != entry.name:
+            raise PipelineError(
+                f"entry point {entry.name!r} ({entry.value}) holds a pass named {getattr(cls, 'name', None)!r}; "
+                "the two names must be the same"
+            )
+        other = passes.setdefault(entry.name, cls)
+        if other is not cls:
+            raise PipelineError(
+                f"the pass name {entry.name!r} is registered twice, by {other.__module__} and {cls.__module__}"
+            )
+    return passes
+
+
+def parse_pipeline(text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Names and fields of a pipeline string.
+
+    Values are Python literals; what is not one is taken as text, so quotes can be left out.
+
+    Raises:
+        PipelineError: the text is not a pipeline.
+    """
+    items: list[tuple[str, dict[str, Any]]] = []
+    at = 0
+    while at < len(text):
+        match = _ITEM.match(text, at)
+        if match is None:
+            raise PipelineError(
+                f"cannot read the pipeline at {text[at:]!r}; write it as in {DEFAULT!r} or 'select-tokens{{keep=0.5}}'"
+            )
+        items.append((match[1], _fields(match[1], match[2] or "")))
+        at = match.end()
+    return items
+
+
+def _fields(name: str, text: str) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise PipelineError(f"pass {name!r}: {part!r} is not of the form field=value")
+        try:
+            fields[key.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            fields[key.strip()] = value.strip()
+    return fields
+
+
+def build_pipeline(options: Options) -> list[Pass]:
+    """The passes of ``options.pipeline`` less ``options.disable``, in order.
+
+    A pass's field that is named as an option takes that option's value, unless the pipeline sets it.
+
+    Raises:
+        PipelineError: an unknown pass, or an unknown field of one.
+    """
+    known = known_passes()
+    items = parse_pipeline(DEFAULT if options.pipeline is None else options.pipeline)
+    for name in (*options.disable, *(name for name, _ in items)):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise PipelineError(f"unknown pass {name!r}{hint} Known passes: {', '.join(sorted(known))}")
+    return [_build(known[name], fields, options) for name, fields in items if name not in options.disable]
+
+
+def _build(cls: type[Any], given: Mapping[str, Any], options: Options) -> Pass:
+    names = [field.name for field in dataclasses.fields(cls)]
+    for name in given:
+        if name not in names:
+            raise PipelineError(
+                f"pass {cls.name!r} has no field {name!r}; its fields: {', '.join(names) or 'none'}"
+            )
+    # Values set in the pipeline are checked as options are.
+    checked = dataclasses.replace(options, **{k: v for k, v in given.items() if hasattr(options, k)})
+    values = {name: getattr(checked, name) for name in names if hasattr(checked, name)}
+    built: Pass = cls(**{**values, **{k: v for k, v in given.items() if k not in values}})
+    return built

@@ -1,0 +1,143 @@
+"""Why a pass did not apply: every reason in one place, each with what would make the pass apply."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from segmo.passes.graph import source_line
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A reason in words.
+
+    Attributes:
+        code: short stable name.
+        text: what was found; ``{detail}`` is filled in.
+        remedy: what to change.
+    """
+
+    code: str
+    text: str
+    remedy: str
+
+
+_ALL = (
+    Reason("no-decoder", "the graph has no decoder attention", "nothing to do: such graphs run as they are"),
+    Reason(
+        "decode", "this graph decodes with a filled KV cache", "nothing to do: the cache is already short"
+    ),
+    Reason("text-only", "the prompt has no video", "nothing to do: text-only prompts run as they are"),
+    Reason(
+        "no-merge",
+        "the video's features enter the text embeddings outside this graph ({detail})",
+        "use segmo.compile(model), or generate(); for a direct call pass position_ids and mm_encoder_outputs",
+    ),
+    Reason(
+        "unknown-family",
+        "{detail}",
+        "add an entry to segmo.families.FAMILIES, and check it as CONTRIBUTING.md describes",
+    ),
+    Reason(
+        "no-positions",
+        "the M-RoPE position ids are not an input of this graph",
+        "use segmo.compile(model) or generate(), or pass position_ids to the model",
+    ),
+    Reason(
+        "user-mask",
+        "the attention mask was handed in as a {detail}-D tensor",
+        "pass the processor's 2-D attention_mask",
+    ),
+    Reason(
+        "foreign-mask",
+        "the attention mask depends on {detail}",
+        "only causal masks with padding can be replaced by segments",
+    ),
+    Reason(
+        "not-causal",
+        "the attention of a decoder layer is not causal",
+        "segments replace causal attention only",
+    ),
+    Reason(
+        "sliding-window",
+        "the model uses sliding-window attention in some layers",
+        "set use_sliding_window=False in the model's text config",
+    ),
+    Reason(
+        "static-cache",
+        "keys and values go into a cache of fixed length",
+        "use the default DynamicCache: leave cache_implementation unset",
+    ),
+    Reason(
+        "filled-cache",
+        "the KV cache already holds tokens when the video arrives",
+        "put the video into the first call with a cache",
+    ),
+    Reason("keep-all", "keep=1 keeps every token", "set keep below 1 to drop tokens"),
+    Reason("one-segment", "segments=1 is full attention", "set segments to 'scene' or a number above 1"),
+    Reason("no-context", "context=0 asks for no context tokens", "set context above 0"),
+    Reason("no-segments", "no attention was replaced by segments", "see why segment-attention did not apply"),
+    Reason(
+        "no-layer",
+        "layer={detail}",
+        "choose a decoder layer that the model has",
+    ),
+    Reason(
+        "cannot-follow",
+        "the shorter sequence could not be followed through the graph: {detail}",
+        "report it with this line of the model; disable select-tokens until then",
+    ),
+)
+
+REASONS: dict[str, Reason] = {reason.code: reason for reason in _ALL}
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A place where a pass did not apply.
+
+    Attributes:
+        code: key of ``REASONS``.
+        reason: what was found.
+        remedy: what would make the pass apply.
+        node: name of the graph node, if one is to blame.
+        source: the line of the model that the node came from.
+        expected: whether this is how it should be (a text-only prompt, a decode step) and nothing was lost.
+    """
+
+    code: str
+    reason: str
+    remedy: str
+    node: str | None = None
+    source: str | None = None
+
+    @property
+    def expected(self) -> bool:
+        return self.code in EXPECTED
+
+    @classmethod
+    def of(cls, code: str, detail: object = "", node: Node | None = None) -> Miss:
+        """The miss for a reason's code, its text filled in with ``detail``."""
+        reason = REASONS[code]
+        return cls(
+            code,
+            reason.text.format(detail=detail),
+            reason.remedy,
+            None if node is None else node.name,
+            None if node is None else source_line(node),
+        )
+
+
+EXPECTED = frozenset(
+    {"no-decoder", "decode", "text-only", "keep-all", "one-segment", "no-context", "no-segments"}
+)
+
+
+class DoesNotApply(Exception):  # control flow inside a pass, never seen by a user
+    """Raised inside a pass; the runner restores the graph and reports the miss."""
+
+    def __init__(self, miss: Miss) -> None:
+        super().__init__(miss.reason)
+        self.miss = miss

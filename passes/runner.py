@@ -1,0 +1,136 @@
+"""Runs a pipeline over a graph. Knows no pass: it times, restores on a miss, checks the graph and keeps the record."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from torch.fx import GraphModule
+
+from segmo.errors import CompileError, SegMoError
+from segmo.options import Options
+from segmo.passes.analyse import Facts
+from segmo.passes.base import Outcome, Pass, Rewrite
+from segmo.passes.graph import count_ops, graph_text
+from segmo.passes.reasons import DoesNotApply, Miss
+
+log = logging.getLogger(__name__)
+
+# Outputs that are added to a rewritten prefill for the report, where the passes have put them.
+RECORDED = ("frame", "cell", "novelty", "scene", "relevance", "index", "segment", "context")
+
+Observer = Callable[[str, Pass, GraphModule], None]  # called with ("before" or "after", pass, graph module)
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass did to one graph.
+
+    Attributes:
+        name, tier: of the pass.
+        matches: places changed.
+        misses: places where it did not apply, with reasons.
+        seconds: time the pass took.
+        ops_before, ops_after: how often each op is called.
+        text_before, text_after: the graph as code; the same object when nothing changed.
+    """
+
+    name: str
+    tier: str
+    matches: int
+    misses: tuple[Miss, ...]
+    seconds: float
+    ops_before: dict[str, int]
+    ops_after: dict[str, int]
+    text_before: str
+    text_after: str
+
+
+@dataclass
+class Result:
+    """A rewritten graph: the record of each pass, what they noted, and the names of the outputs added at the end."""
+
+    records: list[PassRecord] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    recorded: tuple[str, ...] = ()
+
+
+def run_pipeline(
+    gm: GraphModule,
+    facts: Facts,
+    options: Options,
+    passes: Sequence[Pass],
+    observer: Observer | None = None,
+) -> Result:
+    """Runs passes over ``gm`` in place.
+
+    Raises:
+        CompileError: a pass failed or left a broken graph.
+    """
+    rewrite = Rewrite(gm.graph, facts, options)
+    result = Result()
+    text, ops = graph_text(gm), count_ops(gm.graph)
+    for each in passes:
+        if observer:
+            observer("before", each, gm)
+        start = time.perf_counter()
+        outcome, rewrite = _run_pass(each, rewrite, gm)
+        seconds = time.perf_counter() - start
+        after_text, after_ops = (graph_text(gm), count_ops(gm.graph)) if outcome.matches else (text, ops)
+        result.records.append(
+            PassRecord(
+                each.name,
+                each.tier.value,
+                outcome.matches,
+                outcome.misses,
+                seconds,
+                ops,
+                after_ops,
+                text,
+                after_text,
+            )
+        )
+        log.info(
+            "%s: %d matches, %d misses, %.3f s", each.name, outcome.matches, len(outcome.misses), seconds
+        )
+        text, ops = after_text, after_ops
+        if observer:
+            observer("after", each, gm)
+    result.notes = rewrite.notes
+    result.recorded = _add_outputs(rewrite, gm)
+    return result
+
+
+def _run_pass(each: Pass, rewrite: Rewrite, gm: GraphModule) -> tuple[Outcome, Rewrite]:
+    """Runs a pass on a copy of the graph, which takes the graph's place if the pass changed something."""
+    trial = rewrite.copy()
+    try:
+        outcome = each.run(trial)
+        if not outcome.matches:
+            return outcome, rewrite
+        trial.graph.lint()
+        gm.graph = trial.graph
+        gm.recompile()
+    except DoesNotApply as reason:
+        return Outcome(misses=(reason.miss,)), rewrite
+    except SegMoError:
+        raise
+    except Exception as error:  # whatever a pass trips over must not become a silent eager fallback
+        raise CompileError(
+            f"pass {each.name!r} failed: {type(error).__name__}: {error}. Switch it off with "
+            f"disable={each.name!r}, and report this with the model's name and the versions of torch and transformers"
+        ) from error
+    return outcome, trial
+
+
+def _add_outputs(rewrite: Rewrite, gm: GraphModule) -> tuple[str, ...]:
+    """Appends what the report needs to the graph's outputs; the backend's wrapper takes it off again."""
+    names = tuple(name for name in RECORDED if name in rewrite.nodes)
+    if names:
+        output = next(iter(reversed(gm.graph.nodes)))
+        output.args = ((*output.args[0], *(rewrite.nodes[name] for name in names)),)
+        gm.graph.lint()
+        gm.recompile()
+    return names

@@ -1,0 +1,90 @@
+"""Nodes that more than one pass needs: the video's layout, its scenes, and padding. Each is inserted once."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+import segmo.runtime.ops  # noqa: F401  # registers torch.ops.segmo
+from segmo.passes.analyse import Merge
+from segmo.passes.base import Rewrite
+from segmo.runtime.scenes import MAX_SCENES
+
+OPS: Any = torch.ops.segmo
+
+
+def merge_of(rewrite: Rewrite) -> Merge:
+    """Where the video enters; only called for graphs that have such a place."""
+    merge = rewrite.facts.merge
+    assert merge is not None
+    return merge
+
+
+def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
+    """Puts "frame", "cell", "novelty", "similarity", "scene", and "valid" for padded prompts, right after the merge."""
+    nodes = rewrite.nodes
+    if "scene" in nodes:
+        return nodes
+    facts, merge, graph = rewrite.facts, merge_of(rewrite), rewrite.graph
+    trailing = facts.family.trailing if facts.family else 0
+    with graph.inserting_before(merge.node.next):
+        call = graph.call_function
+        video = call(operator.getitem, (merge.mask, (Ellipsis, 0)))
+        layout = call(OPS.video_layout.default, (video, facts.positions, facts.cells_per_frame, trailing))
+        nodes["frame"], nodes["cell"] = (call(operator.getitem, (layout, i)) for i in (0, 1))
+        scan = call(OPS.scan_video.default, (merge.node, nodes["frame"], nodes["cell"]))
+        nodes["novelty"], nodes["similarity"] = (call(operator.getitem, (scan, i)) for i in (0, 1))
+        found = (nodes["similarity"], nodes["frame"], nodes["cell"], MAX_SCENES)
+        nodes["scene"] = call(OPS.find_scenes.default, found)
+        padding = facts.padding
+        if padding.attention_mask is not None or padding.positions is not None:
+            args = (padding.attention_mask, padding.positions, nodes["frame"])
+            nodes["valid"] = call(OPS.valid_tokens.default, args)
+    nodes["last"] = nodes.get("valid", nodes["scene"])
+    return nodes
+
+
+def relevance_node(rewrite: Rewrite, before: Node | None = None) -> Node:
+    """Puts "relevance", (B, S), by a scorer that works on embeddings, in front of a node or after what stands already."""
+    nodes = scene_nodes(rewrite)
+    if "relevance" not in nodes:
+        with rewrite.graph.inserting_before(before or nodes["last"].next):
+            if rewrite.options.scorer == "external":
+                args: tuple[Any, ...] = (nodes["scene"], nodes["frame"], nodes["cell"], MAX_SCENES)
+                node = rewrite.graph.call_function(OPS.external_relevance.default, args)
+            else:
+                args = (merge_of(rewrite).node, nodes["scene"], nodes["cell"], nodes.get("valid"), MAX_SCENES)
+                node = rewrite.graph.call_function(OPS.embedding_relevance.default, args)
+        nodes["relevance"] = node
+        if before is None:
+            nodes["last"] = node
+    return nodes["relevance"]
+
+
+def attention_relevance_node(rewrite: Rewrite, layer: int) -> Node:
+    """Puts "relevance" in front of a decoder layer's attention, from its queries and keys."""
+    nodes = scene_nodes(rewrite)
+    attention = rewrite.facts.attentions[layer]
+    with rewrite.graph.inserting_before(attention.node):
+        args = (
+            attention.query,
+            attention.key,
+            nodes["scene"],
+            nodes["cell"],
+            nodes.get("valid"),
+            scale_of(attention.query, attention.scale),
+            MAX_SCENES,
+        )
+        node = rewrite.graph.call_function(OPS.attention_relevance.default, args)
+    nodes["relevance"] = nodes["last"] = node
+    return node
+
+
+def scale_of(query: Node, scale: Any) -> Any:
+    """The softmax scale of an attention call: as given, or ``1 / sqrt(D)``."""
+    if scale is not None:
+        return scale
+    return float(query.meta["example_value"].shape[-1]) ** -0.5

@@ -1,0 +1,101 @@
+"""``select-tokens`` (CAS): from one place on, the decoder computes on an exact budget of the prompt's tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch.fx import Node
+
+from segmo.passes.base import Outcome, Rewrite, Tier
+from segmo.passes.cut import TokenCut
+from segmo.passes.graph import concrete, example
+from segmo.passes.reasons import DoesNotApply, Miss
+from segmo.passes.scene_nodes import OPS, attention_relevance_node, merge_of, relevance_node, scene_nodes
+from segmo.runtime.selection import kept_count
+
+
+@dataclass(frozen=True)
+class SelectTokens:
+    """Keeps all text and ``floor(keep * V)`` of V video tokens, by relevance to the question and by novelty.
+
+    With ``scorer="embedding"`` or ``"external"`` the cut is right after the video's features have entered, so no layer
+    sees a dropped token. With ``scorer="attention"`` it is in front of the attention of layer ``layer``, whose queries
+    and keys are the score; the caches of the layers before are cut to the same tokens.
+
+    Never exact: what is dropped is gone. Order and position ids of the kept tokens stay as they were.
+
+    Trap avoided: the model's later additions (Qwen3-VL's deepstack), caches, masks and rotary tables all have the
+    prompt's length; :class:`segmo.passes.cut.TokenCut` follows them, and what it cannot follow is a miss, not a guess.
+    """
+
+    name: ClassVar[str] = "select-tokens"
+    tier: ClassVar[Tier] = Tier.APPROXIMATE
+
+    keep: float = 0.25
+    scorer: str = "embedding"
+    layer: int = 2
+    balance: float = 0.5
+
+    def run(self, rewrite: Rewrite) -> Outcome:
+        """See :class:`segmo.passes.base.Pass`."""
+        facts = rewrite.facts
+        if facts.miss:
+            return Outcome(misses=(facts.miss,))
+        if facts.mask_miss and facts.mask_miss.code != "user-mask":
+            return Outcome(misses=(facts.mask_miss,))
+        if self.keep == 1:
+            return Outcome(misses=(Miss.of("keep-all"),))
+        merge = merge_of(rewrite)
+        embeds = example(merge.node)
+        batch, length = (int(concrete(size)) for size in embeds.shape[:2])
+        features = example(merge.features)
+        total = int(concrete(features.numel())) // int(concrete(features.shape[-1]))
+        kept = kept_count(length, total, batch, self.keep)
+        nodes = scene_nodes(rewrite)
+        roots, start = self._roots(rewrite)
+        index = self._index_node(rewrite)
+        with rewrite.graph.inserting_after(nodes["last"]):
+            size = rewrite.graph.call_function(torch.ops.aten.sym_size.int, (nodes["frame"], 1))
+        cut = TokenCut(rewrite.graph, index, size, length, kept, merge, facts.attentions)
+        cut.run(roots, start)
+        self._gather_roles(rewrite, index)
+        rewrite.notes.append(
+            f"select-tokens: {total} video tokens in the traced call, {kept - length + total} kept"
+        )
+        return Outcome(matches=1)
+
+    def _roots(self, rewrite: Rewrite) -> tuple[dict[Node, int], Node]:
+        """What is cut, along which dimension, and the first node behind the cut."""
+        if self.scorer != "attention":
+            relevance = relevance_node(rewrite)
+            return {merge_of(rewrite).node: 1}, relevance.next
+        attentions = rewrite.facts.attentions
+        if self.layer >= len(attentions):
+            last = len(attentions) - 1
+            detail = f"{self.layer}, but the decoder's layers in this graph are 0 to {last}"
+            raise DoesNotApply(Miss.of("no-layer", detail))
+        relevance = attention_relevance_node(rewrite, self.layer)
+        attention = attentions[self.layer]
+        bound = [arg for arg in attention.node.all_input_nodes if arg is not attention.mask]
+        tensors = [node for node in bound if hasattr(example(node), "dim") and example(node).dim() == 4]
+        return dict.fromkeys(tensors, 2), relevance.next
+
+    def _index_node(self, rewrite: Rewrite) -> Node:
+        nodes = rewrite.nodes
+        with rewrite.graph.inserting_after(nodes["last"]):
+            names = ("novelty", "frame", "cell", "scene", "relevance")
+            args = (*(nodes[name] for name in names), merge_of(rewrite).features, self.keep, self.balance)
+            index = rewrite.graph.call_function(OPS.select_tokens.default, args)
+        nodes["index"] = nodes["last"] = index
+        return index
+
+    def _gather_roles(self, rewrite: Rewrite, index: Node) -> None:
+        """Frame, scene and padding of the kept tokens, for the passes that follow."""
+        nodes = rewrite.nodes
+        for name in ("frame", "scene", "valid"):
+            if name in nodes:
+                with rewrite.graph.inserting_after(nodes["last"]):
+                    node = rewrite.graph.call_function(OPS.gather_tokens.default, (nodes[name], index, 1))
+                nodes[f"kept_{name}"] = nodes["last"] = node

@@ -1,0 +1,5 @@
+"""``python -m segmo``."""
+
+from segmo.cli import main
+
+main()

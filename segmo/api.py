@@ -1,0 +1,88 @@
+"""``segmo.compile(model, ...)``: everything that a model needs, in one call."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch._dynamo.exc import BackendCompilerFailed
+
+from segmo.errors import OptionError, SegMoError
+from segmo.families import FAMILIES, family_of
+from segmo.options import Options
+from segmo.report import forget
+
+_PIXELS = {"video": "pixel_values_videos", "image": "pixel_values"}
+
+
+def compile(model: torch.nn.Module, *, dynamic: bool | None = True, **options: Any) -> torch.nn.Module:
+    """Compiles a transformers Video LLM in place with the ``segmo`` backend.
+
+    Does what ``model.compile(backend="segmo", dynamic=True, options=options)`` does, and lets a direct
+    ``model(**inputs)`` run the vision encoder and the position ids before the graph, as ``generate`` does, so that
+    the video enters inside the decoder's graph.
+
+    Args:
+        model: a model of a known family (``segmo.families.FAMILIES``), changed in place.
+        dynamic: as for ``torch.compile``; with True one graph serves all lengths of video.
+        **options: see :class:`segmo.options.Options`.
+
+    Returns:
+        The same model.
+
+    Raises:
+        OptionError: a wrong option, or a model of an unknown family.
+    """
+    parsed = Options.parse(options)
+    if family_of(model) is None:
+        found = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        raise OptionError(f"SegMo does not know the model family {found!r}; known: {', '.join(FAMILIES)}")
+    forget(model)
+    model.compile(backend="segmo", dynamic=dynamic, options=parsed.as_dict())
+    untyped: Any = model
+    compiled = untyped._compiled_call_impl
+
+    @functools.wraps(compiled)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return compiled(*args, **_encoded(untyped, kwargs))
+        except (
+            BackendCompilerFailed
+        ) as failure:  # Dynamo's wrapping hides what was wrong behind how it was found
+            if isinstance(failure.inner_exception, SegMoError):
+                raise failure.inner_exception from None
+            raise
+
+    untyped._compiled_call_impl = call
+    return model
+
+
+def uncompile(model: torch.nn.Module) -> torch.nn.Module:
+    """Brings a model that was compiled in place back to eager."""
+    forget(model)
+    untyped: Any = model
+    untyped._compiled_call_impl = None
+    return model
+
+
+def _encoded(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs of a direct call with pixels encoded and M-RoPE positions computed; others as they are."""
+    pixels = {kind: name for kind, name in _PIXELS.items() if inputs.get(name) is not None}
+    if not pixels or inputs.get("mm_encoder_outputs") is not None:
+        return inputs
+    base, given = model.base_model, dict(inputs)
+    if hasattr(base, "compute_3d_position_ids") and inputs.get("position_ids") is None:
+        wanted = inspect.signature(base.compute_3d_position_ids).parameters
+        known = {name: inputs.get(name) for name in wanted if name != "kwargs"}
+        if known.get("inputs_embeds") is None and known.get("input_ids") is not None:
+            given["position_ids"] = base.compute_3d_position_ids(**known)
+    given["mm_encoder_outputs"] = {}
+    used = set()
+    for kind in pixels:
+        encode = getattr(base, f"get_{kind}_features")
+        names = [name for name in inspect.signature(encode).parameters if inputs.get(name) is not None]
+        used.update(names)
+        given["mm_encoder_outputs"][kind] = encode(**{name: inputs[name] for name in names}, return_dict=True)
+    return {name: value for name, value in given.items() if name not in used}

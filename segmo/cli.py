@@ -1,0 +1,29 @@
+"""The ``segmo`` program."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from segmo.commands.demo import demo
+from segmo.errors import SegMoError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _program() -> None:
+    """SegMo makes prefill of Video LLMs fast on long video."""
+
+
+app.command()(demo)
+
+
+def main() -> None:
+    """Runs the program; an error of SegMo's own is one line, not a traceback."""
+    try:
+        app()
+    except SegMoError as error:
+        print(f"segmo: {error}", file=sys.stderr)
+        raise SystemExit(2) from None

@@ -1,0 +1,288 @@
+"""What SegMo did to a model: for every graph what fired, what did not and why; and what the last prefill kept.
+
+Legend: B batch, N prompt tokens, K kept tokens, S scenes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import weakref
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from segmo.errors import SegMoError
+from segmo.options import Options
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from segmo.capture import Setup
+    from segmo.passes.reasons import Miss
+    from segmo.passes.runner import PassRecord, Result
+
+
+@dataclass(frozen=True)
+class GraphReport:
+    """One captured graph.
+
+    Attributes:
+        kind: "prefill", "decode" or "other".
+        passes: the record of each pass, in order.
+        notes: choices that were made, in words.
+    """
+
+    kind: str
+    passes: tuple[PassRecord, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def rewritten(self) -> bool:
+        return any(record.matches for record in self.passes)
+
+    def unexpected(self) -> list[tuple[str, Miss]]:
+        """Passes that should have applied and did not; one entry per reason."""
+        seen: dict[str, tuple[str, Miss]] = {}
+        for record in self.passes:
+            for miss in record.misses:
+                if not miss.expected:
+                    seen.setdefault(miss.reason, (record.name, miss))
+        return list(seen.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain, JSON-able form, without the graphs' texts."""
+        return {
+            "kind": self.kind,
+            "passes": [
+                {
+                    "name": record.name,
+                    "tier": record.tier,
+                    "matches": record.matches,
+                    "misses": [
+                        {
+                            "code": miss.code,
+                            "reason": miss.reason,
+                            "remedy": miss.remedy,
+                            "node": miss.node,
+                            "source": miss.source,
+                        }
+                        for miss in record.misses
+                    ],
+                    "seconds": record.seconds,
+                    "ops": _changes(record),
+                }
+                for record in self.passes
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def _changes(record: PassRecord) -> dict[str, int]:
+    names = sorted({*record.ops_before, *record.ops_after})
+    deltas = {name: record.ops_after.get(name, 0) - record.ops_before.get(name, 0) for name in names}
+    return {name: delta for name, delta in deltas.items() if delta}
+
+
+class Prefill:
+    """The tokens of one prefill, as the rewritten graph handed them out. Row 0 of the batch is what is summed up.
+
+    Attributes:
+        frame, cell: frame and cell of each prompt token, (B, N) int64; text has cell -1.
+        novelty: 1 - cosine with the same cell of the previous frame, (B, N) fp32.
+        scene: scene of each token, (B, N) int64.
+        relevance: relevance of each scene, (B, S) fp32, -inf where there is none; None if no pass needed it.
+        index: positions of the kept tokens, (B, K) int64; None if all were kept.
+        segment: attention segment of each kept token, (B, K) int64; None without segments.
+        context: whether a kept token is context, (B, K) bool; None without context.
+    """
+
+    def __init__(self, recorded: dict[str, Tensor]) -> None:
+        moved = {name: tensor.detach().cpu() for name, tensor in recorded.items()}
+        self.frame, self.cell, self.scene = moved["frame"], moved["cell"], moved["scene"]
+        self.novelty = moved["novelty"]
+        self.relevance: Tensor | None = moved.get("relevance")
+        self.index: Tensor | None = moved.get("index")
+        self.segment: Tensor | None = moved.get("segment")
+        self.context: Tensor | None = moved.get("context")
+
+    def kept(self) -> Tensor:
+        """Positions of row 0's kept tokens, ascending."""
+        import torch
+
+        return torch.arange(self.frame.shape[1]) if self.index is None else self.index[0]
+
+    def tokens(self) -> dict[str, int]:
+        """Prompt tokens, video tokens among them, and video tokens kept."""
+        return {
+            "prompt": int(self.frame.shape[1]),
+            "video": int((self.cell[0] >= 0).sum()),
+            "kept": int((self.cell[0, self.kept()] >= 0).sum()),
+        }
+
+    def scenes(self) -> list[dict[str, Any]]:
+        """The scenes in order."""
+        video = self.cell[0] >= 0
+        kept = self.kept()
+        kept = kept[video[kept]]
+        found = []
+        for scene in range(int(self.scene[0].max()) + 1 if bool(video.any()) else 0):
+            inside = video & (self.scene[0] == scene)
+            frames = self.frame[0, inside]
+            relevance = None if self.relevance is None else float(self.relevance[0, scene])
+            found.append(
+                {
+                    "start_frame": int(frames.min()),
+                    "end_frame": int(frames.max()) + 1,
+                    "tokens": int(inside.sum()),
+                    "kept": int((self.scene[0, kept] == scene).sum()),
+                    "relevance": relevance if relevance is None or math.isfinite(relevance) else None,
+                    "novelty": float(self.novelty[0, inside].mean()),
+                }
+            )
+        return found
+
+    def segments(self) -> list[dict[str, int]]:
+        """The attention segments in order; tokens are kept ones, text between frames included."""
+        if self.segment is None:
+            return []
+        segment = self.segment[0]
+        frame = self.frame[0, self.kept()]
+        context = self.context[0] if self.context is not None else segment < -2
+        found = []
+        for number in range(int(segment.max()) + 1):
+            inside = segment == number
+            found.append(
+                {
+                    "start_frame": int(frame[inside].min()),
+                    "end_frame": int(frame[inside].max()) + 1,
+                    "tokens": int(inside.sum()),
+                    "context": int((inside & context).sum()),
+                }
+            )
+        return found
+
+
+@dataclass
+class Report:
+    """All graphs of one compiled model, and its last prefill.
+
+    Attributes:
+        options: what was asked for.
+        setup: what was set in Dynamo.
+        graphs: in the order in which they were captured.
+        prefill: the last prefill that was rewritten, None before it has run.
+    """
+
+    options: Options
+    setup: Setup
+    model: str = ""
+    graphs: list[GraphReport] = field(default_factory=list)
+    prefill: Prefill | None = None
+
+    def add(self, kind: str, result: Result) -> GraphReport:
+        """Adds a graph that was compiled."""
+        graph = GraphReport(kind, tuple(result.records), tuple(result.notes))
+        self.graphs.append(graph)
+        return graph
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able and stable: ``options``, ``setup``, ``graphs``; of the last prefill ``tokens``, ``scenes``, ``segments``."""
+        prefill = self.prefill
+        return {
+            "model": self.model,
+            "options": self.options.as_dict(),
+            "setup": {
+                "dynamo_flags_set": list(self.setup.flags),
+                "one_graph_for_all_lengths": self.setup.one_graph_for_all_lengths,
+            },
+            "graphs": [graph.to_dict() for graph in self.graphs],
+            "tokens": prefill.tokens() if prefill else None,
+            "scenes": prefill.scenes() if prefill else [],
+            "segments": prefill.segments() if prefill else [],
+        }
+
+    def save(self) -> None:
+        """Writes ``segmo-report.json`` into the folder of the option ``report``, if there is one."""
+        if self.options.report is None:
+            return
+        folder = Path(self.options.report)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "segmo-report.json").write_text(json.dumps(self.to_dict(), indent=1))
+
+    def __str__(self) -> str:
+        lines = [f"SegMo report{': ' + self.model if self.model else ''}"]
+        for flag in self.setup.flags:
+            lines.append(f"  torch._dynamo.config.{flag} was set to True, for one graph per prefill")
+        if not self.setup.one_graph_for_all_lengths:
+            lines.append("  this version of torch compiles again for every length of video")
+        for number, graph in enumerate(self.graphs):
+            lines += _graph_lines(number, graph)
+        if self.prefill:
+            lines += _prefill_lines(self.to_dict())
+        else:
+            lines.append("  no prefill with video was rewritten yet")
+        return "\n".join(lines)
+
+
+def _graph_lines(number: int, graph: GraphReport) -> list[str]:
+    lines = [f"  graph {number}: {graph.kind}" + ("" if graph.rewritten else ", runs as it was")]
+    for record in graph.passes:
+        if record.matches:
+            lines.append(
+                f"    {record.name} ({record.tier}): {record.matches} matches, {1e3 * record.seconds:.0f} ms"
+            )
+    reasons: dict[str, list[str]] = {}
+    for record in graph.passes:
+        for miss in record.misses:
+            place = f" at {miss.source or miss.node}" if miss.node else ""
+            reasons.setdefault(f"{miss.reason}{place}; {miss.remedy}", []).append(record.name)
+    lines += [f"    not applied: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    return lines + [f"    {note}" for note in graph.notes]
+
+
+def _prefill_lines(report: dict[str, Any]) -> list[str]:
+    tokens = report["tokens"]
+    share = tokens["kept"] / tokens["video"] if tokens["video"] else 1
+    line = (
+        f"  last prefill: {tokens['prompt']:,} tokens, {tokens['video']:,} of video, {tokens['kept']:,} of them kept "
+        f"({share:.1%}); {len(report['scenes'])} scenes"
+    )
+    if report["segments"]:
+        context = sum(segment["context"] for segment in report["segments"])
+        line += f", {len(report['segments'])} segments, {context} context tokens"
+    return [line]
+
+
+_reports: weakref.WeakKeyDictionary[torch.nn.Module, Report] = weakref.WeakKeyDictionary()
+_last: list[Report] = []
+
+
+def report_for(model: torch.nn.Module | None, options: Options, setup: Setup) -> Report:
+    """The report of a model under these options; a new one when it is compiled with others."""
+    report = _reports.get(model) if model is not None else None
+    if report is None or report.options != options:
+        report = Report(options, setup, type(model).__name__ if model is not None else "")
+        if model is not None:
+            _reports[model] = report
+    _last[:] = [report]
+    return report
+
+
+def last_report() -> Report:
+    """The report of the model that was compiled last.
+
+    Raises:
+        SegMoError: nothing was compiled with ``backend="segmo"`` yet (compiling happens in the first call).
+    """
+    if not _last:
+        raise SegMoError(
+            'nothing was compiled with backend="segmo" yet; compiling happens when the model is called first'
+        )
+    return _last[-1]
+
+
+def forget(model: torch.nn.Module) -> None:
+    """Starts a new report when this model is compiled next."""
+    _reports.pop(model, None)
