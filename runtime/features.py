@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from segmo.errors import PromptError
+from segmo.runtime.layout import video_starts
 
 # Tokens that are widened to fp32 at a time: a chunk of 512 x 1024 fp32 values stays in a core's cache.
-_CHUNK = 512
+CHUNK = 512
 
 
 def previous_cell(frame_V: Tensor, cell_V: Tensor) -> Tensor:
@@ -22,33 +23,29 @@ def previous_cell(frame_V: Tensor, cell_V: Tensor) -> Tensor:
     return token_FC[frame_V, cell_V]
 
 
-def _scan_row(features_VH: Tensor, frame_V: Tensor, cell_V: Tensor) -> tuple[Tensor, Tensor]:
-    """Novelty of each token (V,) and similarity of each frame to the one before it (F,), both fp32."""
-    tokens, hidden = features_VH.shape
-    previous_V = previous_cell(frame_V, cell_V)
-    norm_V = torch.empty(tokens, device=features_VH.device)
-    dot_V = torch.empty_like(norm_V)
-    sum_FH = torch.zeros(int(frame_V[-1]) + 1, hidden, device=features_VH.device)
-    for start in range(0, tokens, _CHUNK):
-        chunk = slice(start, start + _CHUNK)
-        now = features_VH[chunk].float()
-        before = features_VH[previous_V[chunk].clamp(min=0)].float()
-        norm_V[chunk] = (now * now).sum(-1)
-        dot_V[chunk] = before.mul_(now).sum(-1)
+def _scan_row(embeds_NH: Tensor, video_V: Tensor, frame_V: Tensor, before_V: Tensor) -> tuple[Tensor, ...]:
+    """Squared norm of each token (V,), its dot product with token ``before_V``, each frame's sum (F, H)."""
+    tokens, hidden = video_V.shape[0], embeds_NH.shape[1]
+    square_V = torch.empty(tokens, device=embeds_NH.device)
+    dot_V = torch.empty_like(square_V)
+    sum_FH = torch.zeros(int(frame_V[-1]) + 1, hidden, device=embeds_NH.device)
+    for start in range(0, tokens, CHUNK):
+        chunk = slice(start, start + CHUNK)
+        now = embeds_NH[video_V[chunk]].float()
+        square_V[chunk] = torch.linalg.vecdot(now, now)
+        dot_V[chunk] = torch.linalg.vecdot(now, embeds_NH[before_V[chunk]].float())
         sum_FH.index_add_(0, frame_V[chunk], now)
-    if not bool(torch.isfinite(norm_V).all()):
-        token = int((~torch.isfinite(norm_V)).nonzero()[0])
+    return square_V, dot_V, sum_FH
+
+
+def _check_finite(square_V: Tensor, frame_V: Tensor, cell_V: Tensor) -> None:
+    bad_V = ~torch.isfinite(square_V)
+    if bool(bad_V.any()):
+        token = int(bad_V.nonzero()[0])
         raise PromptError(
             f"the video features hold NaN or infinity (first in frame {int(frame_V[token])}, cell "
             f"{int(cell_V[token])}); check the pixels and the dtype of the vision encoder"
         )
-    norm_V = norm_V.sqrt_()
-    cosine_V = dot_V / (norm_V * norm_V[previous_V.clamp(min=0)]).clamp(min=1e-12)
-    novelty_V = (1 - cosine_V).masked_fill(previous_V < 0, 1.0)
-    descriptor_FH = torch.nn.functional.normalize(sum_FH, dim=-1)
-    similarity_F = torch.ones(descriptor_FH.shape[0], device=features_VH.device)
-    similarity_F[1:] = (descriptor_FH[1:] * descriptor_FH[:-1]).sum(-1)
-    return novelty_V, similarity_F
 
 
 def scan_video(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,9 +56,10 @@ def scan_video(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor) -> tuple[T
         frame_BN, cell_BN: from :func:`segmo.runtime.layout.video_layout`.
 
     Returns:
-        ``novelty`` (B, N) fp32: 1 - cosine with the same cell of the previous frame; 1 where there is none; 0 for text.
-        ``similarity`` (B, N) fp32: cosine between the descriptor (mean feature) of the token's frame and the previous
-        frame's; 1 for the first frame and for text.
+        ``novelty`` (B, N) fp32: 1 - cosine with the same cell of the previous frame; 1 where there is none,
+        as in the first frame of each video; 0 for text.
+        ``similarity`` (B, N) fp32: cosine between the descriptor (mean feature) of the token's frame and the
+        previous frame's; 1 for the first frame of each video and for text.
 
     Raises:
         PromptError: the features hold NaN or infinity.
@@ -72,8 +70,18 @@ def scan_video(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor) -> tuple[T
         video_V = (cell_BN[row] >= 0).nonzero()[:, 0]
         if video_V.numel() == 0:
             continue
-        frame_V = frame_BN[row, video_V]
-        novelty_V, similarity_F = _scan_row(embeds_BNH[row, video_V], frame_V, cell_BN[row, video_V])
-        novelty_BN[row, video_V] = novelty_V
-        similarity_BN[row, video_V] = similarity_F[frame_V]
+        frame_V, cell_V = frame_BN[row, video_V], cell_BN[row, video_V]
+        first_F = video_starts(frame_BN[row], cell_BN[row])
+        previous_V = previous_cell(frame_V, cell_V).masked_fill(first_F[frame_V], -1)
+        new_V, previous_V = previous_V < 0, previous_V.clamp(min=0)
+        square_V, dot_V, sum_FH = _scan_row(embeds_BNH[row], video_V, frame_V, video_V[previous_V])
+        _check_finite(square_V, frame_V, cell_V)
+
+        norm_V = square_V.sqrt_()
+        cosine_V = dot_V / (norm_V * norm_V[previous_V]).clamp(min=1e-12)
+        novelty_BN[row, video_V] = (1 - cosine_V).masked_fill(new_V, 1)
+        descriptor_FH = torch.nn.functional.normalize(sum_FH, dim=-1)
+        similarity_F = torch.ones_like(first_F, dtype=torch.float32)
+        similarity_F[1:] = torch.linalg.vecdot(descriptor_FH[1:], descriptor_FH[:-1])
+        similarity_BN[row, video_V] = similarity_F.masked_fill(first_F, 1)[frame_V]
     return novelty_BN, similarity_BN

@@ -2,9 +2,9 @@
 
 Legend: B batch, N prompt tokens, R rows of M-RoPE position ids.
 
-Roles are written into one integer per token: ``SINK`` for text before the first video token, ``QUERY`` for text after
-the last one, and otherwise the index (of a frame, a scene or a segment) that the token belongs to. Text between video
-tokens, such as Qwen3-VL's timestamps, belongs to the frame that follows it.
+Roles are written into one integer per token: ``SINK`` for text before the first video token, ``QUERY`` for
+text after the last one, and otherwise the index (of a frame, a scene or a segment) that the token belongs to.
+Text between video tokens, such as Qwen3-VL's timestamps, belongs to the frame that follows it.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def _frame_starts_counted(video_BN: Tensor, run_start_BN: Tensor, cells: int, tr
     if wrong_BN.any():
         length = int(length_BN[wrong_BN][0])
         raise PromptError(
-            f"a video in the prompt has {length} tokens, which is not a whole number of frames of {cells} tokens plus "
-            f"{trailing}; separate videos by text and leave the processor's placeholder tokens as they are"
+            f"a video in the prompt has {length} tokens, which is not a whole number of frames of {cells} "
+            f"tokens plus {trailing}; put text between videos and leave the processor's placeholders be"
         )
     return video_BN & (offset_BN % cells == 0) & (offset_BN < framed_BN)
 
@@ -79,8 +79,8 @@ def video_layout(
     counts_B = video_BN.sum(dim=1)
     if (counts_B != counts_B[0]).any():
         raise PromptError(
-            f"the rows of the batch hold different numbers of video tokens ({counts_B.tolist()}); SegMo keeps the same "
-            "number of tokens in every row: run such prompts one at a time"
+            f"the rows of the batch hold different numbers of video tokens ({counts_B.tolist()}); SegMo "
+            "keeps the same number of tokens in every row: run such prompts one at a time"
         )
     run_start_BN = video_BN & ~torch.nn.functional.pad(video_BN[:, :-1], (1, 0))
     if positions_RBN is not None:
@@ -93,8 +93,26 @@ def video_layout(
     upcoming_BN = next_at_or_after(video_BN)
     counted_BN = start_BN.long().cumsum(dim=1) - 1
     frame_BN = counted_BN.gather(1, upcoming_BN.clamp(max=length - 1))
-    first_BN = next_at_or_after(video_BN)[:, :1]
-    frame_BN = frame_BN.masked_fill(positions < first_BN, SINK)
+    frame_BN = frame_BN.masked_fill(positions < upcoming_BN[:, :1], SINK)
     frame_BN = frame_BN.masked_fill(upcoming_BN == length, QUERY)
     cell_BN = torch.where(video_BN, positions - last_at_or_before(start_BN), -1)
     return frame_BN, cell_BN
+
+
+def video_starts(frame_N: Tensor, cell_N: Tensor) -> Tensor:
+    """Whether each frame of a row is the first one of its video, (F,) bool.
+
+    Videos are separated by text. So are the frames of one video where timestamps stand between them
+    (Qwen3-VL), so neighbouring runs of one frame each and of equal size count as one video.
+
+    Args:
+        frame_N, cell_N: one row of :func:`video_layout`.
+    """
+    head_F = (cell_N == 0).nonzero()[:, 0]
+    size_F = torch.bincount(frame_N[cell_N >= 0], minlength=head_F.shape[0])
+    after_text_F = (head_F == 0) | (cell_N[head_F - 1] < 0)
+    run_F = after_text_F.cumsum(0) - 1
+    alone_F = torch.bincount(run_F)[run_F] == 1
+    joined_F = torch.zeros_like(alone_F)
+    joined_F[1:] = alone_F[1:] & alone_F[:-1] & (size_F[1:] == size_F[:-1])
+    return after_text_F & ~joined_F

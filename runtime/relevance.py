@@ -12,7 +12,10 @@ import torch
 from torch import Tensor
 
 from segmo.errors import PromptError
+from segmo.runtime.features import CHUNK
 from segmo.runtime.layout import QUERY
+
+ROWS = 64  # question tokens scored at a time, so that memory stays linear in the prompt's length
 
 
 def _empty(scene_BN: Tensor, max_scenes: int) -> Tensor:
@@ -36,8 +39,8 @@ def embedding_relevance(
 ) -> Tensor:
     """Late interaction: for each question token the best cosine within the scene, averaged over the question.
 
-    Source: MaxSim of ColBERT (Khattab and Zaharia, 2020), between question embeddings and video features. A prompt
-    without a question scores 0 everywhere.
+    Source: MaxSim of ColBERT (Khattab and Zaharia, 2020), between question embeddings and video features. A
+    prompt without a question scores 0 everywhere.
     """
     out_BS = _empty(scene_BN, max_scenes)
     for row in range(scene_BN.shape[0]):
@@ -50,12 +53,14 @@ def embedding_relevance(
         if question.shape[0] == 0:
             out_BS[row, :scenes] = 0
             continue
-        features_VH = embeds_BNH[row, video_V]
-        norm_V = torch.linalg.vector_norm(features_VH, dim=-1, dtype=torch.float32).clamp(min=1e-12)
-        question_QH = torch.nn.functional.normalize(question.float(), dim=-1).to(features_VH.dtype)
-        cosine_QV = (question_QH @ features_VH.T).float() / norm_V
-        best_QS = torch.full((cosine_QV.shape[0], scenes), -torch.inf, device=cosine_QV.device)
-        best_QS.scatter_reduce_(1, scene_V.expand_as(cosine_QV), cosine_QV, "amax")
+        question_QH = torch.nn.functional.normalize(question.float(), dim=-1)
+        best_QS = torch.full((question.shape[0], scenes), -torch.inf, device=question.device)
+        for start in range(0, video_V.shape[0], CHUNK):
+            chunk = slice(start, start + CHUNK)
+            features = embeds_BNH[row, video_V[chunk]].float()
+            norm = torch.linalg.vecdot(features, features).sqrt_().clamp_(min=1e-12)
+            cosine = (question_QH @ features.T).div_(norm)
+            best_QS.scatter_reduce_(1, scene_V[chunk].expand_as(cosine), cosine, "amax")
         out_BS[row, :scenes] = best_QS.mean(dim=0)
     return out_BS
 
@@ -69,9 +74,9 @@ def attention_relevance(
     scale: float,
     max_scenes: int,
 ) -> Tensor:
-    """Attention that the question pays to a scene's tokens, averaged over heads, question tokens and those tokens.
+    """Attention that the question pays to a scene, mean over heads, question tokens and the scene's tokens.
 
-    The attention matrix is built for the question's rows alone and one key/value head at a time.
+    The attention matrix is built for the question's rows alone, a key/value head and a few rows at a time.
     """
     out_BS = _empty(scene_BN, max_scenes)
     heads, groups = q_BAND.shape[1], k_BGND.shape[1]
@@ -79,20 +84,18 @@ def attention_relevance(
         video_V = (cell_BN[row] >= 0).nonzero()[:, 0]
         if video_V.numel() == 0:
             continue
-        scene_V = scene_BN[row, video_V]
         valid_N = None if valid_BN is None else valid_BN[row]
         question_Q = _question(scene_BN[row], valid_N)
-        score_V = torch.zeros(video_V.shape[0], device=q_BAND.device)
-        hidden_QN = torch.arange(k_BGND.shape[2], device=q_BAND.device) > question_Q[:, None]
-        if valid_N is not None:
-            hidden_QN = hidden_QN | ~valid_N
-        if question_Q.numel():
-            for group in range(groups):
-                q = q_BAND[row, group * heads // groups : (group + 1) * heads // groups, question_Q]
-                logits = (q @ k_BGND[row, group].T).float() * scale
-                weight = logits.masked_fill(hidden_QN, -torch.inf).softmax(dim=-1)
-                score_V += weight[..., video_V].sum(dim=(0, 1))
-        means = _scene_mean(score_V, scene_V) / max(heads * question_Q.numel(), 1)
+        score_N = torch.zeros(k_BGND.shape[2], device=q_BAND.device)
+        for start in range(0, question_Q.shape[0], ROWS):
+            rows = question_Q[start : start + ROWS]
+            hidden = torch.arange(k_BGND.shape[2], device=q_BAND.device) > rows[:, None]
+            if valid_N is not None:
+                hidden = hidden | ~valid_N
+            for q_RND, k_ND in zip(torch.unflatten(q_BAND[row], 0, (groups, -1)), k_BGND[row], strict=True):
+                logits = (q_RND[:, rows] @ k_ND.T).float() * scale
+                score_N += logits.masked_fill_(hidden, -torch.inf).softmax(dim=-1).sum(dim=(0, 1))
+        means = _scene_mean(score_N[video_V], scene_BN[row, video_V]) / max(heads * question_Q.numel(), 1)
         out_BS[row, : means.shape[0]] = means
     return out_BS
 
@@ -104,17 +107,18 @@ def external_relevance(scores: Tensor, scene_BN: Tensor, frame_BN: Tensor, cell_
         scores: (F,), (S,), (B, F) or (B, S) floating point; (0,) when the user handed in none.
 
     Raises:
-        PromptError: no scores, scores that are not finite, or a number of scores that fits neither frames nor scenes.
+        PromptError: no scores, scores that are not finite, or a number of scores that fits neither frames nor
+            scenes.
     """
     if scores.numel() == 0:
         raise PromptError(
-            'scorer="external" needs scores: wrap the call in `with segmo.external_scores(scores): ...`, one score per '
-            "frame or per scene"
+            'scorer="external" needs scores: wrap the call in `with segmo.external_scores(scores): ...`, '
+            "one score per frame or per scene"
         )
     if not bool(torch.isfinite(scores).all()):
         raise PromptError("the external scores hold NaN or infinity")
     out_BS = _empty(scene_BN, max_scenes)
-    rows = scores.reshape(-1, scores.shape[-1]).to(out_BS.device, torch.float32)
+    rows = scores.reshape(-1, scores.shape[-1] if scores.dim() else 1).to(out_BS.device, torch.float32)
     if rows.shape[0] not in (1, scene_BN.shape[0]):
         raise PromptError(f"external scores have {rows.shape[0]} rows, the batch has {scene_BN.shape[0]}")
     rows = rows.expand(scene_BN.shape[0], -1)
@@ -130,7 +134,7 @@ def external_relevance(scores: Tensor, scene_BN: Tensor, frame_BN: Tensor, cell_
             out_BS[row, :scenes] = rows[row]
         else:
             raise PromptError(
-                f"{rows.shape[1]} external scores fit neither the {frames} frames nor the {scenes} scenes of the video "
-                "(a frame is one temporal patch: two sampled frames for Qwen-VL)"
+                f"{rows.shape[1]} external scores fit neither the {frames} frames nor the {scenes} scenes of "
+                "the video (a frame is one temporal patch: two sampled frames for Qwen-VL)"
             )
     return out_BS

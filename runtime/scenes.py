@@ -2,8 +2,9 @@
 
 Legend: B batch, N prompt tokens, F frames.
 
-The rule is that of an adaptive cut detector: a frame starts a scene where its distance to the previous frame stands
-out from the average distance in a window around it, so slow camera motion does not cut and a cut inside motion does.
+The rule is that of an adaptive cut detector: a frame starts a scene where its distance to the previous frame
+stands out from the average distance in a window around it, so slow camera motion does not cut and a cut
+inside motion does. Another video always starts another scene.
 """
 
 from __future__ import annotations
@@ -11,35 +12,45 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from segmo.runtime.layout import video_starts
+
 WINDOW = 2  # frames on each side in the local average
 RATIO = 2.0  # a start's distance is at least this many times the local average ...
 MIN_DISTANCE = 0.01  # ... and at least this, so that noise in a still scene does not cut
 MAX_SCENES = 128
 
 
-def scene_starts(distance_F: Tensor, max_scenes: int) -> list[int]:
+def scene_starts(distance_F: Tensor, first_F: Tensor, max_scenes: int) -> list[int]:
     """Frames that start a scene, ascending, always with frame 0.
 
     Args:
-        distance_F: 1 - cosine of each frame to the previous one, (F,); entry 0 is ignored.
-        max_scenes: at most this many scenes; the sharpest cuts are kept, ties by order.
+        distance_F: 1 - cosine of each frame to the previous one, (F,); ignored where ``first_F``.
+        first_F: whether a frame is the first one of its video, (F,) bool. It starts a scene: no scene spans
+            videos.
+        max_scenes: at most this many scenes; first frames and then the sharpest cuts are kept, ties by order.
     """
-    frames = distance_F.shape[0]
-    distance = distance_F.double().clone()
-    distance[0] = 0
-    known = torch.ones(frames, dtype=torch.double)
-    known[0] = 0  # the first frame has no predecessor, so it does not count in any average
+    known = (~first_F).double()  # a first frame has no predecessor, so it does not count in any average
+    distance = distance_F.double() * known
     kernel = torch.ones(1, 1, 2 * WINDOW + 1, dtype=torch.double)
     kernel[0, 0, WINDOW] = 0
-    padded = torch.stack([distance, known])[:, None]
-    around, count = torch.nn.functional.conv1d(padded, kernel, padding=WINDOW)[:, 0]
+    around, count = torch.nn.functional.conv1d(torch.stack([distance, known])[:, None], kernel, padding=WINDOW)[:, 0]
     local = around / count.clamp(min=1)
-    is_start = (distance >= RATIO * local) & (distance >= MIN_DISTANCE)
-    is_start[0] = False
-    sharpness = distance / local.clamp(min=1e-12)
+    is_start = first_F | ((distance >= RATIO * local) & (distance >= MIN_DISTANCE))
+    sharpness = (distance / local.clamp(min=1e-12)).masked_fill(first_F, torch.inf)
     cuts = is_start.nonzero()[:, 0]
     order = torch.argsort(sharpness[cuts], descending=True, stable=True)
-    return sorted([0, *cuts[order[: max_scenes - 1]].tolist()])
+    return sorted(cuts[order[:max_scenes]].tolist())
+
+
+def head_frames(frame_V: Tensor, scene_V: Tensor) -> Tensor:
+    """First frame of each scene, (S,) int64; larger than any frame for a scene without tokens.
+
+    Args:
+        frame_V, scene_V: frame and scene of the tokens of one row, neither ``SINK`` nor ``QUERY``, in order.
+    """
+    scenes = int(scene_V[-1]) + 1
+    unset = torch.full((scenes,), int(frame_V[-1]) + 1, device=frame_V.device)
+    return unset.scatter_reduce(0, scene_V, frame_V, "amin")
 
 
 def find_scenes(similarity_BN: Tensor, frame_BN: Tensor, cell_BN: Tensor, max_scenes: int) -> Tensor:
@@ -55,8 +66,8 @@ def find_scenes(similarity_BN: Tensor, frame_BN: Tensor, cell_BN: Tensor, max_sc
         inside = frame_BN[row] >= 0
         if not bool(inside.any()):
             continue
-        heads = cell_BN[row] == 0
-        starts = scene_starts(1 - similarity_BN[row, heads].cpu(), max_scenes)
+        distance_F = 1 - similarity_BN[row, cell_BN[row] == 0]
+        starts = scene_starts(distance_F.cpu(), video_starts(frame_BN[row], cell_BN[row]).cpu(), max_scenes)
         boundaries = torch.tensor(starts[1:], device=frame_BN.device)
         scene_BN[row, inside] = torch.bucketize(frame_BN[row, inside], boundaries, right=True)
     return scene_BN

@@ -1,9 +1,9 @@
-"""The attention schedule: for each row, which tokens form which block. Made once per prefill, read by every layer.
+"""The attention schedule: which tokens of a row form which block. Made once per prefill, for all layers.
 
 Legend: B batch, K tokens.
 
-A custom op can only pass tensors on, so the schedule travels as one flat int64 tensor on the CPU; :func:`pack` and
-:func:`unpack` are each other's inverse.
+A custom op can only pass tensors on, so the schedule travels as one flat int64 tensor on the CPU;
+:func:`pack` and :func:`unpack` are each other's inverse.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class RowSchedule:
         sink_end: end of the sinks, which is where the first segment starts.
         segment_ends: end of each segment; the last one is where the query starts.
         end: end of the query, which is where right padding starts.
-        context: positions of context tokens, ascending.
+        context: positions of context tokens inside segments, ascending.
     """
 
     start: int
@@ -44,11 +44,13 @@ def _row(segment_K: Tensor, context_K: Tensor | None, valid_K: Tensor | None) ->
     length = segment_K.shape[0]
     start, end = 0, length
     if valid_K is not None:
-        inside = valid_K.nonzero()[:, 0].tolist()
-        start, end = (inside[0], inside[-1] + 1) if inside else (0, 0)
-        if len(inside) != end - start:
+        inside = valid_K.nonzero()[:, 0]
+        if not inside.numel():
+            return RowSchedule(0, 0, (), 0, ())
+        start, end = int(inside[0]), int(inside[-1]) + 1
+        if inside.numel() != end - start:
             raise PromptError(
-                "the attention mask hides tokens inside the prompt; SegMo supports padding on the left or right only"
+                "the attention mask hides tokens inside the prompt; SegMo supports padding around it only"
             )
     values, counts = torch.unique_consecutive(segment_K, return_counts=True)
     runs = list(zip(values.tolist(), counts.tolist(), strict=True))
@@ -58,15 +60,15 @@ def _row(segment_K: Tensor, context_K: Tensor | None, valid_K: Tensor | None) ->
         if value >= 0:
             position += count
             ends.append(position)
-    if ends and (start > sink_end or end < position) and end > start:
+    if ends and (start > sink_end or end < position):
         raise PromptError("the attention mask hides video tokens; SegMo supports padding around the prompt only")
     if any(value == QUERY for value, _ in runs[:-1]):
         raise PromptError("a prompt's question must come after its video")
-    if context_K is None:
-        context: tuple[int, ...] = ()
-    else:
-        context = tuple(context_K.nonzero()[:, 0].tolist())
-    return RowSchedule(start, max(sink_end, start), tuple(ends), end, context)
+    context: list[int] = []
+    if context_K is not None:
+        # A flag on a sink or on the question changes nothing: who comes later sees those anyway.
+        context = (context_K[sink_end:position].nonzero()[:, 0] + sink_end).tolist()
+    return RowSchedule(start, max(sink_end, start), tuple(ends), end, tuple(context))
 
 
 def attention_schedule(segment_BK: Tensor, context_BK: Tensor | None, valid_BK: Tensor | None) -> Tensor:

@@ -5,74 +5,68 @@ Legend: B batch, K tokens (kept ones, after CAS), S segments.
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from itertools import accumulate, pairwise
+
 import torch
 from torch import Tensor
 
-
-def _group(sizes: list[int], target: int) -> list[list[int]]:
-    """Merges neighbouring units until ``target`` groups are left, always the pair that is smallest together."""
-    groups = [[unit] for unit in range(len(sizes))]
-    totals = list(sizes)
-    while len(groups) > target:
-        pair = min(range(len(groups) - 1), key=lambda i: totals[i] + totals[i + 1])
-        groups[pair] += groups.pop(pair + 1)
-        totals[pair] += totals.pop(pair + 1)
-    return groups
+from segmo.runtime.scenes import head_frames
 
 
-def _split_point(frames: list[int], tokens: dict[int, int]) -> int:
-    """Where to cut a run of frames so that both sides are as equal in tokens as they can be."""
-    whole = sum(tokens[frame] for frame in frames)
-    left, best, best_gap = 0, 1, float("inf")
-    for cut, frame in enumerate(frames[:-1], start=1):
-        left += tokens[frame]
-        gap = abs(whole - 2 * left)
-        if gap < best_gap:
-            best, best_gap = cut, gap
-    return best
-
-
-def partition_frames(frames: list[int], scenes: list[int], tokens: list[int], mode: str) -> list[int]:
+def partition_frames(scenes: list[int], tokens: list[int], mode: str) -> list[int]:
     """Segment of each frame.
 
     Args:
-        frames: frame indices that still hold tokens, ascending.
-        scenes: scene of each of them, non-decreasing.
+        scenes: scene of each frame that still holds tokens, non-decreasing.
         tokens: tokens of each of them.
-        mode: ``"scene"``: a segment per scene. ``"N"``: scenes are merged (smallest neighbours first) or split (largest
-            first, at a frame) until there are N. ``"equal:N"``: N segments of about equal token counts, cut at frames.
-            There are never more segments than frames.
+        mode: ``"scene"``: a segment per scene. ``"N"``: scenes are merged (smallest neighbours first) or
+            split (largest first, at a frame) until there are N. ``"equal:N"``: N segments of about equal
+            token counts, cut at frames. With fewer than N frames, each frame is a segment.
     """
-    count = dict(zip(frames, tokens, strict=True))
+    frames = len(scenes)
+    before = [0, *accumulate(tokens)]  # tokens before each frame
     if mode.startswith("equal:"):
-        return _equal_partition(tokens, int(mode.removeprefix("equal:")))
-    runs: list[list[int]] = []
-    for position, frame in enumerate(frames):
-        if position == 0 or scenes[position] != scenes[position - 1]:
-            runs.append([])
-        runs[-1].append(frame)
-    if mode != "scene":
-        target = min(int(mode), len(frames))
-        grouped = _group([sum(count[frame] for frame in run) for run in runs], target)
-        runs = [[frame for unit in group for frame in runs[unit]] for group in grouped]
-        while len(runs) < target:
-            widest = max(
-                (i for i, run in enumerate(runs) if len(run) > 1),
-                key=lambda i: (sum(count[frame] for frame in runs[i]), -i),
-            )
-            cut = _split_point(runs[widest], count)
-            runs[widest : widest + 1] = [runs[widest][:cut], runs[widest][cut:]]
-    return [segment for segment, run in enumerate(runs) for _ in run]
+        bounds = _equal_bounds(before, min(int(mode.removeprefix("equal:")), frames))
+    else:
+        bounds = [i for i in range(frames) if i == 0 or scenes[i] != scenes[i - 1]] + [frames]
+        if mode != "scene":
+            target = min(int(mode), frames)
+            _merge_smallest(bounds, before, target)
+            _split_largest(bounds, before, target)
+    return [segment for segment, (a, b) in enumerate(pairwise(bounds)) for _ in range(a, b)]
 
 
-def _equal_partition(tokens: list[int], target: int) -> list[int]:
-    """Assigns each frame to the segment in which its middle token falls; empty segments are closed up."""
-    whole, seen, segments = sum(tokens), 0, []
-    for size in tokens:
-        segments.append(int((seen + size / 2) * target / whole) if whole else 0)
-        seen += size
-    renumber = {segment: i for i, segment in enumerate(dict.fromkeys(segments))}
-    return [renumber[segment] for segment in segments]
+def _merge_smallest(bounds: list[int], before: list[int], target: int) -> None:
+    """Joins neighbours, always the two that are smallest together, until ``target`` segments are left."""
+    while len(bounds) - 1 > target:
+        del bounds[min(range(1, len(bounds) - 1), key=lambda i: before[bounds[i + 1]] - before[bounds[i - 1]])]
+
+
+def _split_largest(bounds: list[int], before: list[int], target: int) -> None:
+    """Halves a segment, always the largest that has several frames, until there are ``target`` segments."""
+    while len(bounds) - 1 < target:
+        several = (i for i in range(len(bounds) - 1) if bounds[i + 1] - bounds[i] > 1)
+        widest = max(several, key=lambda i: before[bounds[i + 1]] - before[bounds[i]])
+        start, end = bounds[widest : widest + 2]
+        middle = (before[start] + before[end]) / 2
+        bounds.insert(widest + 1, _nearest(before, middle, start + 1, end - 1))
+
+
+def _equal_bounds(before: list[int], segments: int) -> list[int]:
+    """Bounds at the frames nearest to equal shares of the tokens, with at least one frame in each segment."""
+    frames = len(before) - 1
+    bounds = [0]
+    for segment in range(1, segments):
+        share = before[-1] * segment / segments
+        bounds.append(_nearest(before, share, bounds[-1] + 1, frames - segments + segment))
+    return [*bounds, frames]
+
+
+def _nearest(before: list[int], tokens: float, low: int, high: int) -> int:
+    """The frame from ``low`` to ``high`` with nearest to ``tokens`` tokens before it; the earlier of two."""
+    at = bisect_left(before, tokens, low, high)
+    return at - 1 if at > low and tokens - before[at - 1] <= before[at] - tokens else at
 
 
 def segment_ids(frame_BK: Tensor, scene_BK: Tensor, mode: str) -> Tensor:
@@ -92,13 +86,13 @@ def segment_ids(frame_BK: Tensor, scene_BK: Tensor, mode: str) -> Tensor:
             frame_BK[row, inside], return_inverse=True, return_counts=True
         )
         scene_of = torch.empty_like(frames).scatter_(0, position, scene_BK[row, inside])
-        segments = partition_frames(frames.tolist(), scene_of.tolist(), tokens.tolist(), mode)
+        segments = partition_frames(scene_of.tolist(), tokens.tolist(), mode)
         segment_BK[row, inside] = torch.tensor(segments, device=frame_BK.device)[position]
     return segment_BK
 
 
 def context_tokens(frame_BK: Tensor, scene_BK: Tensor, relevance_BS: Tensor, scenes: int) -> Tensor:
-    """Global context: the tokens of the head frame (first kept frame) of the most relevant scenes, (B, K) bool.
+    """Global context: the head frame (first kept frame) of the most relevant scenes, (B, K) bool.
 
     Args:
         frame_BK, scene_BK: frame and scene of each token.
@@ -107,9 +101,14 @@ def context_tokens(frame_BK: Tensor, scene_BK: Tensor, relevance_BS: Tensor, sce
     """
     context_BK = torch.zeros_like(frame_BK, dtype=torch.bool)
     for row in range(frame_BK.shape[0]):
-        present = torch.unique(scene_BK[row][scene_BK[row] >= 0])
-        order = torch.argsort(relevance_BS[row, present], descending=True, stable=True)
-        for scene in present[order[:scenes]].tolist():
-            tokens = scene_BK[row] == scene
-            context_BK[row] |= tokens & (frame_BK[row] == frame_BK[row][tokens].min())
+        inside = scene_BK[row] >= 0
+        if not bool(inside.any()):
+            continue
+        frame, scene = frame_BK[row, inside], scene_BK[row, inside]
+        head_S = head_frames(frame, scene)
+        present = (head_S <= frame[-1]).nonzero()[:, 0]  # CAS may have dropped scenes
+        best = present[torch.argsort(relevance_BS[row, present], descending=True, stable=True)[:scenes]]
+        chosen_S = torch.zeros_like(head_S, dtype=torch.bool)
+        chosen_S[best] = True
+        context_BK[row, inside] = chosen_S[scene] & (frame == head_S[scene])
     return context_BK

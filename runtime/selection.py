@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from segmo.errors import PromptError
+from segmo.runtime.scenes import head_frames
 
 SCENE_FLOOR = 1  # tokens that every scene keeps, as long as the budget has one for each
 
@@ -25,20 +26,19 @@ def kept_count(length: int, video_total: int, batch: int, keep: float) -> int:
     return length - video + math.floor(keep * video)
 
 
-def scene_budgets(share: list[float], size: list[int], total: int, floor: int = SCENE_FLOOR) -> list[int]:
+def scene_budgets(share: list[float], size: list[int], total: int, least: list[int]) -> list[int]:
     """Splits ``total`` tokens over scenes: proportional to ``share``, exact, never more than ``size``.
 
-    Every scene first gets ``floor`` tokens (or all it has) if the total allows that. What a full scene cannot take goes
+    Every scene first gets its ``least``; shares divide what is left, and what a full scene cannot take goes
     to the others. Fractions are settled by the largest remainder, ties by order. Deterministic.
 
     Args:
         share: non-negative weights, one per scene.
         size: tokens each scene has.
-        total: tokens to hand out, 0 <= total <= sum(size).
+        total: tokens to hand out, sum(least) <= total <= sum(size).
+        least: tokens each scene gets whatever its share, at most ``size``.
     """
-    budget = [min(have, floor) for have in size]
-    if sum(budget) > total:
-        budget = [0] * len(size)
+    budget = list(least)
     quota = [float(have) for have in budget]
     free = {scene for scene, have in enumerate(size) if have > budget[scene]}
     left = float(total - sum(budget))
@@ -57,8 +57,8 @@ def scene_budgets(share: list[float], size: list[int], total: int, floor: int = 
             left -= size[scene] - budget[scene]
         free -= full
     budget = [min(math.floor(value + 1e-9), have) for value, have in zip(quota, size, strict=True)]
-    # Rounding down loses less than one token per scene, so one round by remainder settles it; the second round, over
-    # any scene with room, only ever runs for rounding errors of the quotas themselves.
+    # Rounding down loses less than one token per scene, so one round by remainder settles it; the second
+    # round, over any scene with room, only ever runs for rounding errors of the quotas themselves.
     by_remainder = sorted(range(len(size)), key=lambda scene: (budget[scene] - quota[scene], scene))
     while (missing := total - sum(budget)) > 0:
         for scene in [s for s in by_remainder if budget[s] < size[s]][:missing]:
@@ -69,26 +69,46 @@ def scene_budgets(share: list[float], size: list[int], total: int, floor: int = 
 def scene_shares(relevance_S: Tensor, dynamics_S: Tensor, balance: float) -> Tensor:
     """``balance * relevance + (1 - balance) * dynamics``, each brought to sum 1; (S,) fp64.
 
-    Relevance is standardised over the scenes and passed through a softmax, so that scorers of any scale and offset can
-    be compared; dynamics is the novelty of all the scene's tokens together.
+    Relevance is standardised over the scenes and passed through a softmax, so that scorers of any scale and
+    offset can be compared; dynamics is the novelty of all the scene's tokens together.
     """
     relevance = relevance_S.double()
-    spread = relevance.std(correction=0)
-    relevance = ((relevance - relevance.mean()) / spread.clamp(min=1e-12)).softmax(0)
+    spread = relevance.std(correction=0).clamp(min=1e-12)
+    relevance = ((relevance - relevance.mean()) / spread).softmax(0)
     dynamics = dynamics_S.double().clamp(min=0)
     dynamics = dynamics / dynamics.sum().clamp(min=1e-12)
     return balance * relevance + (1 - balance) * dynamics
 
 
-def _select_row(novelty_V: Tensor, scene_V: Tensor, relevance_S: Tensor, total: int, balance: float) -> Tensor:
-    """Kept flags of one row's video tokens, (V,) bool with exactly ``total`` set."""
+def _scene_floor(size: list[int], total: int, last: int | None) -> list[int]:
+    """Least budget of each scene; without enough for all scenes, only the ``last`` one's token is sure."""
+    least = [min(have, SCENE_FLOOR) for have in size]
+    if sum(least) > total:
+        least = [int(scene == last) for scene in range(len(size))]
+    return least
+
+
+def _select_row(
+    novelty_V: Tensor, scene_V: Tensor, relevance_S: Tensor, total: int, balance: float, keep_last: bool
+) -> Tensor:
+    """Kept flags of one row's video tokens, (V,) bool with exactly ``total`` set, the last if asked for."""
     size_S = torch.bincount(scene_V)
-    scenes = size_S.shape[0]
-    dynamics_S = torch.zeros(scenes, device=novelty_V.device).index_add_(0, scene_V, novelty_V.clamp(max=2))
-    share_S = scene_shares(relevance_S[:scenes], dynamics_S, balance)
-    budget_S = torch.tensor(scene_budgets(share_S.tolist(), size_S.tolist(), total), device=scene_V.device)
+    size = size_S.tolist()
+    relevance_S = relevance_S[: len(size)]
+    if not bool(torch.isfinite(relevance_S).all()):
+        raise PromptError(
+            f"the relevance of scene {int((~torch.isfinite(relevance_S)).nonzero()[0])} is NaN or "
+            "infinite; check the question's embeddings, the weights and the dtype of the model"
+        )
+    dynamics_S = torch.zeros_like(relevance_S).index_add_(0, scene_V, novelty_V)
+    share = scene_shares(relevance_S, dynamics_S, balance).tolist()
+    least = _scene_floor(size, total, int(scene_V[-1]) if keep_last else None)
+    budget_S = torch.tensor(scene_budgets(share, size, total, least), device=scene_V.device)
+    if keep_last:
+        novelty_V[-1] = torch.inf
+    # Scene by scene, newest first, ties by order.
     by_novelty = torch.argsort(novelty_V, descending=True, stable=True)
-    order = by_novelty[torch.argsort(scene_V[by_novelty], stable=True)]  # scene by scene, newest first, ties by order
+    order = by_novelty[torch.argsort(scene_V[by_novelty], stable=True)]
     first_S = size_S.cumsum(0) - size_S
     rank = torch.arange(order.shape[0], device=order.device) - first_S[scene_V[order]]
     kept_V = torch.zeros_like(scene_V, dtype=torch.bool)
@@ -105,10 +125,10 @@ def select_tokens(
     kept: int,
     balance: float,
 ) -> Tensor:
-    """Positions of the tokens to keep, ascending, (B, K) int64 with K = ``kept``: all text and the best video tokens.
+    """Positions of the tokens to keep, ascending, (B, K) int64: all text and the best video tokens.
 
-    A token in the first frame of its scene counts as new (novelty 1). The prompt's last token is always kept, because
-    its logits give the next token.
+    A token in the first frame of its scene counts as new (novelty 1). The prompt's last token is always kept,
+    because its logits give the next token.
 
     Args:
         novelty_BN: from :func:`segmo.runtime.features.scan_video`.
@@ -117,31 +137,29 @@ def select_tokens(
         relevance_BS: from a scorer of :mod:`segmo.runtime.relevance`.
         kept: K, from :func:`kept_count`.
         balance: weight of relevance against dynamics.
+
+    Raises:
+        PromptError: a row's video tokens do not fit ``kept``, or a relevance is NaN or infinite.
     """
-    batch, length = frame_BN.shape
+    batch = frame_BN.shape[0]
     index_BK = torch.empty(batch, kept, dtype=torch.long, device=frame_BN.device)
     for row in range(batch):
         keep_N = cell_BN[row] < 0
-        total = kept - int(keep_N.sum())
         video_V = (~keep_N).nonzero()[:, 0]
-        if not 0 <= total <= video_V.numel():
+        video, total = video_V.numel(), kept - int(keep_N.sum())
+        ends_in_video = not bool(keep_N[-1])
+        if not ends_in_video <= total <= video:
             raise PromptError(
-                f"row {row} has {video_V.numel()} video tokens of {length}, which does not fit {kept} kept tokens; every "
-                "row of a batch must hold equally many video tokens"
+                f"row {row} has {video} video tokens of {keep_N.numel()}, which does not fit {kept} kept "
+                "tokens: every row of a batch must hold equally many video tokens, and a prompt that ends in "
+                "a video must keep at least one of them"
             )
         if total:
-            scene_V = scene_BN[row, video_V]
-            head_V = frame_BN[row, video_V] == _head_frames(frame_BN[row, video_V], scene_V)[scene_V]
-            novelty_V = novelty_BN[row, video_V].masked_fill(head_V, 1.0)
-            if int(video_V[-1]) == length - 1:
-                novelty_V[-1] = torch.inf
-            keep_N[video_V] = _select_row(novelty_V, scene_V, relevance_BS[row], total, balance)
+            frame_V, scene_V = frame_BN[row, video_V], scene_BN[row, video_V]
+            head_V = frame_V == head_frames(frame_V, scene_V)[scene_V]
+            novelty_V = novelty_BN[row, video_V].masked_fill(head_V, 1)
+            keep_N[video_V] = _select_row(
+                novelty_V, scene_V, relevance_BS[row], total, balance, keep_last=ends_in_video
+            )
         index_BK[row] = keep_N.nonzero()[:, 0]
     return index_BK
-
-
-def _head_frames(frame_V: Tensor, scene_V: Tensor) -> Tensor:
-    """First frame of each scene, (S,) int64."""
-    scenes = int(scene_V.max()) + 1
-    unset = torch.full((scenes,), int(frame_V[-1]) + 1, device=frame_V.device)
-    return unset.scatter_reduce(0, scene_V, frame_V, "amin")

@@ -1,6 +1,7 @@
 """Model families: what SegMo must know about a Video LLM that its graph does not say.
 
-A family is found by its config's ``model_type``, so fine-tunes and subclasses match. To add one, add an entry.
+A family is found by its config's ``model_type``, so fine-tunes and subclasses match. To add one, add an
+entry.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ class Family:
 
     Attributes:
         model_type: ``config.model_type`` of the transformers classes.
-        mrope: positions are M-RoPE, ``(3 or 4, B, N)``; a frame starts where height and width are back at their
-            first value. Otherwise positions are 1-D and frames are counted with ``cells_per_frame``.
+        mrope: positions are M-RoPE, ``(3 or 4, B, N)``; a frame starts where height and width are back at
+            their first value. Otherwise positions are 1-D and frames are counted with ``cells_per_frame``.
         cells_per_frame: tokens of one frame, from the config. Only read when ``mrope`` is false.
-        trailing: video tokens after the last frame of each video (LLaVA-OneVision's newline); they join that frame.
+        trailing: video tokens after the last frame of each video (LLaVA-OneVision's newline); they join that
+            frame.
         video_argument: text that the argument holding the video's features or pixels has in its name.
     """
 
@@ -33,7 +35,7 @@ class Family:
 
 def _llava_onevision_cells(config: Any) -> int:
     """Each frame's patch grid is pooled by two in each direction, rounding up."""
-    side = config.vision_config.image_size // config.vision_config.patch_size
+    side: int = config.vision_config.image_size // config.vision_config.patch_size
     return math.ceil(side / 2) ** 2
 
 

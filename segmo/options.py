@@ -22,13 +22,20 @@ def _is_int(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _is_segments(value: object) -> bool:
     if _is_int(value):
         return value >= 1  # type: ignore[operator]  # narrowed by _is_int
     return isinstance(value, str) and (value == "scene" or _EQUAL_SEGMENTS.fullmatch(value) is not None)
+
+
+def _as_tuple(value: object) -> object:
+    """A tuple of names from one name, a list, or None; anything else stays and is refused by the check."""
+    if value is None or isinstance(value, str):
+        return () if value is None else (value,)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _is_pipeline(value: object) -> bool:
@@ -44,8 +51,8 @@ class Options:
     """What SegMo should do to a model.
 
     The same names are used by ``torch.compile(options={...})``, :func:`segmo.compile` and the command line.
-    Values are checked on construction; :class:`segmo.errors.OptionError` names the key, the allowed values and,
-    for an unknown key, the nearest match.
+    Values are checked on construction; :class:`segmo.errors.OptionError` names the key, the allowed values
+    and, for an unknown key, the nearest match.
     """
 
     keep: float = _option(
@@ -125,24 +132,25 @@ class Options:
     def parse(cls, options: Mapping[str, Any] | None) -> Options:
         """Options from a plain mapping, as ``torch.compile(options=...)`` hands it over (None when empty).
 
-        Lists are taken where the dataclass holds tuples, paths where it holds strings, and a list of pass names as
-        a pipeline.
+        Lists are taken where the dataclass holds tuples, paths where it holds strings, and a list of pass
+        names as a pipeline.
 
         Raises:
             OptionError: a key is unknown, or a value has the wrong type or range.
         """
+        if not (options is None or isinstance(options, Mapping)):
+            raise OptionError(f"the options are {options!r}; they must be a mapping from names to values")
         known = [option.name for option in dataclasses.fields(cls)]
         values = dict(options or {})
         for key in values:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = f"; did you mean {near[0]!r}?" if near else "."
                 raise OptionError(f"unknown option {key!r}{hint} Known options: {', '.join(known)}")
         if isinstance(values.get("pipeline"), (list, tuple)):
             values["pipeline"] = ",".join(map(str, values["pipeline"]))
         if "disable" in values:
-            disable = values["disable"]
-            values["disable"] = (disable,) if isinstance(disable, str) else tuple(disable or ())
+            values["disable"] = _as_tuple(values["disable"])
         if hasattr(values.get("report"), "__fspath__"):
             values["report"] = values["report"].__fspath__()
         return cls(**values)

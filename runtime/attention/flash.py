@@ -1,25 +1,30 @@
 """Segment attention on the CPU: flash attention per block, merged by logsumexp. No mask is ever built.
 
-Legend: B batch, A query heads, G key/value heads, R = A / G query heads per key/value head, K tokens, D head size,
-n rows of a block, p keys of a block's prefix.
+Legend: B batch, A query heads, G key/value heads, R = A / G query heads per key/value head, K tokens, D head
+size, n rows of a block, p keys of a block's prefix.
 
-A block's rows see their own block causally and a prefix (sinks and context, or everything before for the question)
-completely. Both parts are flash attention; their results are merged exactly, as in Star Attention and ring attention.
+A block's rows see their own block causally and a prefix (sinks and context, or everything before for the
+question) completely. Both parts are flash attention; their results are merged exactly, as in Star Attention
+and ring attention.
 """
 
 from __future__ import annotations
+
+from bisect import bisect_left
 
 import torch
 from torch import Tensor
 
 from segmo.runtime.schedule import RowSchedule, unpack
 
+MERGED_ROWS = 256  # rows merged at a time, so that their fp32 copies stay in a core's cache
+
 
 def _flash(q_GRnD: Tensor, k_GpD: Tensor, v_GpD: Tensor, scale: float, causal: bool) -> tuple[Tensor, Tensor]:
     """Output (G, R, n, D) and logsumexp (G, R, n).
 
-    Key/value heads are the batch and the query heads that share one are the heads, so a key/value head is shared by an
-    expanded (stride 0) view and never copied.
+    Key/value heads are the batch and the query heads that share one are the heads, so a key/value head is
+    shared by an expanded (stride 0) view and never copied.
     """
     repeats = q_GRnD.shape[1]
     out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -33,7 +38,7 @@ def _flash(q_GRnD: Tensor, k_GpD: Tensor, v_GpD: Tensor, scale: float, causal: b
 
 
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:
-    """Attention over the union of two disjoint key sets from the two parts, in fp32, returned in ``out_a``'s dtype."""
+    """Attention over the union of two disjoint key sets, computed in fp32, in the dtype of ``out_a``."""
     weight_b = torch.sigmoid(lse_b.float() - lse_a.float())[..., None]
     return torch.lerp(out_a.float(), out_b.float(), weight_b).to(out_a.dtype)
 
@@ -44,11 +49,15 @@ def _row_attention(
     """Writes one row's attention into ``out_GRKD``."""
 
     def block(start: int, end: int, prefix: tuple[Tensor, Tensor] | None) -> None:
-        rows = slice(start, end)
-        out, lse = _flash(q_GRKD[:, :, rows], k_GKD[:, rows], v_GKD[:, rows], scale, causal=True)
-        if prefix is not None:
-            out = merge(out, lse, *_flash(q_GRKD[:, :, rows], *prefix, scale, causal=False))
-        out_GRKD[:, :, rows] = out
+        q_GRnD, out_GRnD, own = q_GRKD[:, :, start:end], out_GRKD[:, :, start:end], slice(start, end)
+        parts = [*_flash(q_GRnD, k_GKD[:, own], v_GKD[:, own], scale, causal=True)]
+        if prefix is None:
+            out_GRnD.copy_(parts[0])
+            return
+        parts += _flash(q_GRnD, *prefix, scale, causal=False)
+        for at in range(0, end - start, MERGED_ROWS):
+            rows = slice(at, at + MERGED_ROWS)
+            out_GRnD[:, :, rows] = merge(*(part[:, :, rows] for part in parts))
 
     if len(row.segment_ends) <= 1:  # nothing is hidden but the future
         if row.end > row.start:
@@ -61,7 +70,7 @@ def _row_attention(
         block(row.start, row.sink_end, None)
     start = row.sink_end
     for end in row.segment_ends:
-        visible = row.sink_end - row.start + sum(position < start for position in row.context)
+        visible = row.sink_end - row.start + bisect_left(row.context, start)
         block(start, end, (shared_k[:, :visible], shared_v[:, :visible]) if visible else None)
         start = end
     if row.end > start:
@@ -79,11 +88,11 @@ def segment_attention(q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: 
         out[index, :, : row.start] = 0
         out[index, :, row.end :] = 0
         _row_attention(
-            q_BAKD[index].unflatten(0, (groups, -1)),
+            torch.unflatten(q_BAKD[index], 0, (groups, -1)),
             k_BGKD[index],
             v_BGKD[index],
             row,
             scale,
-            out[index].unflatten(0, (groups, -1)),
+            torch.unflatten(out[index], 0, (groups, -1)),
         )
     return out

@@ -1,4 +1,4 @@
-"""The reference: one dense boolean mask fed to ``scaled_dot_product_attention``. Slow, quadratic, and the contract.
+"""The reference: a dense boolean mask fed to ``scaled_dot_product_attention``. Slow, quadratic, the contract.
 
 Legend: B batch, A query heads, G key/value heads, K tokens, D head size.
 """

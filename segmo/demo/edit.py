@@ -79,7 +79,7 @@ def cut_list(seconds: float) -> tuple[Shot, ...]:
         raise SegMoError(f"the demo video lasts at least 10 seconds, got {seconds}")
     shots: list[Shot] = []
     left = float(seconds)
-    while left > 0:
+    while round(left * FPS) > 0:
         shot = CUT_LIST[len(shots) % len(CUT_LIST)]
         shots.append(replace(shot, seconds=min(shot.seconds, left)))
         left -= shot.seconds

@@ -52,8 +52,10 @@ def read_video(
         progress: called with (frames decoded, frames the file says it has).
 
     Raises:
-        SegMoError: the file has no video stream or no frame.
+        SegMoError: the file has no video stream or no frame, or ``fps`` is not a positive number.
     """
+    if not (math.isfinite(fps) and fps > 0):
+        raise SegMoError(f"a video is sampled at more than 0 frames per second, got {fps}")
     frames: list[NDArray[np.uint8]] = []
     seconds: list[float] = []
     with av.open(str(path)) as container:

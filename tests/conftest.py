@@ -1,0 +1,36 @@
+"""What every test gets: Hypothesis' profile, torch on one thread, and no GPU test without a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+# Derandomized, so that a run means the same everywhere. No deadline, because machines differ and are shared.
+settings.register_profile(
+    "segmo",
+    derandomize=True,
+    deadline=None,
+    max_examples=60,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("segmo")
+
+torch.set_num_threads(1)  # the tensors of tests are small, and pytest-xdist brings its own processes
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Tests that draw from torch's generator draw the same numbers whichever tests ran before."""
+    torch.manual_seed(0)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked ``gpu`` where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device")
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(skip)
