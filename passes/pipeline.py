@@ -13,8 +13,13 @@ from typing import Any
 from segmo.errors import PipelineError
 from segmo.options import Options
 from segmo.passes.base import Pass
+from segmo.passes.inject_context import InjectContext
+from segmo.passes.lower_kernels import LowerKernels
+from segmo.passes.segment_attention import SegmentAttention
+from segmo.passes.select_tokens import SelectTokens
 
 ENTRY_POINTS = "segmo.passes"
+OWN: tuple[type[Any], ...] = (SelectTokens, SegmentAttention, InjectContext, LowerKernels)
 DEFAULT = "select-tokens,segment-attention,inject-context,lower-kernels"
 _ITEM = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 
@@ -25,7 +30,7 @@ def known_passes() -> dict[str, type[Any]]:
     Raises:
         PipelineError: two modules register one name, or an entry point's name is not its pass's name.
     """
-    passes: dict[str, type[Any]] = {}
+    passes: dict[str, type[Any]] = {cls.name: cls for cls in OWN}
     for entry in entry_points(group=ENTRY_POINTS):
         cls = entry.load()
         if getattr(cls, "name", None) != entry.name:

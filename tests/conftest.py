@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+import torch._dynamo
 from hypothesis import HealthCheck, settings
 
 # Derandomized, so that a run means the same everywhere. No deadline, because machines differ and are shared.
@@ -24,6 +27,14 @@ torch.set_num_threads(1)  # the tensors of tests are small, and pytest-xdist bri
 def _seeded() -> None:
     """Tests that draw from torch's generator draw the same numbers whichever tests ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """No compiled code from other tests: Dynamo stops compiling a function after a few models of the same class."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

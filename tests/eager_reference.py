@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from models import VIDEO
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from models import VIDEO
 from segmo.report import Prefill
 from segmo.runtime.layout import QUERY, SINK
 
@@ -55,8 +55,9 @@ def decoder(model: Any) -> Any:
 
 def prefill_masks(prefill: Prefill, layers: int) -> list[Tensor | None]:
     """The masks of a prefill that was cut before layer 0 or not at all."""
-    if prefill.segment is None:
-        return [None] * layers
+    if prefill.segment is None:  # spelled out, because transformers takes gaps in the positions for packed sequences
+        kept = len(prefill.kept())
+        return [torch.ones(1, kept, kept, dtype=torch.bool).tril()] * layers
     rows = [
         dense_mask(segment, None if prefill.context is None else prefill.context[row])
         for row, segment in enumerate(prefill.segment)

@@ -158,7 +158,7 @@ def prompt(
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if family == "llava_onevision":
         pixels = _scenes(torch.randn(sum(videos), 3, LLAVA_SIDE, LLAVA_SIDE, generator=generator))
-        inputs["pixel_values_videos"] = pixels.expand(batch, *pixels.shape)
+        inputs["pixel_values_videos"] = pixels.repeat(batch, 1, 1, 1, 1)
         return inputs
     inputs["mm_token_type_ids"] = torch.where(ids == VIDEO, 2, torch.where(ids == IMAGE, 1, 0))
     size = 3 * 2 * 4 * 4
