@@ -44,12 +44,16 @@ _SAME_PLACE = {"to", "contiguous", "float", "clone", "detach", "type_as"}
 _ASSERTS = (torch.ops.aten._assert_scalar.default, torch._check)
 
 
-def hint_tensor(value: Tensor) -> Tensor:
-    """A fake tensor of the size that a traced tensor had; call under a fake mode."""
-    size = [concrete(s) for s in value.shape]
+def hint_tensor(value: Tensor, unknown: int) -> Tensor:
+    """A fake tensor of the size that a traced tensor had; call under a fake mode.
+
+    ``unknown`` stands in for a size that depends on the data (rows picked by a mask). What is gathered by it is counted
+    again when it runs, so a wrong guess cannot pass.
+    """
+    size = [unknown if concrete(s) is None else concrete(s) for s in value.shape]
     stride = [concrete(s) for s in value.stride()]
-    if any(s is None for s in (*size, *stride)):
-        raise _lost("a tensor's size depends on the data")
+    if any(s is None for s in stride):
+        return torch.empty(size, dtype=value.dtype, device=value.device)
     return torch.empty_strided(size, stride, dtype=value.dtype, device=value.device)
 
 
@@ -126,7 +130,9 @@ class TokenCut:
         self.values: dict[Node, Any] = {}
         self.gathered: dict[tuple[Node, int], Node] = {}
         self.masks: dict[Node, Node] = {}
-        self.rows: dict[Node, int] = {}
+        self.picked: dict[Node, Node] = {}
+        features = example(merge.features)
+        self.unknown = int(concrete(features.numel())) // int(concrete(features.shape[-1]))
         self.caches = {node for a in attentions for node in (a.key, a.value)}
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         video = example(merge.node)
@@ -170,7 +176,7 @@ class TokenCut:
     def _concrete(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             with self.mode:
-                return hint_tensor(value)
+                return hint_tensor(value, self.unknown)
         return concrete(value)
 
     def value(self, node: Node) -> Any:
@@ -190,8 +196,7 @@ class TokenCut:
 
     def _old_shape(self, node: Node) -> list[int]:
         """A tensor's sizes in the traced call."""
-        shape = [concrete(size) for size in example(node).shape]
-        return [self.rows[node], *shape[1:]] if node in self.rows else shape
+        return list(self.old_value(node).shape)
 
     # gathering
 
@@ -231,10 +236,9 @@ class TokenCut:
         self._execute(made)
         return made
 
-    def _gather_rows(self, features: Node, before: Node) -> Node:
-        """Rows of per-video-token features (R, H) whose tokens are kept."""
+    def _gather_rows(self, features: Node, mask: Node, before: Node) -> Node:
+        """Of features with a row for each token that ``mask`` picks, (R, H), the rows of the kept tokens."""
         rows, *rest = self.value(features).shape
-        mask = next(iter(self.masks))
         with self.graph.inserting_before(before):
             made = self.graph.call_function(torch.ops.segmo.gather_rows.default, (features, mask, self.index))
         old = example(features)
@@ -294,13 +298,14 @@ class TokenCut:
                     at = dim - rank  # counted from the right, as broadcasting does
                     shape = self.value(other).shape
                     if -at <= len(shape) and shape[at] == old and not self.changed_dims(other):
-                        node.replace_input_with(other, self._cut_operand(other, len(shape) + at, old, node))
+                        mask = self.picked.get(short) if dim == 0 else None
+                        node.replace_input_with(other, self._cut_operand(other, len(shape) + at, old, mask, node))
 
-    def _cut_operand(self, other: Node, dim: int, old: int, before: Node) -> Node:
+    def _cut_operand(self, other: Node, dim: int, old: int, mask: Node | None, before: Node) -> Node:
+        if mask is not None:
+            return self._gather_rows(other, mask, before)
         if old == self.old:
             return self._gather(other, dim, before)
-        if dim == 0 and self.masks:
-            return self._gather_rows(other, before)
         raise _lost("a tensor meets the shortened one in a dimension that does not count tokens", before)
 
     def _align_mask(self, node: Node) -> None:
@@ -395,24 +400,11 @@ class TokenCut:
         if node.target is operator.setitem:
             self.values[node] = None
             return
-        rows, old = self._picked_rows(node), example(node)
-        self.rows[node] = rows
-        rest = [concrete(s) for s in old.shape[1:]]
+        self.picked[node] = mask
+        old = self.old_value(node)
         with self.mode:
-            left = rows - self.batch * (self.old - self.new)
-            self.values[node] = torch.empty([left, *rest], dtype=old.dtype, device=old.device)
-
-    def _picked_rows(self, node: Node) -> int:
-        """How many rows the mask picked in the traced call: known from the tensor that is added to them."""
-        known = [concrete(example(node).shape[0])]
-        for user in node.users:
-            if user.target in _ELEMENTWISE:
-                others = [example(arg) for arg in user.all_input_nodes if arg is not node]
-                known += [concrete(other.shape[0]) for other in others if isinstance(other, Tensor)]
-        rows = next((size for size in known if size is not None), None)
-        if rows is None:
-            raise _lost("the number of picked rows is not known from shapes", node)
-        return int(rows)
+            left = old.shape[0] - self.batch * (self.old - self.new)
+            self.values[node] = torch.empty([left, *old.shape[1:]], dtype=old.dtype, device=old.device)
 
     def _drop_assert(self, node: Node) -> None:
         """Assertions on counts of before the cut no longer hold, and the runtime ops check the new ones."""

@@ -48,7 +48,7 @@ def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
 
 
 def relevance_node(rewrite: Rewrite, before: Node | None = None) -> Node:
-    """Puts "relevance", (B, S), by a scorer that works on embeddings, in front of a node or after what stands already."""
+    """Puts "relevance", (B, S), by a scorer that works on embeddings, in front of a node or behind what stands."""
     nodes = scene_nodes(rewrite)
     if "relevance" not in nodes:
         with rewrite.graph.inserting_before(before or nodes["last"].next):
