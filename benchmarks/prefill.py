@@ -1,0 +1,275 @@
+"""Prefill times of a decoder of Qwen2-0.5B's shape: eager, inductor, LSP, CAS, CAS+LSP, beside the roofline.
+
+    python benchmarks/prefill.py                      # make bench
+    python benchmarks/prefill.py --lengths 16384 --dtypes bfloat16 --runs 5
+
+Everything is timed in one process and one run, way after way, after a warm-up; medians are given. The roofline is the
+time of the FLOPs that remain at rates measured in the same run: linear layers at the GEMM rate of the dtype, visible
+pairs of tokens at the rate of flash attention. ``own`` is the share of SegMo's own operators (scenes, scores,
+selection, gathering) in the prefill that they leave. Results are saved after every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+import segmo
+
+LAYERS, HIDDEN, INNER, HEADS, GROUPS, VOCABULARY = 4, 896, 4864, 14, 2, 1024
+SIZE = HIDDEN // HEADS
+VIDEO, START, END = 5, 7, 8
+CELLS = 16  # of a frame's side, so 256 tokens a frame
+SEGMENTS = 8
+
+LSP_OFF = {"disable": ["segment-attention", "inject-context"]}
+WAYS: dict[str, Mapping[str, Any] | None] = {
+    "eager": None,
+    "inductor": None,
+    "LSP": {"keep": 1.0, "segments": SEGMENTS, "context": 0},
+    "LSP+GCI": {"keep": 1.0, "segments": SEGMENTS},
+    "CAS 0.5": {"keep": 0.5, **LSP_OFF},
+    "CAS 0.25": {"keep": 0.25, **LSP_OFF},
+    "CAS+LSP 0.5": {"keep": 0.5, "segments": SEGMENTS},
+    "CAS+LSP 0.25": {"keep": 0.25, "segments": SEGMENTS},
+}
+
+
+def build_model(dtype: torch.dtype) -> Any:
+    """Qwen2-VL with four decoder layers of Qwen2-0.5B's shape and random weights."""
+    text = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN,
+        "intermediate_size": INNER,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": GROUPS,
+        "max_position_embeddings": 1 << 17,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [8, 12, 12]},
+    }
+    vision = {"depth": 1, "embed_dim": 32, "hidden_size": HIDDEN, "num_heads": 2, "mlp_ratio": 2}
+    config = Qwen2VLConfig(
+        text_config=text,
+        vision_config=vision,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+    )
+    torch.manual_seed(0)
+    return Qwen2VLForConditionalGeneration(config).to(dtype).eval()
+
+
+def build_prompt(model: Any, tokens: int, dtype: torch.dtype) -> dict[str, Any]:
+    """A prompt with ``tokens`` video tokens in ``SEGMENTS`` unequal scenes that hold still but for noise."""
+    frames = tokens // CELLS**2
+    generator = torch.Generator().manual_seed(0)
+    bounds = torch.linspace(0, 1, SEGMENTS + 1) ** 1.3
+    scene = torch.bucketize((torch.arange(frames) + 0.5) / frames, bounds[1:-1])
+    still = torch.randn(SEGMENTS, CELLS**2, HIDDEN, generator=generator)
+    features = still[scene] + 0.1 * torch.randn(frames, CELLS**2, HIDDEN, generator=generator)
+    row = [20, 21, 22, START, *[VIDEO] * (frames * CELLS**2), END, *range(30, 62)]
+    ids = torch.tensor([row])
+    grid = torch.tensor([[frames, 2 * CELLS, 2 * CELLS]])
+    kinds = torch.where(ids == VIDEO, 2, 0)
+    positions, _ = model.model.get_rope_index(ids, mm_token_type_ids=kinds, video_grid_thw=grid)
+    encoded = BaseModelOutputWithPooling(pooler_output=(features.flatten(0, 1).to(dtype),))
+    return {"input_ids": ids, "position_ids": positions, "mm_encoder_outputs": {"video": encoded}, "logits_to_keep": 1}
+
+
+def median_seconds(run: Callable[[], Any], runs: int) -> float:
+    """Median over ``runs`` after one warm-up."""
+    run()
+    seconds = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def gemm_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of the MLP's matrix product."""
+    x, weight = torch.randn(4096, HIDDEN, dtype=dtype), torch.randn(INNER, HIDDEN, dtype=dtype)
+    flops = 2 * x.numel() * INNER
+    return flops / median_seconds(lambda: torch.nn.functional.linear(x, weight), 5)
+
+
+def flash_rate(dtype: torch.dtype) -> float:
+    """FLOP/s of causal flash attention, counting visible pairs only."""
+    length = 4096
+    q = torch.randn(1, HEADS, length, SIZE, dtype=dtype)
+    k = torch.randn(1, GROUPS, length, SIZE, dtype=dtype)
+    flops = pair_flops(length * (length + 1) // 2)
+    attention = torch.nn.functional.scaled_dot_product_attention
+    return flops / median_seconds(lambda: attention(q, k, k, is_causal=True, enable_gqa=True), 3)
+
+
+def pair_flops(pairs: int) -> int:
+    """FLOPs of one layer's attention over so many visible pairs of tokens."""
+    return 4 * pairs * SIZE * HEADS
+
+
+def token_flops() -> int:
+    """FLOPs of one layer's linear maps for one token."""
+    return 2 * HIDDEN * (2 * HIDDEN + 2 * GROUPS * SIZE + 3 * INNER)
+
+
+def visible_pairs(segment: Tensor | None, context: Tensor | None, length: int) -> int:
+    """Pairs (i, j) of the attention rule, from the segments of a prefill; (K,) int64 and (K,) bool."""
+    if segment is None:
+        return length * (length + 1) // 2
+    flags = torch.zeros_like(segment, dtype=torch.bool) if context is None else context
+    sinks = int((segment == -1).sum())
+    query = int((segment == -2).sum())
+    pairs = sinks * (sinks + 1) // 2 + query * (length - query) + query * (query + 1) // 2
+    for number in range(int(segment.max()) + 1):
+        inside = segment == number
+        size, first = int(inside.sum()), int(inside.nonzero()[0])
+        pairs += size * (size + 1) // 2 + size * (sinks + int(flags[:first].sum()))
+    return pairs
+
+
+def reset_peak() -> None:
+    """Lets the kernel count this process's peak memory anew."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def memory(field: str) -> int:
+    """A field of /proc/self/status in bytes."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
+    return int(line.split()[1]) * 1024
+
+
+def own_seconds(run: Callable[[], Any]) -> float:
+    """Time in SegMo's own operators other than attention, in one run."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        run()
+    events = [e for e in profile.key_averages() if e.key.startswith("segmo::") and "segment_attention" not in e.key]
+    return sum(event.cpu_time_total for event in events) / 1e6
+
+
+def measure(model: Any, prompt: dict[str, Any], name: str, runs: int, rates: tuple[float, float]) -> dict[str, Any]:
+    """One way at one length."""
+    torch._dynamo.reset()
+    segmo.uncompile(model)
+    options = WAYS[name]
+    if name == "inductor":
+        model.compile(dynamic=True)
+    elif options is not None:
+        segmo.compile(model, **options)
+
+    def run() -> Any:
+        with torch.no_grad():
+            return model(**prompt, use_cache=True)
+
+    start = time.perf_counter()
+    run()
+    first = time.perf_counter() - start
+    reset_peak()
+    before = memory("VmRSS")
+    seconds = median_seconds(run, runs)
+    peak = memory("VmHWM") - before
+    length = kept = prompt["input_ids"].shape[1]
+    own, segment, context = 0.0, None, None
+    if options is not None:
+        prefill = segmo.last_report().prefill
+        kept = len(prefill.kept())
+        segment = None if prefill.segment is None else prefill.segment[0]
+        context = None if prefill.context is None else prefill.context[0]
+        own = own_seconds(run)
+    pairs = visible_pairs(segment, context, kept)
+    roofline = LAYERS * (kept * token_flops() / rates[0] + pair_flops(pairs) / rates[1])
+    return {
+        "way": name,
+        "tokens": length,
+        "kept": kept,
+        "seconds": seconds,
+        "first_run_extra": max(0.0, first - seconds),
+        "roofline_ratio": seconds / roofline,
+        "own_share": own / seconds,
+        "peak_mib": peak / 2**20,
+    }
+
+
+def show(rows: list[dict[str, Any]], console: Console) -> None:
+    """The table of all rows."""
+    table = Table(title="Prefill, medians")
+    for column in (
+        "dtype",
+        "video tokens",
+        "way",
+        "kept",
+        "seconds",
+        "over eager",
+        "of roofline",
+        "own",
+        "MiB",
+        "compile s",
+    ):
+        table.add_column(column, justify="left" if column in ("dtype", "way") else "right")
+    eager = {(row["dtype"], row["length"]): row["seconds"] for row in rows if row["way"] == "eager"}
+    for row in rows:
+        base = eager.get((row["dtype"], row["length"]))
+        table.add_row(
+            row["dtype"],
+            f"{row['length']:,}",
+            row["way"],
+            f"{row['kept']:,}",
+            f"{row['seconds']:.3f}",
+            "" if base is None else f"{base / row['seconds']:.1f}x",
+            f"{row['roofline_ratio']:.2f}x",
+            f"{row['own_share']:.1%}",
+            f"{row['peak_mib']:,.0f}",
+            f"{row['first_run_extra']:.1f}",
+        )
+    console.print(table)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384])
+    parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=Path("out/prefill.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    console = Console(width=130)
+    rows: list[dict[str, Any]] = []
+    machine = {"processor": platform.processor() or platform.machine(), "threads": arguments.threads}
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    for name in arguments.dtypes:
+        dtype = getattr(torch, name)
+        model = build_model(dtype)
+        rates = gemm_rate(dtype), flash_rate(dtype)
+        machine[f"gflops_{name}"] = [round(rate / 1e9) for rate in rates]
+        console.print(f"{name}: GEMM {rates[0] / 1e9:.0f} GFLOP/s, flash attention {rates[1] / 1e9:.0f} GFLOP/s")
+        for length in arguments.lengths:
+            prompt = build_prompt(model, length, dtype)
+            for way in arguments.ways:
+                row = measure(model, prompt, way, arguments.runs, rates)
+                rows.append({"dtype": name, "length": length, **row})
+                console.print(f"{name} {length} {way}: {row['seconds']:.3f} s")
+                arguments.out.write_text(
+                    json.dumps({"torch": torch.__version__, "machine": machine, "rows": rows}, indent=1)
+                )
+    show(rows, console)
+
+
+if __name__ == "__main__":
+    main()
