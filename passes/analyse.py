@@ -201,8 +201,8 @@ def _find_attentions(gm: GraphModule, within: set[Node] | None) -> tuple[Attenti
         mask, causal = bound.get("attn_mask"), bool(bound.get("is_causal", False))
         if mask is None and not causal and within is None:
             # Without a mask, attention of a vision tower looks the same as that of one new token.
-            query, key = sizes(bound["query"]), sizes(bound["key"])
-            if query is None or key is None or query[-2] == key[-2]:
+            rows, columns = sizes(bound["query"]), sizes(bound["key"])
+            if rows is None or columns is None or rows[-2] == columns[-2]:
                 continue
         key, value = _unrepeated(bound["key"]), _unrepeated(bound["value"])
         found.append(Attention(node, len(found), bound["query"], key, value, mask, causal, bound.get("scale")))

@@ -45,6 +45,9 @@ class Rewrite:
         mapped: dict[Node, Node] = {}
         output = graph.graph_copy(self.graph, mapped)
         graph.output(output)
+        for old, new in mapped.items():
+            if hasattr(old, "_dynamo_source"):  # which AOT autograd wants on every input
+                new._dynamo_source = old._dynamo_source
         facts: Facts = _mapped(self.facts, mapped)
         nodes = {name: mapped[node] for name, node in self.nodes.items()}
         return Rewrite(graph, facts, self.options, nodes, list(self.notes))

@@ -31,7 +31,7 @@ def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
     facts, merge, graph = rewrite.facts, merge_of(rewrite), rewrite.graph
     trailing = facts.family.trailing if facts.family else 0
     with graph.inserting_before(merge.node.next):
-        call = graph.call_function
+        call: Any = graph.call_function
         video = call(operator.getitem, (merge.mask, (Ellipsis, 0)))
         layout = call(OPS.video_layout.default, (video, facts.positions, facts.cells_per_frame, trailing))
         nodes["frame"], nodes["cell"] = (call(operator.getitem, (layout, i)) for i in (0, 1))

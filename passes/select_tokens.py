@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch.fx import Node
@@ -85,7 +85,12 @@ class SelectTokens:
         nodes = rewrite.nodes
         with rewrite.graph.inserting_after(nodes["last"]):
             names = ("novelty", "frame", "cell", "scene", "relevance")
-            args = (*(nodes[name] for name in names), merge_of(rewrite).features, self.keep, self.balance)
+            args: tuple[Any, ...] = (
+                *(nodes[name] for name in names),
+                merge_of(rewrite).features,
+                self.keep,
+                self.balance,
+            )
             index = rewrite.graph.call_function(OPS.select_tokens.default, args)
         nodes["index"] = nodes["last"] = index
         return index

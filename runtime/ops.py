@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import CustomOpDef
 
 from segmo.errors import PromptError
 from segmo.runtime import external, features, layout, relevance, scenes, schedule, segments, selection
 from segmo.runtime.attention import IMPLEMENTATIONS
 
 
-def _op(name: str) -> Callable[[Callable[..., Any]], Any]:
+def _op(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
     return torch.library.custom_op(f"segmo::{name}", mutates_args=())
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 import torch._dynamo
 from torch._dynamo.symbolic_convert import InstructionTranslatorBase
-from torch._dynamo.variables import ConstantVariable, SymNodeVariable
+from torch._dynamo.variables import ConstantVariable
+from torch._dynamo.variables.tensor import SymNodeVariable
 
 from segmo.families import FAMILIES
 
@@ -60,7 +61,7 @@ def _keep_counts_symbolic() -> bool:
             original(self, fmt_spec, flags)
 
     format_value.segmo = True  # type: ignore[attr-defined]
-    InstructionTranslatorBase._format_value = format_value
+    InstructionTranslatorBase._format_value = format_value  # type: ignore[method-assign]
     return True
 
 
