@@ -250,6 +250,14 @@ class TokenCut:
             )
         return made
 
+    def _check_rows(self, picked: Node, features: Node, before: Node) -> None:
+        """States that as many rows are picked as features are kept, which a compiler cannot know from shapes."""
+        sym_size = torch.ops.aten.sym_size.int
+        with self.graph.inserting_before(before):
+            counts = [self.graph.call_function(sym_size, (n, 0)) for n in (picked, self.gathered[features, 0])]
+            equal = self.graph.call_function(operator.eq, tuple(counts))
+            self.graph.call_function(torch._check, (equal,))
+
     # following
 
     def _visit(self, node: Node) -> None:
@@ -300,6 +308,8 @@ class TokenCut:
                     if -at <= len(shape) and shape[at] == old and not self.changed_dims(other):
                         mask = self.picked.get(short) if dim == 0 else None
                         node.replace_input_with(other, self._cut_operand(other, len(shape) + at, old, mask, node))
+                        if mask is not None:
+                            self._check_rows(short, other, node)
 
     def _cut_operand(self, other: Node, dim: int, old: int, mask: Node | None, before: Node) -> Node:
         if mask is not None:
@@ -401,6 +411,7 @@ class TokenCut:
             self.values[node] = None
             return
         self.picked[node] = mask
+        node.meta.pop("unbacked_bindings", None)  # the number of rows is another one than Dynamo has bound
         old = self.old_value(node)
         with self.mode:
             left = old.shape[0] - self.batch * (self.old - self.new)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._dynamo.exc import RestartAnalysis
 from torch.fx import GraphModule
 
 from segmo.capture import calling_model, set_up_dynamo
 from segmo.errors import CompileError, NotRewrittenError, SegMoError
 from segmo.options import Options
-from segmo.passes.analyse import Facts, analyse
+from segmo.passes.analyse import analyse
 from segmo.passes.pipeline import build_pipeline
 from segmo.passes.runner import Result, run_pipeline
 from segmo.report import GraphReport, Prefill, Report, report_for
@@ -40,7 +41,7 @@ def segmo(
     """
     try:
         return _compile(gm, example_inputs, Options.parse(options))
-    except SegMoError:
+    except (SegMoError, RestartAnalysis):  # the latter is how a lowering asks Dynamo to trace once more
         raise
     except Exception as error:  # Dynamo runs the model eagerly after some exceptions; ours is not one of them
         raise CompileError(f"SegMo could not compile a graph: {type(error).__name__}: {error}") from error
@@ -51,10 +52,11 @@ def _compile(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -
     model = calling_model()
     facts = analyse(gm, getattr(model, "config", None))
     result = run_pipeline(gm, facts, options, passes)
+    run = _lower(gm, example_inputs, options)
     report = report_for(model, options, SETUP)
     graph = report.add(facts.kind, result)
     _complain(graph, options)
-    return _recording(_lower(gm, example_inputs, options), result, facts, report)
+    return _recording(run, result, report)
 
 
 def _complain(graph: GraphReport, options: Options) -> None:
@@ -81,7 +83,7 @@ def _lower(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> 
     return forward
 
 
-def _recording(run: Callable[..., Any], result: Result, facts: Facts, report: Report) -> Callable[..., Any]:
+def _recording(run: Callable[..., Any], result: Result, report: Report) -> Callable[..., Any]:
     """Takes the outputs that were added for the report off again."""
     count = len(result.recorded)
     if not count:
