@@ -1,0 +1,23 @@
+"""The ``segmo`` program: what it offers, and how it says what is wrong."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from typer.testing import CliRunner
+
+from segmo.cli import app
+
+
+def test_help_names_the_commands() -> None:
+    out = CliRunner().invoke(app, ["--help"])
+    assert out.exit_code == 0
+    assert "demo" in out.output
+
+
+def test_a_wrong_option_is_one_line_and_not_a_traceback() -> None:
+    command = [sys.executable, "-m", "segmo", "demo", "--keep", "1.5"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "segmo: option 'keep' is 1.5; it must be a number with 0 < keep <= 1"
