@@ -14,7 +14,7 @@ TYPES := build/types
 
 help:
 	@echo "make demo    a real clip through a Video LLM, with and without SegMo"
-	@echo "make test    the tests; ARGS='-m \"not slow\" -n 2' is handed to pytest"
+	@echo "make test    the tests; ARGS='-m \"not slow\"' is handed to pytest"
 	@echo "make check   lint, format and types"
 	@echo "make format  put imports and layout in order"
 	@echo "make bench   prefill times; ARGS is handed to the benchmark"
@@ -31,7 +31,7 @@ demo: $(VENV)/.installed
 	$(BIN)/segmo demo $(ARGS)
 
 test: $(VENV)/.installed
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n 2 $(ARGS)
 
 check: lint types
 

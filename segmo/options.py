@@ -100,7 +100,7 @@ class Options:
     pipeline: str | None = _option(
         None,
         _is_pipeline,
-        'a pipeline such as "select-tokens,segment-attention{by=equal}"',
+        'a pipeline such as "select-tokens,segment-attention{segments=8}"',
         "passes to run, in order; the default pipeline when not given",
     )
     disable: tuple[str, ...] = _option(
