@@ -1,7 +1,7 @@
 """The operators that passes insert: ``torch.ops.segmo.*``, each with a fake for shape propagation.
 
-Legend: B batch, N prompt tokens, K kept tokens, V video tokens of the batch, H hidden size, S scenes, R rows of
-features, A query heads, G key/value heads, D head size.
+Legend: B batch, N prompt tokens, K kept tokens, V video tokens of the batch, H hidden size, S scenes, R rows
+of features, A query heads, G key/value heads, D head size.
 
 The work is done in the modules beside this one; here stand signatures and shapes.
 """
@@ -17,7 +17,10 @@ from torch._library.custom_ops import CustomOpDef
 
 from segmo.errors import PromptError
 from segmo.runtime import external, features, layout, relevance, scenes, schedule, segments, selection
-from segmo.runtime.attention import IMPLEMENTATIONS
+from segmo.runtime.attention.choice import implementation as attention_implementation
+from segmo.runtime.kernels import question as generated_question
+from segmo.runtime.kernels import scan as generated_scan
+from segmo.runtime.kernels.device import can_generate
 
 
 def _op(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
@@ -30,8 +33,8 @@ def valid_tokens(attention_mask_BN: Tensor | None, positions: Tensor | None, lik
 
     Args:
         attention_mask_BN: the 2-D attention mask, or None for no padding.
-        positions: text position ids (B, N) or M-RoPE ids with a row of text positions first (4, B, N), when the model
-            looks into them for packed sequences.
+        positions: text position ids (B, N) or M-RoPE ids with a row of text positions first (4, B, N), when
+            the model looks into them for packed sequences.
         like_BN: any (B, N) tensor.
 
     Raises:
@@ -74,6 +77,8 @@ def _(video_BN: Tensor, positions_RBN: Tensor | None, cells_per_frame: int, trai
 @_op("scan_video")
 def scan_video(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor) -> tuple[Tensor, Tensor]:
     """See :func:`segmo.runtime.features.scan_video`."""
+    if can_generate(embeds_BNH):
+        return generated_scan.scan_video(embeds_BNH, frame_BN, cell_BN)
     return features.scan_video(embeds_BNH, frame_BN, cell_BN)
 
 
@@ -118,7 +123,10 @@ def attention_relevance(
     max_scenes: int,
 ) -> Tensor:
     """See :func:`segmo.runtime.relevance.attention_relevance`."""
-    return relevance.attention_relevance(q_BAND, k_BGND, scene_BN, cell_BN, valid_BN, scale, max_scenes)
+    arguments = (q_BAND, k_BGND, scene_BN, cell_BN, valid_BN, scale, max_scenes)
+    if can_generate(q_BAND) and q_BAND.shape[3] % 16 == 0:
+        return generated_question.attention_relevance(*arguments)
+    return relevance.attention_relevance(*arguments)
 
 
 @attention_relevance.register_fake
@@ -187,7 +195,9 @@ def _(
 
 @_op("gather_tokens")
 def gather_tokens(x: Tensor, index_BK: Tensor, dim: int) -> Tensor:
-    """``x`` at the kept positions of each row along ``dim``; dimension 0 is the batch (or 1, shared by all rows)."""
+    """``x`` at the kept positions of each row along ``dim``; dimension 0 is the batch (or 1, shared by all
+    rows).
+    """
     if index_BK.shape[0] == 1:
         return x.index_select(dim, index_BK[0])
     shape = [1] * x.dim()
@@ -289,8 +299,12 @@ def _(segment_BK: Tensor, context_BK: Tensor | None, valid_BK: Tensor | None) ->
 def segment_attention(
     q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float, implementation: str
 ) -> Tensor:
-    """Segment attention by one of ``attention.IMPLEMENTATIONS``, (B, A, K, D), laid out as (B, K, A, D)."""
-    out = IMPLEMENTATIONS[implementation](q_BAKD, k_BGKD, v_BGKD, schedule, scale)
+    """Segment attention, (B, A, K, D) laid out (B, K, A, D).
+
+    ``implementation`` is a name from :func:`segmo.runtime.attention.choice.choose`; a generated kernel's name
+    holds the hash of its source.
+    """
+    out = attention_implementation(implementation)(q_BAKD, k_BGKD, v_BGKD, schedule, scale)
     return out.transpose(1, 2).contiguous().transpose(1, 2)  # free where it is laid out so already
 
 

@@ -88,12 +88,15 @@ def _scene_floor(size: list[int], total: int, last: int | None) -> list[int]:
     return least
 
 
-def _select_row(
+def row_budgets(
     novelty_V: Tensor, scene_V: Tensor, relevance_S: Tensor, total: int, balance: float, keep_last: bool
-) -> Tensor:
-    """Kept flags of one row's video tokens, (V,) bool with exactly ``total`` set, the last if asked for."""
-    size_S = torch.bincount(scene_V)
-    size = size_S.tolist()
+) -> list[int]:
+    """Tokens that each scene of one row keeps, ``total`` together.
+
+    Raises:
+        PromptError: a scene's relevance is not finite.
+    """
+    size = torch.bincount(scene_V).tolist()
     relevance_S = relevance_S[: len(size)]
     if not bool(torch.isfinite(relevance_S).all()):
         raise PromptError(
@@ -103,7 +106,16 @@ def _select_row(
     dynamics_S = torch.zeros_like(relevance_S).index_add_(0, scene_V, novelty_V)
     share = scene_shares(relevance_S, dynamics_S, balance).tolist()
     least = _scene_floor(size, total, int(scene_V[-1]) if keep_last else None)
-    budget_S = torch.tensor(scene_budgets(share, size, total, least), device=scene_V.device)
+    return scene_budgets(share, size, total, least)
+
+
+def _select_row(
+    novelty_V: Tensor, scene_V: Tensor, relevance_S: Tensor, total: int, balance: float, keep_last: bool
+) -> Tensor:
+    """Kept flags of one row's video tokens, (V,) bool with exactly ``total`` set, the last if asked for."""
+    size_S = torch.bincount(scene_V)
+    budgets = row_budgets(novelty_V, scene_V, relevance_S, total, balance, keep_last)
+    budget_S = torch.tensor(budgets, device=scene_V.device)
     if keep_last:
         novelty_V[-1] = torch.inf
     # Scene by scene, newest first, ties by order.

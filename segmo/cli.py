@@ -7,6 +7,7 @@ import sys
 import typer
 
 from segmo.commands.demo import demo
+from segmo.commands.kernels import kernels
 from segmo.errors import SegMoError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -17,7 +18,8 @@ def _program() -> None:
     """SegMo makes prefill of Video LLMs fast on long video."""
 
 
-app.command()(demo)
+for command in (demo, kernels):
+    app.command()(command)
 
 
 def main() -> None:

@@ -25,3 +25,7 @@ class CompileError(SegMoError):
 
 class PromptError(SegMoError, ValueError):
     """The prompt handed to a rewritten graph cannot be handled, for example rows with unequal videos."""
+
+
+class KernelError(SegMoError, ValueError):
+    """A kernel cannot be generated, compiled or launched for this shape, dtype or device."""

@@ -1,0 +1,113 @@
+"""Which implementation of segment attention a device, dtype and shape gets, and why."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from segmo.errors import CompileError, KernelError
+from segmo.runtime.attention import flash, reference
+
+Implementation = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an implementation depends on.
+
+    Attributes:
+        device, dtype: of q, k and v.
+        head_size: D.
+        heads, groups: query heads and key/value heads.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    head_size: int
+    heads: int
+    groups: int
+
+
+def generated_kernel(shape: Shape) -> str:
+    """``"triton@HASH"``: the generated kernel for a shape, named by the hash of its source.
+
+    The hash covers the template, the tile sizes (tuned ones too) and the precision, so a graph that was
+    compiled for another
+    version of the kernel does not match. The strides of keys and values are left out: they are found at run
+        time.
+
+    Raises:
+        KernelError: there is no kernel for this shape, dtype or device.
+    """
+    from segmo.runtime.kernels.device import architecture
+    from segmo.runtime.kernels.render import render
+    from segmo.runtime.kernels.specs import dtype_name
+    from segmo.runtime.kernels.tuned import tuned_attention_spec
+
+    if shape.heads % shape.groups:
+        raise KernelError(f"{shape.heads} query heads are not a multiple of {shape.groups} key/value heads")
+    repeats = shape.heads // shape.groups
+    target = architecture(shape.device)
+    spec = tuned_attention_spec(target, shape.device, shape.head_size, dtype_name(shape.dtype), repeats)
+    return f"triton@{render(spec).hash}"
+
+
+def choose(lowering: str, shape: Shape) -> tuple[str, str]:
+    """Implementation and the reason for it.
+
+    Args:
+        lowering: the user's option: ``"auto"``, ``"flash"``, ``"reference"`` or ``"inductor"``.
+        shape: of the graph's attention.
+
+    Raises:
+        CompileError: ``lowering="flash"`` was asked for where there is none.
+    """
+    dtype = str(shape.dtype).removeprefix("torch.")
+    if lowering == "reference":
+        return "reference", "it was asked for"
+    if shape.device.type == "cpu":
+        return "flash", f"the tensors are {dtype} on the CPU"
+    if lowering == "flash":
+        raise CompileError(
+            f"lowering='flash' is the CPU's flash attention; the model is on {shape.device}. Use lowering='auto'"
+        )
+    if shape.device.type != "cuda":
+        return "reference", f"there is no kernel for {shape.device.type} in this version"
+    try:
+        return generated_kernel(shape), f"the tensors are {dtype} with head size {shape.head_size} on a GPU"
+    except KernelError as error:
+        return "reference", f"no kernel can be generated: {error}"
+
+
+def _triton(expected: str, q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float) -> Tensor:
+    from segmo.runtime.attention import triton
+
+    shape = Shape(q_BAKD.device, q_BAKD.dtype, q_BAKD.shape[3], q_BAKD.shape[1], k_BGKD.shape[1])
+    found = generated_kernel(shape)
+    if found != expected:
+        raise KernelError(
+            f"the graph was compiled for kernel {expected}, this version of SegMo on this device makes {found}; "
+            "compile the model again (torch.compiler.reset())"
+        )
+    return triton.segment_attention(q_BAKD, k_BGKD, v_BGKD, schedule, scale)
+
+
+def implementation(name: str) -> Implementation:
+    """The function behind a name that :func:`choose` gave.
+
+    Raises:
+        KernelError: there is no such implementation.
+    """
+    if name.startswith("triton@"):
+        return functools.partial(_triton, name)
+    known: dict[str, Implementation] = {
+        "reference": reference.segment_attention,
+        "flash": flash.segment_attention,
+    }
+    if name not in known:
+        raise KernelError(f"there is no implementation {name!r} of segment attention; known are {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,116 @@
+"""The ``attention`` scorer by generated Triton kernels, without the attention matrix.
+
+Does on a GPU what :func:`segmo.runtime.relevance.attention_relevance` does.
+
+Legend: B batch, N prompt tokens, V video tokens of a row, S scenes, A query heads, G key/value heads, D head
+size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segmo.runtime.attention.triton import dense_heads
+from segmo.runtime.kernels.configs import question_spec
+from segmo.runtime.kernels.device import architecture
+from segmo.runtime.kernels.render import render
+from segmo.runtime.kernels.specs import QuestionSpec, dtype_name
+from segmo.runtime.layout import QUERY
+
+
+def key_scores(
+    q_AND: Tensor,
+    k_GND: Tensor,
+    question: tuple[int, int],
+    keys: tuple[int, int],
+    first_key: int,
+    scale: float,
+    spec: QuestionSpec,
+) -> Tensor:
+    """Softmax weight of each key in ``keys``, summed over all heads and question tokens, (keys,) fp32.
+
+    Args:
+        q_AND, k_GND: one batch row.
+        question: first question token and the end of the question.
+        keys: range of the keys to score, all before the question.
+        first_key: first token that is not padding; the softmax is over all keys from there.
+        scale: of the logits, positive.
+        spec: the kernels to run.
+    """
+    kernels: Any = render(spec).load()
+    groups, repeats = k_GND.shape[0], spec.repeats
+    rows = (question[1] - question[0]) * repeats
+    row_tiles = -(-rows // kernels.BLOCK_M)
+    chunks = -(-(question[1] - first_key) // kernels.CHUNK_N)
+    launch = {"num_warps": kernels.NUM_WARPS, "num_stages": kernels.NUM_STAGES}
+    strides = (*q_AND.stride()[:2], *k_GND.stride()[:2])
+    base2 = scale * math.log2(math.e)
+    lse = torch.empty(chunks, groups, rows, device=q_AND.device)
+    kernels.question_lse_kernel[groups, row_tiles, chunks](
+        q_AND, k_GND, lse, *strides, *question, first_key, base2, **launch
+    )
+    whole_lse = torch.logsumexp(lse * math.log(2), dim=0) / math.log(2)
+    scores_GN = torch.empty(groups, keys[1] - keys[0], device=q_AND.device)
+    kernels.key_scores_kernel[groups, -(-scores_GN.shape[1] // kernels.BLOCK_N)](
+        q_AND, k_GND, whole_lse, scores_GN, *strides, *question, *keys, base2, **launch
+    )
+    return scores_GN.sum(dim=0)
+
+
+def attention_relevance(
+    q_BAND: Tensor,
+    k_BGND: Tensor,
+    scene_BN: Tensor,
+    cell_BN: Tensor,
+    valid_BN: Tensor | None,
+    scale: float,
+    max_scenes: int,
+    spec: QuestionSpec | None = None,
+) -> Tensor:
+    """Attention that the question pays to a scene's tokens, averaged over heads, question tokens and tokens,
+    (B, S).
+
+    -inf for scenes that do not exist, as all scorers return it.
+
+    Args:
+        q_BAND, k_BGND: of the decoder layer that scores.
+        scene_BN, cell_BN: scene and cell of each token.
+        valid_BN: False at padding, which lies before or after the prompt; None for no padding.
+        scale: of the logits, positive.
+        max_scenes: S.
+        spec: the kernels to run; ones for this device when not given.
+
+    Raises:
+        KernelError: there is no kernel for the dtype, head size or device.
+    """
+    heads, groups = q_BAND.shape[1], k_BGND.shape[1]
+    spec = spec or question_spec(
+        architecture(q_BAND.device), q_BAND.shape[3], dtype_name(q_BAND.dtype), heads // groups
+    )
+    q_BAND, k_BGND = dense_heads(q_BAND), dense_heads(k_BGND)
+    out_BS = torch.full((scene_BN.shape[0], max_scenes), -torch.inf, device=q_BAND.device)
+    for row in range(scene_BN.shape[0]):
+        video_V = (cell_BN[row] >= 0).nonzero()[:, 0]
+        if video_V.numel() == 0:
+            continue
+        counts_S = torch.bincount(scene_BN[row, video_V])
+        asked = scene_BN[row] == QUERY
+        first_key = 0
+        if valid_BN is not None:
+            asked &= valid_BN[row]
+            first_key = int(valid_BN[row].int().argmax())
+        question_Q = asked.nonzero()[:, 0]
+        if question_Q.numel() == 0:
+            out_BS[row, : counts_S.shape[0]] = 0
+            continue
+        question = (int(question_Q[0]), int(question_Q[-1]) + 1)
+        keys = (int(video_V[0]), int(video_V[-1]) + 1)
+        score_N = key_scores(q_BAND[row], k_BGND[row], question, keys, first_key, scale, spec)
+        # A scene's tokens are neighbours among the video tokens, so each sum has one order.
+        total_S = torch.segment_reduce(score_N[video_V - keys[0]], "sum", lengths=counts_S)
+        out_BS[row, : counts_S.shape[0]] = total_S / counts_S / (heads * question_Q.numel())
+    return out_BS

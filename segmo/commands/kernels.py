@@ -1,0 +1,168 @@
+"""``segmo kernels``: the generated kernels, what the compiler makes of them, and what they should cost."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from segmo.runtime.kernels.inspection import Inspection
+    from segmo.runtime.kernels.inventory import Entry
+
+ALL_TARGETS = "sm_80,sm_90,sm_100,gfx942"
+
+
+def _selected(target: str, kernel: str | None, head_size: int | None, dtype: str | None) -> list[Entry]:
+    from segmo.errors import KernelError
+    from segmo.runtime.kernels.inventory import entries
+
+    chosen = [
+        entry
+        for entry in entries(target)
+        if kernel in (None, entry.kernel)
+        and (head_size is None or entry.head_size in (None, head_size))
+        and dtype in (None, entry.dtype)
+    ]
+    if not chosen:
+        raise KernelError(
+            f"no kernel {kernel or ''} with head size {head_size} and dtype {dtype} in the inventory; "
+            "'segmo kernels --list' shows what there is"
+        )
+    return chosen
+
+
+def _row(target: str, entry: Entry) -> dict[str, Any]:
+    """One line of the table, in a process of its own perhaps."""
+    import torch
+
+    from segmo.runtime.kernels.inventory import compile_and_inspect, problems
+    from segmo.runtime.kernels.render import render
+
+    torch.set_num_threads(1)
+    found: Inspection = compile_and_inspect(entry, target)
+    loop = found.main_loop
+    return {
+        "target": target,
+        "kernel": entry.function,
+        "head_size": entry.head_size,
+        "dtype": entry.dtype,
+        "config": entry.config,
+        "hash": render(entry.spec).hash,
+        "registers": found.registers,
+        "stack_bytes": found.stack,
+        "spill_instructions": found.spill_instructions,
+        "shared_bytes": found.shared,
+        "occupancy": found.occupancy,
+        "matrix": list(found.matrix),
+        "async_copies": found.async_copies,
+        "instructions": found.instructions,
+        "loop_instructions": loop.instructions if loop else None,
+        "per_matrix_instruction": round(loop.ratio, 2) if loop else None,
+        "problems": problems(entry, target, found),
+    }
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> Table:
+    from rich.table import Table
+
+    table = Table(
+        title="Generated kernels, compiled without a GPU",
+        caption="regs: registers per thread; occ: programs per multiprocessor; per mma: instructions "
+        "per matrix instruction in the leanest loop",
+    )
+    for name in ("target", "kernel", "D", "dtype", "config"):
+        table.add_column(name)
+    for name in ("regs", "spills", "shared", "occ", "matrix", "async", "per mma"):
+        table.add_column(name, justify="right")
+    table.add_column("verdict")
+    for row in rows:
+        spills = f"{row['stack_bytes']} B" if row["stack_bytes"] or row["spill_instructions"] else "none"
+        table.add_row(
+            row["target"],
+            row["kernel"],
+            str(row["head_size"] or "-"),
+            row["dtype"],
+            row["config"],
+            str(row["registers"]),
+            spills,
+            str(row["shared_bytes"]),
+            str(row["occupancy"]),
+            " ".join(row["matrix"]) or "-",
+            str(row["async_copies"]),
+            f"{row['per_matrix_instruction']:.2f}" if row["per_matrix_instruction"] else "-",
+            "[red]" + "; ".join(row["problems"]) if row["problems"] else "[green]ok",
+        )
+    return table
+
+
+def _compile_all(work: list[tuple[str, Entry]], jobs: int) -> list[dict[str, Any]]:
+    """Rows in order. Triton's compiler holds the interpreter lock, so more than one job means processes."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    targets, chosen = [target for target, _ in work], [entry for _, entry in work]
+    if jobs == 1:
+        return [_row(*item) for item in work]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(_row, targets, chosen))
+
+
+def _print_source(entry: Entry) -> None:
+    from segmo.runtime.kernels.render import render
+
+    kernel = render(entry.spec)
+    typer.echo(f"# {kernel.load().__file__}")
+    typer.echo(f"# hash {kernel.hash}")
+    typer.echo(kernel.source)
+
+
+def kernels(
+    target: Annotated[str, typer.Option(help="architectures to compile for, comma-separated")] = ALL_TARGETS,
+    kernel: Annotated[str | None, typer.Option(help="one kernel only, such as segment_attention")] = None,
+    head_size: Annotated[int | None, typer.Option(help="one head size only: 64, 80, 96, 128 or 256")] = None,
+    dtype: Annotated[str | None, typer.Option(help="one dtype only: bf16, fp16 or fp32")] = None,
+    source: Annotated[bool, typer.Option("--source", help="print the generated source instead")] = False,
+    listing: Annotated[bool, typer.Option("--list", help="list the kernels, compile nothing")] = False,
+    predict: Annotated[bool, typer.Option("--predict", help="predicted times from data sheets")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="processes that compile")] = 1,
+) -> None:
+    """Compile the generated kernels for GPUs that need not be there, and show what the compiler made of them.
+
+    Exits with 1 if a default config spills registers, misses the target's matrix instruction or its
+    asynchronous copies.
+    """
+    from rich.console import Console
+
+    console = Console(width=None if Console().is_terminal else 200)
+    targets = target.split(",")
+    if predict:
+        from segmo.commands.kernels_predict import prediction_rows, prediction_table
+
+        predicted = prediction_rows(targets, head_size or 128, dtype or "bf16")
+        if as_json:
+            typer.echo(json.dumps(predicted, indent=1))
+        else:
+            console.print(prediction_table(predicted))
+        return
+    work = [(name, entry) for name in targets for entry in _selected(name, kernel, head_size, dtype)]
+    if listing:
+        for name, entry in work:
+            typer.echo(f"{name} {entry.function} D={entry.head_size or '-'} {entry.dtype} {entry.config}")
+        return
+    if source:
+        _print_source(work[0][1])
+        return
+    rows = _compile_all(work, jobs)
+    if as_json:
+        typer.echo(json.dumps(rows, indent=1))
+    else:
+        console.print(_table(rows))
+    if any(row["problems"] for row in rows):
+        raise typer.Exit(1)
