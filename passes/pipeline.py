@@ -17,10 +17,11 @@ from segmo.passes.inject_context import InjectContext
 from segmo.passes.lower_kernels import LowerKernels
 from segmo.passes.segment_attention import SegmentAttention
 from segmo.passes.select_tokens import SelectTokens
+from segmo.passes.shard_segments import ShardSegments
 
 ENTRY_POINTS = "segmo.passes"
-OWN: tuple[type[Any], ...] = (SelectTokens, SegmentAttention, InjectContext, LowerKernels)
-DEFAULT = "select-tokens,segment-attention,inject-context,lower-kernels"
+OWN: tuple[type[Any], ...] = (SelectTokens, SegmentAttention, InjectContext, ShardSegments, LowerKernels)
+DEFAULT = "select-tokens,segment-attention,inject-context,shard-segments,lower-kernels"
 _ITEM = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 
 

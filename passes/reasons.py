@@ -82,6 +82,22 @@ _ALL = (
         "layer={detail}",
         "choose a decoder layer that the model has",
     ),
+    Reason("no-group", "there is one process", "start the program with torchrun and several processes"),
+    Reason(
+        "batch",
+        "segments are spread over ranks one prompt at a time, and the batch has several",
+        "call the model once per prompt",
+    ),
+    Reason(
+        "late-selection",
+        'with scorer="attention" the caches of the first layers are whole on every rank',
+        'use cache="gather", or another scorer',
+    ),
+    Reason(
+        "masked-decode",
+        "a decode step has an attention mask, and the cache is spread over the ranks",
+        "pass prompts without padding and use the default DynamicCache",
+    ),
     Reason(
         "cannot-follow",
         "the shorter sequence could not be followed through the graph: {detail}",
@@ -128,7 +144,9 @@ class Miss:
         )
 
 
-EXPECTED = frozenset({"no-decoder", "decode", "text-only", "keep-all", "one-segment", "no-context", "no-segments"})
+EXPECTED = frozenset(
+    {"no-decoder", "decode", "text-only", "keep-all", "one-segment", "no-context", "no-segments", "no-group"}
+)
 
 
 class DoesNotApply(Exception):  # control flow inside a pass, never seen by a user

@@ -13,6 +13,7 @@ from segmo.errors import OptionError, SegMoError
 from segmo.families import FAMILIES, family_of
 from segmo.options import Options
 from segmo.report import forget
+from segmo.runtime.distributed.session import memory_explained
 
 _PIXELS = {"video": "pixel_values_videos", "image": "pixel_values"}
 
@@ -49,7 +50,8 @@ def compile(  # noqa: A001  # the name that torch uses too
     @functools.wraps(compiled)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            return compiled(*args, **_encoded(untyped, kwargs))
+            with memory_explained():
+                return compiled(*args, **_encoded(untyped, kwargs))
         except BackendCompilerFailed as failure:  # Dynamo's wrapping hides what was wrong behind how it was found
             if isinstance(failure.inner_exception, SegMoError):
                 raise failure.inner_exception from None

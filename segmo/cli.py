@@ -6,8 +6,11 @@ import sys
 
 import typer
 
+from segmo.commands.calibrate import calibrate
 from segmo.commands.demo import demo
 from segmo.commands.kernels import kernels
+from segmo.commands.plan import plan
+from segmo.commands.simulate import simulate
 from segmo.errors import SegMoError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -18,7 +21,7 @@ def _program() -> None:
     """SegMo makes prefill of Video LLMs fast on long video."""
 
 
-for command in (demo, kernels):
+for command in (demo, kernels, calibrate, plan, simulate):
     app.command()(command)
 
 

@@ -27,5 +27,13 @@ class PromptError(SegMoError, ValueError):
     """The prompt handed to a rewritten graph cannot be handled, for example rows with unequal videos."""
 
 
+class PlanError(SegMoError, ValueError):
+    """Segments cannot be spread over the ranks as asked: memory, sizes or an unknown device."""
+
+
+class RankError(SegMoError):
+    """Ranks disagree, or one of them died or hung. The message names the rank and the step."""
+
+
 class KernelError(SegMoError, ValueError):
     """A kernel cannot be generated, compiled or launched for this shape, dtype or device."""

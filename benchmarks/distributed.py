@@ -1,0 +1,361 @@
+"""Prefill over ranks, measured in one run: full attention and its parallel forms against LSP and CAS+LSP.
+
+Every rank is a process with one thread on a core of its own, over gloo. Times are the best of some runs, since other
+work on the machine only ever slows one down; a run's time is that of its slowest rank. PyTorch's own context
+parallelism is not in the table: it has no sharding strategy for the CPU's flash attention.
+
+    python benchmarks/distributed.py --tokens 16384 --ranks 2
+    python benchmarks/distributed.py --plans 12 --tokens 8192    # how well the cost model predicts and chooses
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import itertools
+import json
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as multiprocessing
+from rank_model import SHAPE, Decoder, Prompt, make_prompt, select
+from rank_ways import (
+    Outcome,
+    Way,
+    gathered_attention,
+    ring_attention,
+    run_plan,
+    segments,
+    sequence_parallel,
+    ulysses_attention,
+    whole,
+)
+from rich.console import Console
+from rich.table import Table
+
+from segmo.runtime.cost.device import Device
+from segmo.runtime.cost.link import measure_link
+from segmo.runtime.cost.measure import measure_device
+from segmo.runtime.distributed.ranks import Ranks
+from segmo.runtime.partition.plan import Piece, Plan
+from segmo.runtime.partition.planner import make_plan
+from segmo.runtime.partition.workload import Workload
+
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One way, measured.
+
+    Attributes:
+        seconds: best run of the slowest rank, per prompt.
+        cpu_seconds: processor time of the busiest rank in its best run, per prompt: what the wall time would be on
+            cores that nothing else uses, but for waiting.
+        bytes_received: by the rank that receives most, in one prefill.
+        imbalance: largest over mean of the ranks' processor time.
+        memory_mib: peak of one rank's process so far.
+        error: difference of the question's hidden states from the single process, relative to their size.
+    """
+
+    name: str
+    ranks: int
+    seconds: float
+    cpu_seconds: float
+    bytes_received: int
+    imbalance: float
+    memory_mib: float
+    error: float | None
+
+
+def exchange(value: float) -> list[float]:
+    """One number from every rank."""
+    values = [torch.zeros(1, dtype=torch.double) for _ in range(dist.get_world_size())]
+    dist.all_gather(values, torch.tensor([value], dtype=torch.double))
+    return [float(one) for one in values]
+
+
+@dataclass(frozen=True)
+class Clocked:
+    """Best wall time of the slowest rank, and processor times of the run in which the busiest rank had least."""
+
+    wall: float
+    cpu: tuple[float, ...]
+    outcome: Outcome
+
+
+def clocked(run: Callable[[], Outcome], runs: int) -> Clocked:
+    """Times a prefill that all ranks take part in."""
+    walls, cpus = [], []
+    for _ in range(runs):
+        dist.barrier()
+        wall, cpu = time.perf_counter(), time.process_time()
+        outcome = run()
+        taken, busy = time.perf_counter() - wall, time.process_time() - cpu
+        walls.append(max(exchange(taken)))
+        cpus.append(tuple(exchange(busy)))
+    return Clocked(min(walls), min(cpus, key=max), outcome)
+
+
+def calibrate(ranks: Ranks, dtype: torch.dtype) -> Device:
+    """The rates of the slowest rank, measured on all of them at once, as they will run."""
+    dist.barrier()
+    mine = measure_device(torch.device("cpu"), dtype, SHAPE)
+    latency, rate = measure_link(ranks, torch.device("cpu"))
+    fields = {
+        "gemm_flops": min,
+        "attention_flops": min,
+        "memory_bytes_per_s": min,
+        "tile_keys": max,
+        "call_seconds": max,
+    }
+    shared = {name: pick(exchange(getattr(mine, name))) for name, pick in fields.items()}
+    link = {"link_seconds": max(exchange(latency)), "link_bytes_per_s": min(exchange(rate))}
+    return Device(**{**asdict(mine), **shared, **link})
+
+
+def nothing(decoder: Decoder, prompt: Prompt, ranks: Ranks) -> Outcome:
+    """What the other ranks do while one runs alone."""
+    return Outcome(torch.zeros(0, 1), 0)
+
+
+class Comparison:
+    """Ways on one prompt, measured one after the other.
+
+    Attributes:
+        alone: the ranks object of a single process. results: what was measured, in order.
+    """
+
+    def __init__(self, args: argparse.Namespace, ranks: Ranks, decoder: Decoder) -> None:
+        self.args, self.ranks, self.decoder = args, ranks, decoder
+        self.alone = Ranks(None)
+        self.prompt = make_prompt(args.tokens, args.scenes, DTYPES[args.dtype])
+        self.results: list[Result] = []
+        self._question: dict[str, torch.Tensor] = {}
+
+    def single(self, name: str, way: Way) -> None:
+        """One process; the others wait."""
+        mine = way if self.ranks.rank == 0 else nothing
+        outcome = self._add(name, 1, mine, self.alone, 1, None)
+        self._question[name] = outcome.question
+
+    def parallel(self, name: str, way: Way, same_as: str, prompts: int = 1) -> None:
+        """All ranks; ``prompts`` > 1 when each does a prompt of its own. Compared with a single process's way."""
+        group = self.alone if prompts > 1 else self.ranks
+        self._add(name, self.ranks.world, way, group, prompts, same_as)
+
+    def _add(self, name: str, used: int, way: Way, group: Ranks, prompts: int, same_as: str | None) -> Outcome:
+        group.traffic.bytes_received = 0
+        clock = clocked(lambda: way(self.decoder, self.prompt, group), self.args.runs)
+        moved = int(max(exchange(group.traffic.bytes_received)) / self.args.runs)
+        peak = max(exchange(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+        busy = clock.cpu[:used]
+        self.results.append(
+            Result(
+                name,
+                used,
+                clock.wall / prompts,
+                max(busy) / prompts,
+                moved,
+                max(busy) / statistics.mean(busy),
+                peak,
+                self._error(clock.outcome, same_as),
+            )
+        )
+        if self.ranks.rank == 0:
+            Console(stderr=True).print(f"{name}: {clock.wall / prompts:.3f} s", highlight=False)
+        return clock.outcome
+
+    def _error(self, outcome: Outcome, same_as: str | None) -> float | None:
+        """On the rank that holds the question; with full attention over ranks only the last one may."""
+        mine = float("nan")
+        if same_as is not None and self.ranks.rank == 0:
+            expected = self._question[same_as].float()
+            if outcome.question.shape == expected.shape and outcome.has_question:
+                mine = float((outcome.question.float() - expected).norm() / expected.norm())
+        error = exchange(mine)[0]
+        return None if error != error else error
+
+
+def compare(args: argparse.Namespace, ranks: Ranks, decoder: Decoder, device: Device) -> list[Result]:
+    """All ways on one prompt."""
+    it, devices, keep = Comparison(args, ranks, decoder), [device] * ranks.world, args.keep
+
+    def lsp(keep: float, method: str) -> Way:
+        return segments(keep, args.segments, method, devices)
+
+    it.single("full attention", whole)
+    it.parallel("full attention, data parallel", whole, "full attention", prompts=ranks.world)
+    it.parallel("full, ring (zigzag)", sequence_parallel(ring_attention, True), "full attention")
+    it.parallel("full, all-gather of K/V (zigzag)", sequence_parallel(gathered_attention, True), "full attention")
+    if SHAPE.kv_heads % ranks.world == 0:
+        it.parallel("full, Ulysses", sequence_parallel(ulysses_attention, False), "full attention")
+    it.single("LSP", lsp(1.0, "balanced"))
+    it.parallel("LSP, equal token counts", lsp(1.0, "equal"), "LSP")
+    it.parallel("LSP, by the cost model", lsp(1.0, "balanced"), "LSP")
+    it.single(f"CAS {keep} + LSP", lsp(keep, "balanced"))
+    it.parallel(f"CAS {keep} + LSP, by the cost model", lsp(keep, "balanced"), f"CAS {keep} + LSP")
+    return it.results
+
+
+def random_plan(row_segments: list[int], plan: Plan, rng: np.random.Generator) -> Plan:
+    """The same workload with its segments cut into runs at random places."""
+    cuts = sorted(rng.integers(0, len(row_segments) + 1, plan.world - 1).tolist())
+    edges = [0, *cuts, len(row_segments)]
+    pieces = tuple(
+        tuple(Piece(s, 0, row_segments[s]) for s in range(start, end)) for start, end in itertools.pairwise(edges)
+    )
+    return Plan(plan.workload, plan.shape, plan.devices, pieces, plan.home, plan.cache, "random")
+
+
+def predict(args: argparse.Namespace, ranks: Ranks, decoder: Decoder, device: Device) -> list[dict[str, Any]]:
+    """Predicted against measured time for the chosen plan and for others, on several videos.
+
+    Measured twice: as wall time, and as processor time of the busiest rank, which other work on the machine does not
+    stretch. What is compared with the latter is the plan's largest busy time.
+    """
+    rng = np.random.default_rng(1)
+    rows = []
+    for number in range(args.plans):
+        tokens = int(rng.integers(2, max(3, args.tokens // 1024 + 1))) * 1024
+        prompt = make_prompt(tokens, int(rng.integers(5, 13)), DTYPES[args.dtype], seed=number)
+        index, row = select(prompt, 1.0, "scene", context=2)
+        load, devices = Workload.of_schedule(row), [device] * ranks.world
+        chosen = make_plan(load, SHAPE, devices, cache="sharded")
+        plans = {
+            "chosen": chosen,
+            "equal": make_plan(load, SHAPE, devices, "equal", cache="sharded"),
+            "zigzag": make_plan(load, SHAPE, devices, "zigzag", cache="sharded"),
+            "whole scenes": make_plan(load, SHAPE, devices, split=False, cache="sharded"),
+            "random": random_plan(list(load.segments), chosen, rng),
+        }
+        for name, plan in plans.items():
+            run = functools.partial(run_plan, decoder, prompt, ranks, plan, index, row)
+            clock = clocked(run, args.runs)
+            rows.append(
+                {
+                    "video": number,
+                    "tokens": tokens,
+                    "plan": name,
+                    "wall": clock.wall,
+                    "predicted wall": plan.seconds,
+                    "busy": max(clock.cpu),
+                    "predicted busy": max(plan.busy),
+                }
+            )
+            if ranks.rank == 0:
+                Console(stderr=True).print(rows[-1], highlight=False)
+    return rows
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything that was asked for, on this rank's core; the same answer on every rank but for rounding."""
+    ranks = Ranks.of()
+    device = calibrate(ranks, DTYPES[args.dtype])
+    decoder = Decoder(DTYPES[args.dtype])
+    answer: dict[str, Any] = {"device": asdict(device)}
+    if args.plans:
+        answer["plans"] = predict(args, ranks, decoder, device)
+    else:
+        answer["results"] = [asdict(result) for result in compare(args, ranks, decoder, device)]
+    return answer
+
+
+def work(rank: int, args: argparse.Namespace, folder: str) -> None:
+    """One rank: a process with one thread on a core of its own."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[rank % len(cores)]})
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        store=dist.FileStore(f"{folder}/store", args.ranks),
+        rank=rank,
+        world_size=args.ranks,
+        timeout=datetime.timedelta(minutes=10),
+    )
+    answer = measure(args)
+    if rank == 0:
+        Path(folder, "answer.json").write_text(json.dumps(answer))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def show_results(results: list[dict[str, Any]]) -> Table:
+    """The ways side by side; speedups are by processor time of the busiest rank and by wall time."""
+    table = Table(title="prefill, one thread per rank")
+    for column in ("way", "ranks", "wall s", "x", "CPU s", "x", "MB received", "max/mean", "peak MiB", "error"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    first = results[0]
+    for one in results:
+        table.add_row(
+            one["name"],
+            str(one["ranks"]),
+            f"{one['seconds']:.3f}",
+            f"{first['seconds'] / one['seconds']:.2f}",
+            f"{one['cpu_seconds']:.3f}",
+            f"{first['cpu_seconds'] / one['cpu_seconds']:.2f}",
+            f"{one['bytes_received'] / 1e6:.3f}",
+            f"{one['imbalance']:.3f}",
+            f"{one['memory_mib']:.0f}",
+            "" if one["error"] is None else f"{one['error']:.1e}",
+        )
+    return table
+
+
+def show_plans(rows: list[dict[str, Any]]) -> list[str]:
+    """How far predictions are off, and how far the chosen plan is from the best measured one."""
+    lines = []
+    for kind in ("wall", "busy"):
+        errors = [abs(one[f"predicted {kind}"] / one[kind] - 1) for one in rows]
+        regrets = []
+        for video in {one["video"] for one in rows}:
+            mine = {one["plan"]: one[kind] for one in rows if one["video"] == video}
+            regrets.append(mine["chosen"] / min(mine.values()) - 1)
+        median, worst = 100 * statistics.median(errors), 100 * max(errors)
+        lines.append(f"{kind} time of {len(rows)} plans: median error {median:.1f}%, largest {worst:.1f}%")
+        median, worst = 100 * statistics.median(regrets), 100 * max(regrets)
+        lines.append(
+            f"{kind} time of the chosen plan over the best of five: median {median:.1f}%, largest {worst:.1f}%"
+        )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=16384, help="video tokens of the prompt; with --plans at most")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--scenes", type=int, default=12)
+    parser.add_argument("--segments", default="8", help='as the option "segments"')
+    parser.add_argument("--keep", type=float, default=0.25)
+    parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--plans", type=int, default=0, help="compare predictions on that many videos, instead")
+    parser.add_argument("--json", type=Path, help="write everything here too")
+    args = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(work, (args, folder), nprocs=args.ranks)
+        answer = json.loads(Path(folder, "answer.json").read_text())
+    console = Console(width=120)
+    if args.plans:
+        for line in show_plans(answer["plans"]):
+            console.print(line, highlight=False)
+    else:
+        console.print(show_results(answer["results"]))
+    if args.json:
+        args.json.write_text(json.dumps(answer, indent=1))
+
+
+if __name__ == "__main__":
+    main()

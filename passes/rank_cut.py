@@ -1,0 +1,104 @@
+"""The second cut: from one node on, each rank computes on its own tokens of the prompt.
+
+Same walk as :class:`segmo.passes.cut.TokenCut`. What differs: how many tokens are left is known only when the
+graph runs, what was dropped on one rank is on another, and what leaves the graph is put together again.
+
+Legend: N prompt tokens, K kept tokens, L tokens of this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+from torch.fx.node import map_arg
+
+from segmo.passes.analyse import Attention, Merge
+from segmo.passes.cut import TokenCut
+from segmo.passes.graph import concrete, example
+from segmo.passes.scene_nodes import OPS
+
+
+class RankCut(TokenCut):
+    """Rewrites everything after the point at which tokens are dealt out to ranks.
+
+    Every node's traced value still has the prompt's length N, whether tokens were selected before or not, so
+    the walk goes from N to a made-up length N - 1, which no other size depends on.
+
+    Args:
+        packed: node of the rank's packed schedule.
+        group: name of the process group.
+        gather: whether caches are put together at the end.
+        (others): as for :class:`TokenCut`.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        index: Node,
+        packed: Node,
+        group: str,
+        gather: bool,
+        merge: Merge,
+        attentions: Sequence[Attention],
+    ) -> None:
+        length = int(concrete(example(merge.node).shape[1]))
+        super().__init__(graph, index, index, length, length - 1, merge, attentions)
+        self.packed, self.group, self.gather_caches = packed, group, gather
+        self.joined: set[Node] = set()
+        with self.mode:
+            self.values[packed] = torch.empty(8, dtype=torch.long)
+            self.values[index] = torch.empty((1, self.new), dtype=torch.long)
+
+    def _visit(self, node: Node) -> None:
+        if node.target is OPS.scatter_tokens.default:  # on its way out after selection: all kept tokens are due
+            source = node.args[0]
+            assert isinstance(source, Node)
+            node.replace_input_with(source, self._join(source, node))
+            self.values[node] = self.old_value(node)
+            self.joined.add(node)
+            return
+        super()._visit(node)
+
+    def _gather_rows(self, features: Node, mask: Node, before: Node) -> Node:
+        """Rows of per-token features whose tokens are on this rank; text between frames is dealt out too."""
+        with self.graph.inserting_before(before):
+            made = self.graph.call_function(OPS.rank_rows.default, (features, mask, self.index))
+        rows, *rest = self.value(features).shape
+        old = example(features)
+        made.meta.update(example_value=old)
+        self.gathered[features, 0] = made
+        with self.mode:
+            left = rows - self.batch * (self.old - self.new)
+            self.values[made] = torch.empty([left, *rest], dtype=old.dtype, device=old.device)
+        return made
+
+    def _finish(self, output: Node) -> None:
+        """Caches are put together or stay; what is N long is joined; what is replicated comes from the home rank."""
+
+        def mend(arg: Node) -> Node:
+            if arg in self.joined or arg not in self.after:
+                return arg
+            if arg in self.caches:
+                return self._join(arg, output) if self.gather_caches else arg
+            if self.changed_dims(arg):
+                return self._join(arg, output)
+            value = example(arg)
+            if isinstance(value, Tensor) and value.dtype.is_floating_point:
+                return self._insert(OPS.from_home.default, arg, output)
+            return arg
+
+        output.args = map_arg(output.args, mend)
+
+    def _join(self, node: Node, before: Node) -> Node:
+        made = self._insert(OPS.join_tokens.default, node, before)
+        self.joined.add(made)
+        return made
+
+    def _insert(self, op: object, node: Node, before: Node) -> Node:
+        with self.graph.inserting_before(before):
+            made = self.graph.call_function(op, (node, self.packed, self.group))  # type: ignore[arg-type]
+        made.meta.update(example_value=example(node), stack_trace=node.meta.get("stack_trace"))
+        return made

@@ -1,0 +1,161 @@
+"""``shard-segments``: the segments of one prompt are spread over the ranks of a process group."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from importlib.metadata import version
+from typing import Any, ClassVar
+
+import torch
+from torch.fx import Node
+
+import segmo.runtime.distributed.ops  # noqa: F401  # registers torch.ops.segmo
+from segmo.capture import calling_model
+from segmo.passes.base import Outcome, Rewrite, Tier
+from segmo.passes.graph import concrete, erase_unused, example
+from segmo.passes.rank_cut import RankCut
+from segmo.passes.reasons import Miss
+from segmo.passes.scene_nodes import OPS, merge_of, scale_of
+from segmo.runtime.cost.device import Device
+from segmo.runtime.cost.shape import ModelShape, shape_of
+from segmo.runtime.cost.store import planning_device
+from segmo.runtime.distributed.preflight import exchange_facts, weights_fingerprint
+from segmo.runtime.distributed.ranks import Ranks
+from segmo.runtime.distributed.session import Settings
+
+_CHECKS = itertools.count()
+
+
+@dataclass(frozen=True)
+class ShardSegments:
+    """Gives each rank whole segments (or, where one is too long, a part of it) by the cost model.
+
+    Every rank keeps sinks and question; keys and values of context tokens are exchanged in each layer, and
+    the question's attention is merged by logsumexp. Logits are those of the home rank on all ranks. Exact.
+
+    Applies when a process group of more than one rank exists. After prefill ``cache="gather"`` leaves the
+    whole cache on every rank, and plain ``generate`` goes on; ``cache="sharded"`` leaves it where it is, and
+    decode attends to it there.
+
+    Trap avoided: ranks that differ (weights, options, versions, prompts) would compute nonsense or wait for
+    ever; they are compared through the group's store before the first collective, and every prefill compares
+    the prompts.
+    """
+
+    name: ClassVar[str] = "shard-segments"
+    tier: ClassVar[Tier] = Tier.EXACT
+
+    cache: str = "gather"
+    device: str = "auto"
+    method: str = "balanced"
+    split: bool = True
+    timeout: float = 120.0  # seconds in which every rank must have compiled its graph
+
+    def run(self, rewrite: Rewrite) -> Outcome:
+        """See :class:`segmo.passes.base.Pass`."""
+        ranks = Ranks.of()
+        if ranks.world == 1:
+            return Outcome(misses=(Miss.of("no-group"),))
+        if rewrite.facts.kind == "decode" and self.cache == "sharded":
+            return self._decode(rewrite, ranks)
+        if rewrite.facts.miss:
+            return Outcome(misses=(rewrite.facts.miss,))
+        if "schedule" not in rewrite.nodes:
+            return Outcome(misses=(Miss.of("no-segments"),))
+        if concrete(example(merge_of(rewrite).node).shape[0]) != 1:
+            return Outcome(misses=(Miss.of("batch"),))
+        if self.cache == "sharded" and rewrite.options.scorer == "attention":
+            return Outcome(misses=(Miss.of("late-selection"),))
+        settings = self._settings(rewrite, ranks)
+        return self._prefill(rewrite, settings)
+
+    # --- prefill
+
+    def _prefill(self, rewrite: Rewrite, settings: Settings) -> Outcome:
+        nodes, graph = rewrite.nodes, rewrite.graph
+        attentions = [node for node in graph.nodes if _reads(node, nodes["schedule"])]
+        after = max((nodes["schedule"], nodes["last"]), key=list(graph.nodes).index)
+        with graph.inserting_after(after):
+            arguments = (nodes["schedule"], nodes.get("index"), settings.to_json())
+            packed = graph.call_function(OPS.plan_ranks.default, arguments)
+        with graph.inserting_after(packed):
+            index = graph.call_function(OPS.rank_positions.default, (packed, nodes["frame"]))
+        for layer, node in enumerate(attentions):
+            _replace(node, packed, settings.group, layer)
+        gather = self.cache == "gather"
+        merge, facts = merge_of(rewrite), rewrite.facts
+        cut = RankCut(graph, index, packed, settings.group, gather, merge, facts.attentions)
+        cut.run(self._roots(rewrite), index.next)
+        rewrite.notes.append(
+            f"shard-segments: {len(settings.devices)} ranks ({settings.devices[0].name}), cache {self.cache}"
+        )
+        return Outcome(matches=len(attentions))
+
+    def _roots(self, rewrite: Rewrite) -> dict[Node, int]:
+        """What is dealt out to the ranks, along which dimension."""
+        merge, index = merge_of(rewrite).node, rewrite.nodes.get("index")
+        if index is None:
+            return {merge: 1}
+        if rewrite.options.scorer != "attention":
+            return {n: 1 for n in merge.users if n.target is OPS.gather_tokens.default and n.args[1] is index}
+        first = next(n for n in rewrite.graph.nodes if n.target is OPS.rank_attention.default)
+        return {node: 2 for node in first.args[:3] if isinstance(node, Node)}
+
+    # --- decode
+
+    def _decode(self, rewrite: Rewrite, ranks: Ranks) -> Outcome:
+        for attention in rewrite.facts.attentions:
+            if attention.mask is not None:
+                return Outcome(misses=(Miss.of("masked-decode", node=attention.node),))
+        for attention in rewrite.facts.attentions:
+            node = attention.node
+            with rewrite.graph.inserting_before(node):
+                scale = scale_of(attention.query, attention.scale)
+                group = _name_of(ranks)
+                args = (attention.query, attention.key, attention.value, scale, group, attention.layer)
+                new = rewrite.graph.call_function(OPS.rank_decode_attention.default, args)
+            new.meta = {k: v for k, v in node.meta.items() if k in ("example_value", "stack_trace")}
+            node.replace_all_uses_with(new)
+            inputs = list(node.all_input_nodes)
+            rewrite.graph.erase_node(node)
+            erase_unused(inputs)
+        return Outcome(matches=len(rewrite.facts.attentions))
+
+    # --- what the ranks must agree on
+
+    def _settings(self, rewrite: Rewrite, ranks: Ranks) -> Settings:
+        """Compares this rank with the others and collects their devices."""
+        embeds = example(merge_of(rewrite).node)
+        model: Any = calling_model()
+        mine = planning_device(self.device, embeds.device, embeds.dtype)
+        facts = {
+            "torch": torch.__version__,
+            "transformers": version("transformers"),
+            "segmo": version("segmo"),
+            "options": str(rewrite.options.as_dict()),
+            "pass": str(self),
+            "weights": weights_fingerprint(model),
+        }
+        name = f"shard-segments-{next(_CHECKS)}"
+        shared = exchange_facts(facts, {"device": asdict(mine)}, ranks, name, timedelta(seconds=self.timeout))
+        devices = tuple(Device(**one["device"]) for one in shared)
+        shape: ModelShape = shape_of(model.config, embeds.dtype.itemsize)
+        return Settings(_name_of(ranks), shape, devices, self.method, self.split, self.cache)
+
+
+def _name_of(ranks: Ranks) -> str:
+    assert ranks.group is not None
+    name: str = ranks.group.group_name
+    return name
+
+
+def _reads(node: Node, schedule: Node) -> bool:
+    return node.target is OPS.segment_attention.default and node.args[3] is schedule
+
+
+def _replace(node: Node, packed: Node, group: str, layer: int) -> None:
+    """Puts attention over ranks in the place of segment attention."""
+    node.target = OPS.rank_attention.default
+    node.args = (*node.args[:3], packed, node.args[4], group, layer)

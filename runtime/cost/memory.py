@@ -1,0 +1,68 @@
+"""Bytes that a rank holds during and after a prefill, and the refusal of a plan that does not fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from segmo.errors import PlanError
+from segmo.runtime.cost.device import GIB, Device
+from segmo.runtime.cost.shape import ModelShape
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank.
+
+    Attributes:
+        weights: the whole model; it is replicated.
+        cache: keys and values, for all layers, of the tokens whose cache the rank ends with.
+        activations: the peak while a layer runs, over the rank's own tokens.
+        exchanged: keys and values received in one layer, and the video features before selection.
+    """
+
+    weights: int
+    cache: int
+    activations: int
+    exchanged: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.cache + self.activations + self.exchanged
+
+    def describe(self) -> str:
+        parts = ("weights", "cache", "activations", "exchanged")
+        return ", ".join(f"{part} {getattr(self, part) / GIB:.2f}" for part in parts)
+
+
+def rank_memory(shape: ModelShape, tokens: int, cached: int, received: int, features: int = 0) -> Memory:
+    """Memory of a rank.
+
+    Args:
+        tokens: tokens whose hidden states the rank computes.
+        cached: tokens whose keys and values it ends with (all of them when the cache is gathered).
+        received: tokens whose keys and values arrive in each layer.
+        features: video tokens whose features it holds before selection.
+    """
+    return Memory(
+        weights=shape.weight_bytes,
+        cache=cached * shape.kv_bytes * shape.layers,
+        activations=tokens * shape.activation_bytes,
+        exchanged=received * shape.kv_bytes + features * shape.hidden * shape.value_bytes,
+    )
+
+
+def check_memory(memory: list[Memory], devices: list[Device]) -> None:
+    """Refuses a plan that does not fit.
+
+    Raises:
+        PlanError: with the rank that lacks most, what it would hold, and what it has, in GiB.
+    """
+    over = [need.total - device.memory_bytes for need, device in zip(memory, devices, strict=True)]
+    rank = max(range(len(over)), key=over.__getitem__)
+    if over[rank] > 0:
+        raise PlanError(
+            f"the plan does not fit: rank {rank} ({devices[rank].name}) would hold "
+            f"{memory[rank].total / GIB:.2f} GiB ({memory[rank].describe()}) and has "
+            f"{devices[rank].memory_bytes / GIB:.2f} GiB; use more ranks, keep fewer tokens, or leave the "
+            'cache where it is (cache="sharded")'
+        )

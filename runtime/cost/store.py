@@ -1,0 +1,71 @@
+"""Measured devices, one small JSON file each, in the user's cache folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import platformdirs
+import torch
+
+from segmo.errors import PlanError
+from segmo.runtime.cost.device import Device, device_named
+from segmo.runtime.cost.measure import device_title
+
+
+def devices_folder() -> Path:
+    """Where measured devices are kept."""
+    return platformdirs.user_cache_path("segmo") / "devices"
+
+
+def _file(device: torch.device, dtype: torch.dtype, folder: Path) -> Path:
+    name = f"{device_title(device)} {str(dtype).removeprefix('torch.')}"
+    return folder / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json")
+
+
+def save_device(measured: Device, device: torch.device, dtype: torch.dtype, folder: Path | None = None) -> Path:
+    """Stores what was measured; returns the file."""
+    file = _file(device, dtype, folder or devices_folder())
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(dataclasses.asdict(measured), indent=1))
+    part.replace(file)
+    return file
+
+
+def load_device(device: torch.device, dtype: torch.dtype, folder: Path | None = None) -> Device | None:
+    """What :func:`save_device` stored for this device, dtype and number of threads, or None.
+
+    Raises:
+        PlanError: the file cannot be read.
+    """
+    file = _file(device, dtype, folder or devices_folder())
+    if not file.exists():
+        return None
+    try:
+        return Device(**json.loads(file.read_text()))
+    except (ValueError, TypeError) as error:
+        raise PlanError(f"{file} does not hold a measured device ({error}); run `segmo calibrate` again") from error
+
+
+def planning_device(name: str, device: torch.device, dtype: torch.dtype, folder: Path | None = None) -> Device:
+    """The device to plan with: ``"calibrated"``, ``"auto"`` (calibrated, else a default), or a known name.
+
+    Raises:
+        PlanError: ``"calibrated"`` without a calibration, or an unknown name.
+    """
+    if name not in ("auto", "calibrated"):
+        return device_named(name)
+    found = load_device(device, dtype, folder)
+    if found is not None:
+        return found
+    if name == "calibrated":
+        raise PlanError(f"{device_title(device)} has not been measured with {dtype}; run `segmo calibrate`")
+    return device_named("cpu" if device.type == "cpu" else _closest(device))
+
+
+def _closest(device: torch.device) -> str:
+    title = torch.cuda.get_device_name(device).lower()
+    return next((name for name in ("a100", "h100", "b200", "mi300x") if name in title), "h100")

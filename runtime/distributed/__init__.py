@@ -1,0 +1,1 @@
+"""Segment attention, selection and the KV cache over the ranks of a process group."""

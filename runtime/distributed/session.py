@@ -1,0 +1,123 @@
+"""What the operators of one process group share: its ranks, and the schedule of the prefill that decode goes on from.
+
+Operators pass tensors and strings only, so a group is named by its string and found again here.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._distributed_c10d import ProcessGroup, _resolve_process_group
+from torch.distributed.distributed_c10d import GroupName
+
+from segmo.errors import PromptError, RankError
+from segmo.runtime.cost.device import GIB, Device
+from segmo.runtime.cost.shape import ModelShape, VisionShape
+from segmo.runtime.distributed.ranks import Ranks
+from segmo.runtime.distributed.schedule import RankSchedule
+from segmo.runtime.partition.plan import Plan
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How prefills of one model are spread over one group; travels through a graph as JSON.
+
+    Attributes:
+        group: name of the process group.
+        shape, devices: what the plan is made for, a device per rank.
+        method, split, cache: as in :func:`segmo.runtime.partition.planner.make_plan`.
+    """
+
+    group: str
+    shape: ModelShape
+    devices: tuple[Device, ...]
+    method: str
+    split: bool
+    cache: str
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    @functools.lru_cache(maxsize=16)
+    def from_json(cls, text: str) -> Settings:
+        values: dict[str, Any] = json.loads(text)
+        vision = values["shape"].pop("vision")
+        shape = ModelShape(**values["shape"], vision=VisionShape(**vision) if vision else None)
+        devices = tuple(Device(**device) for device in values["devices"])
+        return cls(**{**values, "shape": shape, "devices": devices})
+
+
+@dataclass
+class Session:
+    """One group's ranks, and the schedule and plan of its last prefill."""
+
+    ranks: Ranks
+    schedule: RankSchedule | None = None
+    plan: Plan | None = None
+
+    def decoding(self, cached: int, new: int) -> RankSchedule:
+        """The schedule of the prefill that a cache came from.
+
+        Raises:
+            PromptError: the cache does not belong to the last prefill of this group.
+        """
+        schedule = self.schedule
+        if schedule is None or cached < schedule.length + new:
+            made = "none" if schedule is None else f"{schedule.length} tokens on this rank"
+            raise PromptError(
+                f"a cache with {cached - new} tokens is not that of the last prefill ({made}); with "
+                'cache="sharded" finish one answer before the next prompt, or use cache="gather"'
+            )
+        return schedule
+
+
+@functools.lru_cache(maxsize=8)
+def _session(group: ProcessGroup) -> Session:
+    return Session(Ranks(group))
+
+
+def session_of(group: str) -> Session:
+    """The session of a process group, by the group's name; a group that was made anew has a new one."""
+    return _session(_resolve_process_group(GroupName(group)))
+
+
+@contextmanager
+def memory_explained() -> Iterator[None]:
+    """Turns running out of memory on a rank into an error that says what the plan had predicted for it.
+
+    Raises:
+        RankError: memory ran out while the group's last prefill had a plan; otherwise the error as it was.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
+            raise
+        ranks = Ranks.of()
+        session = session_of(ranks.group.group_name) if ranks.group is not None else None
+        if session is None or session.plan is None:
+            raise
+        memory, device = session.plan.memory[ranks.rank], session.plan.devices[ranks.rank]
+        raise RankError(
+            f"rank {ranks.rank} of {ranks.world} ran out of memory: the plan had predicted "
+            f"{memory.total / GIB:.2f} GiB ({memory.describe()}) of the {device.memory_bytes / GIB:.2f} GiB of "
+            f"{device.name}; use more ranks, keep fewer tokens, or run `segmo calibrate` where less memory is free"
+        ) from error
+
+
+def fingerprint(*tensors: Tensor | None) -> Tensor:
+    """A number that differs when any of the integer tensors does, (1,) int64 on the CPU."""
+    import hashlib
+
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(b"none" if tensor is None else tensor.detach().cpu().contiguous().numpy().tobytes())
+    return Tensor([0]).long() + int.from_bytes(digest.digest()[:7], "big")

@@ -1,0 +1,164 @@
+"""From a workload and devices to a plan: balanced, by equal token counts, or in a zigzag."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+
+from segmo.errors import PlanError
+from segmo.runtime.cost.device import Device
+from segmo.runtime.cost.memory import check_memory, rank_memory
+from segmo.runtime.cost.model import CostModel
+from segmo.runtime.cost.shape import ModelShape
+from segmo.runtime.partition.cut import Floats, optimal_runs
+from segmo.runtime.partition.plan import CACHES, HOME_BLOCKS, Piece, Plan
+from segmo.runtime.partition.workload import Units, Workload, divide
+
+METHODS = ("balanced", "equal", "zigzag")
+
+# With more ranks than this the home rank is chosen after the partition, not with it.
+MANY_RANKS = 8
+
+
+def make_plan(
+    workload: Workload,
+    shape: ModelShape,
+    devices: Sequence[Device],
+    method: str = "balanced",
+    split: bool = True,
+    cache: str = "gather",
+) -> Plan:
+    """The plan for a prefill.
+
+    Args:
+        devices: one per rank, in rank order.
+        method: ``"balanced"``: contiguous runs with the smallest largest time by the cost model. ``"equal"``:
+            contiguous runs with the smallest largest number of tokens. ``"zigzag"``: twice as many balanced
+            runs as ranks, rank r computing the r-th from the front and the r-th from the back (Spava).
+        split: allow a segment above its share to be cut inside, where the plan gains by it.
+        cache: where the cache is after prefill, ``"gather"`` or ``"sharded"``.
+
+    Raises:
+        PlanError: an unknown method or cache, no ranks, or not enough memory.
+    """
+    for value, known, what in ((method, METHODS, "method"), (cache, CACHES, "cache")):
+        if value not in known:
+            near = difflib.get_close_matches(value, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise PlanError(f"unknown {what} {value!r}{hint} Known: {', '.join(known)}")
+    if not devices:
+        raise PlanError("a plan needs at least one rank")
+    plans, failure = [], None
+    for inside in (False, True) if split and len(devices) > 1 else (False,):
+        try:
+            plans.append(_with_best_home(workload, shape, tuple(devices), method, inside, cache))
+        except PlanError as error:
+            failure = error
+    if not plans:
+        assert failure is not None
+        raise failure
+    return min(plans, key=lambda plan: plan.seconds)
+
+
+def _with_best_home(
+    workload: Workload, shape: ModelShape, devices: tuple[Device, ...], method: str, split: bool, cache: str
+) -> Plan:
+    """Tries every rank as home; with many, only the one that is least loaded when the home costs nothing."""
+    world = len(devices)
+    homes: Sequence[int | None] = range(world) if world <= MANY_RANKS else [None]
+    plans = [_partition(workload, shape, devices, method, split, cache, home) for home in homes]
+    plan = min(plans, key=lambda plan: (max(plan.busy), plan.seconds))
+    check_memory(list(plan.memory), list(devices))
+    return plan
+
+
+def _partition(
+    workload: Workload,
+    shape: ModelShape,
+    devices: tuple[Device, ...],
+    method: str,
+    split: bool,
+    cache: str,
+    home: int | None,
+) -> Plan:
+    world = len(devices)
+    turns = list(range(world))
+    if method == "zigzag":
+        turns += turns[::-1]
+    units = divide(workload, len(turns), split)
+    costs = [CostModel(shape, devices[rank]) for rank in turns]
+    entry_RU = None
+    if method == "equal":
+        seconds_RU = np.tile(units.tokens.astype(np.float64), (len(turns), 1))
+        fixed_R = np.zeros(len(turns))
+    else:
+        seconds_RU = np.stack([units.seconds(cost, workload) for cost in costs])
+        fixed_R = np.asarray([_fixed_seconds(cost, workload) for cost in costs])
+        if home is not None:
+            fixed_R[home] += _home_seconds(costs[home], workload)
+        if split:
+            entry_RU = np.stack([units.entry_seconds(cost, world) for cost in costs])
+    bytes_RU = np.stack([units.bytes(cost, cache == "sharded") for cost in costs])
+    room_R = _room(workload, costs, cache, len(turns) // world)
+    ends = optimal_runs(seconds_RU, fixed_R, bytes_RU, room_R, entry_RU)
+
+    runs: list[list[Piece]] = [[] for _ in range(world)]
+    for rank, start, end in zip(turns, [0, *ends[:-1]], ends, strict=True):
+        runs[rank] += _pieces(units, start, end)
+    pieces = tuple(_joined(run) for run in runs)
+    plan = Plan(workload, shape, devices, pieces, home or 0, cache, method)
+    if home is None:
+        least = min(range(world), key=lambda rank: (plan.busy[rank], rank))
+        plan = dataclasses.replace(plan, home=least)
+    return plan
+
+
+def _fixed_seconds(cost: CostModel, work: Workload) -> float:
+    """What a rank spends on sinks and question, and on calls, whatever segments it gets."""
+    replicated = cost.dense_seconds(work.sinks + work.query) + cost.layer_overhead_seconds()
+    sinks = cost.attention_seconds(work.sinks * (work.sinks + 1) / 2, work.sinks, work.sinks > 0)
+    return replicated + sinks
+
+
+def _home_seconds(cost: CostModel, work: Workload) -> float:
+    """What the home rank spends on the question's attention to the sinks and to itself."""
+    pairs = work.query * work.sinks + work.query * (work.query + 1) / 2
+    return cost.attention_seconds(pairs, 0, HOME_BLOCKS)
+
+
+def _room(work: Workload, costs: list[CostModel], cache: str, turns: int) -> Floats:
+    """Bytes left for segments on each rank, divided over its turns.
+
+    Raises:
+        PlanError: a rank has no room even for what every rank holds.
+    """
+    replicated = work.sinks + work.query
+    cached = work.tokens if cache == "gather" else replicated
+    context, features = sum(work.context), work.encoded
+    fixed = [rank_memory(cost.shape, replicated, cached, context, features) for cost in costs]
+    check_memory(fixed, [cost.device for cost in costs])
+    room = [cost.device.memory_bytes - need.total for cost, need in zip(costs, fixed, strict=True)]
+    return np.asarray(room, dtype=np.float64) / turns
+
+
+def _pieces(units: Units, start: int, end: int) -> list[Piece]:
+    return [
+        Piece(int(units.segment[u]), int(units.offset[u]), int(units.offset[u] + units.tokens[u]))
+        for u in range(start, end)
+        if units.tokens[u]
+    ]
+
+
+def _joined(pieces: list[Piece]) -> tuple[Piece, ...]:
+    """Pieces of the same segment that touch become one."""
+    joined: list[Piece] = []
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if last and last.segment == piece.segment and last.end == piece.start:
+            joined[-1] = Piece(piece.segment, last.start, piece.end)
+        else:
+            joined.append(piece)
+    return tuple(joined)

@@ -1,0 +1,63 @@
+"""What several commands take: a model's size, a dtype, a list of numbers, a synthetic video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from segmo.errors import OptionError
+
+if TYPE_CHECKING:
+    import torch
+
+    from segmo.runtime.cost.shape import ModelShape
+
+DTYPES = ("bfloat16", "float16", "float32")
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """A floating dtype by its name.
+
+    Raises:
+        OptionError: there is none of that name.
+    """
+    import torch
+
+    if name not in DTYPES:
+        raise OptionError(f"unknown dtype {name!r}; it must be one of {', '.join(DTYPES)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def model_shape(model: str, value_bytes: int = 2) -> ModelShape:
+    """Size of a preset, or of the model in a folder.
+
+    Raises:
+        OptionError: neither a preset nor a folder with a config.
+    """
+    import dataclasses
+
+    from segmo.runtime.cost.shape import PRESETS, shape_of
+
+    if model in PRESETS:
+        return dataclasses.replace(PRESETS[model], value_bytes=value_bytes)
+    if not (Path(model) / "config.json").exists():
+        raise OptionError(f"{model!r} is neither a folder with a config.json nor one of {', '.join(PRESETS)}")
+    from transformers import AutoConfig
+
+    return shape_of(AutoConfig.from_pretrained(model), value_bytes)
+
+
+def numbers(text: str, what: str) -> list[int]:
+    """Whole numbers from ``"1200,300,5000"`` or ``"300*8"`` (eight times 300), which may be mixed.
+
+    Raises:
+        OptionError: something else.
+    """
+    values: list[int] = []
+    for part in text.split(","):
+        size, _, times = part.strip().partition("*")
+        if not size.isdecimal() or not (times.isdecimal() or times == ""):
+            raise OptionError(f"{what}: {part!r} is not a whole number or number*times (in {text!r})")
+        values += [int(size)] * int(times or 1)
+    return values

@@ -1,0 +1,58 @@
+"""``segmo simulate``: the cost model replayed for many ranks and lengths of video. Nothing is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RANKS = "1,2,4,8,16,32,64,128,256,512,1024"
+MINUTES = "1,10,60,360,1440"
+
+
+def simulate(
+    model: Annotated[str, typer.Option(help="a preset or a model's folder")] = "qwen2.5-vl-7b",
+    device: Annotated[str, typer.Option(help="a100, h100, b200, mi300x, cpu or calibrated")] = "h100",
+    ranks: Annotated[str, typer.Option(help="numbers of ranks")] = RANKS,
+    minutes: Annotated[str, typer.Option(help="lengths of video in minutes")] = MINUTES,
+    keep: Annotated[float, typer.Option(help="share of the video tokens that is kept")] = 0.25,
+    tokens_per_frame: Annotated[int, typer.Option(help="video tokens of a sampled frame")] = 256,
+    fps: Annotated[float, typer.Option(help="sampled frames per second")] = 1.0,
+    cache: Annotated[str, typer.Option(help="gather or sharded")] = "sharded",
+    picture: Annotated[Path, typer.Option(help="write the picture here (png, svg or pdf)")] = Path("out/simulated.png"),
+) -> None:
+    """Predict time, efficiency and bytes per number of ranks and length of video, and what limits them."""
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from segmo.commands.inputs import model_shape, numbers
+    from segmo.figures.scaling import draw_scaling, length_name
+    from segmo.runtime.cost.store import planning_device
+    from segmo.runtime.partition.simulate import Video
+    from segmo.runtime.partition.simulate import simulate as predict
+
+    rates = planning_device(device, torch.device("cpu"), torch.bfloat16)
+    video = Video(tokens_per_frame=tokens_per_frame, frames_per_second=fps, keep=keep)
+    lengths = [60.0 * minute for minute in numbers(minutes, "--minutes")]
+    console = Console()
+    with console.status("simulating"):
+        points = predict(model_shape(model), rates, numbers(ranks, "--ranks"), lengths, video, cache)
+
+    table = Table(title=f"SIMULATED: {model} on {rates.name}, keep {keep:g}, cache {cache}")
+    for column in ("video", "ranks", "seconds", "speedup", "efficiency", "MB received", "limited by"):
+        table.add_column(column, justify="left" if column in ("video", "limited by") else "right")
+    for point in points:
+        table.add_row(
+            length_name(point.video_seconds),
+            str(point.ranks),
+            f"{point.seconds:.3g}",
+            f"{point.speedup:.1f}",
+            f"{point.efficiency:.2f}",
+            f"{point.bytes_received / 1e6:,.1f}",
+            point.limit,
+        )
+    console.print(table)
+    console.print(f"[dim]rates: {rates.source}; nothing was run[/dim]", highlight=False)
+    console.print(f"picture: {draw_scaling(points, f'{model} on {rates.name}, keep {keep:g}', picture)}")

@@ -1,0 +1,67 @@
+"""Simulated scaling as a picture: speedup and efficiency over ranks, one line per length of video."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segmo.runtime.partition.simulate import Point
+
+
+def length_name(seconds: float) -> str:
+    """Such as ``10 min`` or ``24 h``."""
+    return f"{seconds / 3600:g} h" if seconds >= 3600 else f"{seconds / 60:g} min"
+
+
+def draw_scaling(points: list[Point], title: str, file: Path) -> Path:
+    """Draws time, efficiency and bytes over the number of ranks; the word beside a line's end is its limit.
+
+    Prefills that fit no memory are left out.
+
+    Args:
+        file: where to write; the suffix decides the format (png, svg, pdf).
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
+    lengths = sorted({point.video_seconds for point in points})
+    lost = [length for length in lengths if all(p.limit == "memory" for p in points if p.video_seconds == length)]
+    points = [point for point in points if point.limit != "memory"]
+    colours = matplotlib.colormaps["viridis"]
+    for index, seconds in enumerate(lengths):
+        line = [point for point in points if point.video_seconds == seconds]
+        if not line:
+            continue
+        style = {
+            "color": colours(0.9 * index / max(len(lengths) - 1, 1)),
+            "marker": "o",
+            "markersize": 3,
+            "label": length_name(seconds),
+        }
+        ranks = [point.ranks for point in line]
+        left.plot(ranks, [point.seconds for point in line], **style)
+        middle.plot(ranks, [point.efficiency for point in line], **style)
+        sent = [point for point in line if point.bytes_received]
+        right.plot([point.ranks for point in sent], [point.bytes_received / 1e6 for point in sent], **style)
+        end = (ranks[-1], line[-1].seconds)
+        left.annotate(line[-1].limit, end, fontsize=7, xytext=(0, 5), textcoords="offset points", ha="right")
+    names = ("seconds to the first token", "efficiency", "MB received per rank")
+    for axes, name in zip((left, middle, right), names, strict=True):
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.set_xlabel("ranks")
+        axes.set_title(name, loc="left", fontsize=10)
+        axes.grid(alpha=0.3)
+    left.set_yscale("log")
+    right.set_yscale("log")
+    middle.set_ylim(0, 1.1)
+    middle.legend(title="video", fontsize=7)
+    if lost:
+        title += f" ({', '.join(map(length_name, lost))} of video fits no memory)"
+    figure.suptitle(f"SIMULATED, nothing was run: {title}", fontsize=11)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=150)
+    return file

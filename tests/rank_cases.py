@@ -1,0 +1,134 @@
+"""What a rank does in tests of the distributed runtime; functions here run in a crew's processes.
+
+Legend: A query heads, G key/value heads, K prompt tokens, L tokens of a rank, D head size, T new tokens.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from segmo.runtime.cost.device import DEVICES
+from segmo.runtime.cost.shape import PRESETS
+from segmo.runtime.distributed.attention import gather_cache, rank_attention, rank_decode_attention
+from segmo.runtime.distributed.ops import plan_ranks
+from segmo.runtime.distributed.preflight import exchange_facts
+from segmo.runtime.distributed.ranks import Ranks
+from segmo.runtime.distributed.schedule import RankSchedule, pack_rank, unpack_rank
+from segmo.runtime.distributed.session import Settings, memory_explained
+from segmo.runtime.schedule import RowSchedule, pack
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt, who owns what of it, and the shape of one layer's attention."""
+
+    row: RowSchedule
+    spans: tuple[tuple[tuple[int, int], ...], ...]
+    home: int
+    heads: int
+    groups: int
+    size: int
+    dtype: torch.dtype
+    seed: int
+
+    @property
+    def scale(self) -> float:
+        return self.size**-0.5
+
+    def whole(self, new: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the whole prompt (and of new tokens), the same in every process."""
+        random_ = torch.Generator().manual_seed(self.seed)
+
+        def draw(heads: int) -> Tensor:
+            return torch.randn(heads, self.row.end + new, self.size, generator=random_).to(self.dtype)
+
+        return draw(self.heads), draw(self.groups), draw(self.groups)
+
+    def schedule(self, rank: int) -> RankSchedule:
+        return unpack_rank(pack_rank(RankSchedule(self.row, self.spans, rank, self.home)))
+
+
+def attend(rank: int, world: int, case: Case, group_ranks: int) -> tuple[Tensor, Tensor, Tensor, int] | None:
+    """Output of a rank's rows, their positions, and the gathered keys; None on ranks outside the group."""
+    schedule = case.schedule(rank) if rank < group_ranks else None
+    if schedule is None:
+        return None
+    ranks = Ranks.of() if group_ranks == world else Ranks(None)
+    positions = schedule.positions()
+    q, k, v = (x[:, positions] for x in case.whole())
+    out = rank_attention(q, k, v, schedule, case.scale, ranks)
+    keys = gather_cache(k, schedule, ranks, "cache")
+    return out, positions, keys, ranks.traffic.bytes_received
+
+
+def decode(rank: int, world: int, case: Case, new: int) -> Tensor:
+    """Attention of the newest tokens over caches that stayed where they were."""
+    schedule = case.schedule(rank)
+    q, k, v = case.whole(new)
+    rows = torch.cat([schedule.positions(), torch.arange(case.row.end, case.row.end + new)])
+    return rank_decode_attention(q[:, -new:], k[:, rows], v[:, rows], schedule, case.scale, Ranks.of())
+
+
+def attend_with_delays(rank: int, world: int, case: Case, runs: int, seed: int) -> Tensor:
+    """Many layers in a row with a random pause before each; the sum of the outputs' question rows."""
+    schedule, ranks = case.schedule(rank), Ranks.of()
+    q, k, v = (x[:, schedule.positions()] for x in case.whole())
+    pause = random.Random(f"{seed}/{rank}")
+    total = torch.zeros(case.heads, schedule.query, case.size)
+    for layer in range(runs):
+        time.sleep(pause.random() * 0.003)
+        total += rank_attention(q, k, v, schedule, case.scale, ranks, layer)[:, -schedule.query :]
+    return total
+
+
+def fail_at(rank: int, world: int, case: Case, culprit: int, layer: int, how: str) -> None:
+    """All ranks attend; one of them dies, hangs or raises before a layer."""
+    schedule, ranks = case.schedule(rank), Ranks.of()
+    q, k, v = (x[:, schedule.positions()] for x in case.whole())
+    for at in range(layer + 3):
+        if rank == culprit and at == layer:
+            if how == "die":
+                import os
+
+                os._exit(17)
+            time.sleep(600)
+        rank_attention(q, k, v, schedule, case.scale, ranks, at)
+    dist.barrier()
+
+
+def agree(rank: int, world: int, name: str, facts: list[dict[str, str]], silent: int) -> list[dict[str, int]] | None:
+    """Each rank checks its own facts and hands over its number; rank ``silent`` stays away."""
+    if rank == silent:
+        return None
+    return exchange_facts(facts[rank], {"number": rank}, Ranks.of(), name, timedelta(seconds=1))
+
+
+def run_out_of_memory(rank: int, world: int) -> None:
+    """Plans a prefill, then asks for more memory than there is."""
+    ranks = Ranks.of()
+    assert ranks.group is not None
+    row = RowSchedule(0, 4, (40, 90), 96, ())
+    settings = Settings(
+        ranks.group.group_name, PRESETS["qwen2-0.5b"], (DEVICES["h100"],) * world, "balanced", True, "gather"
+    )
+    plan_ranks(pack([row]), None, settings.to_json())
+    with memory_explained():
+        torch.empty(2**60, dtype=torch.uint8)
+
+
+def hold_other_prompts(rank: int, world: int) -> None:
+    """Each rank plans another prompt."""
+    ranks = Ranks.of()
+    assert ranks.group is not None
+    settings = Settings(
+        ranks.group.group_name, PRESETS["qwen2-0.5b"], (DEVICES["h100"],) * world, "balanced", True, "gather"
+    )
+    row = RowSchedule(0, 4, (40, 90 + rank), 96, ())
+    plan_ranks(pack([row]), None, settings.to_json())

@@ -1,0 +1,79 @@
+"""``segmo plan`` and ``segmo simulate`` as a user runs them."""
+
+from __future__ import annotations
+
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from segmo.commands.inputs import model_shape, numbers
+from segmo.commands.plan import plan
+from segmo.commands.simulate import simulate
+from segmo.errors import OptionError
+from segmo.runtime.cost.device import DEVICES
+from segmo.runtime.cost.shape import PRESETS
+from segmo.runtime.partition.simulate import Video
+from segmo.runtime.partition.simulate import simulate as predict
+
+app = typer.Typer()
+app.command()(plan)
+app.command()(simulate)
+
+
+def run(*args: str):
+    return CliRunner().invoke(app, list(args), env={"COLUMNS": "200"})
+
+
+def test_plan_prints_ranks_time_and_reasons(tmp_path):
+    picture = tmp_path / "plan.png"
+    result = run("plan", "--device", "h100,a100", "--context", "64", "--encode", "--picture", str(picture))
+    assert result.exit_code == 0, result.output
+    for word in ("H100 SXM", "A100 SXM", "ms predicted", "critical path", "Imbalance", "datasheet"):
+        assert word in result.output
+    with Image.open(picture) as drawn:
+        assert drawn.width > 500
+
+
+def test_a_plan_that_does_not_fit_says_so():
+    result = run("plan", "--device", "h100", "--model", "qwen2.5-vl-72b")
+    assert result.exit_code != 0
+    assert "would hold" in str(result.exception)
+
+
+def test_devices_and_ranks_must_agree():
+    assert run("plan", "--device", "h100,a100", "--ranks", "3").exit_code == 2
+
+
+def test_simulate_draws_and_says_that_nothing_was_run(tmp_path):
+    picture = tmp_path / "simulated.svg"
+    result = run("simulate", "--ranks", "1,8", "--minutes", "1,2000", "--picture", str(picture))
+    assert result.exit_code == 0, result.output
+    assert "SIMULATED" in result.output
+    assert "memory" in result.output  # 2,000 minutes fit no rank
+    assert "SIMULATED, nothing was run" in picture.read_text() or picture.stat().st_size > 10_000
+
+
+def test_simulated_scaling_ends_somewhere():
+    points = predict(PRESETS["qwen2.5-vl-7b"], DEVICES["h100"], [1, 8, 512], [600.0], Video(), "sharded")
+    one, eight, many = points
+    assert one.speedup == 1
+    assert 4 < eight.speedup < 8
+    assert many.efficiency < eight.efficiency
+    assert many.limit != "computing"
+
+
+def test_video_is_as_long_as_it_was_asked_for():
+    work = Video(tokens_per_frame=100, frames_per_second=2, keep=0.5).workload(60)
+    assert work.encoded == 120 * 100
+    assert sum(work.segments) == pytest.approx(6000, abs=len(work.segments))
+    assert sum(count > 0 for count in work.context) == 2
+
+
+def test_numbers_are_read_or_refused():
+    assert numbers("3, 4*2,5", "--x") == [3, 4, 4, 5]
+    for wrong in ("", "a", "3*b", "-1", "1,,2"):
+        with pytest.raises(OptionError, match="--x"):
+            numbers(wrong, "--x")
+    with pytest.raises(OptionError, match="neither a folder"):
+        model_shape("no-such-model")
