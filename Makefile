@@ -10,13 +10,14 @@ PYTHON ?= python3
 BIN := $(abspath $(VENV))/bin
 TYPES := build/types
 
-.PHONY: help install demo test check lint types format bench clean
+.PHONY: help install demo test check lint types format eval bench clean
 
 help:
 	@echo "make demo    a real clip through a Video LLM, with and without SegMo"
 	@echo "make test    the tests; ARGS='-m \"not slow\"' is handed to pytest"
 	@echo "make check   lint, format and types"
 	@echo "make format  put imports and layout in order"
+	@echo "make eval    accuracy on SceneQA with the small model that ships; ARGS is handed to segmo eval"
 	@echo "make bench   prefill times; ARGS is handed to the benchmark"
 	@echo "make clean   remove what builds and tools left behind, the environment too"
 
@@ -24,7 +25,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[video,dev]'
+	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[video,eval,dev]'
 	touch $@
 
 demo: $(VENV)/.installed
@@ -50,6 +51,9 @@ types: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-compile --target $(TYPES) .
 	cd $(TYPES) && $(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p segmo \
 		| sed -E 's,^segmo/(passes|runtime)/,\1/,'
+
+eval: $(VENV)/.installed
+	$(BIN)/segmo eval $(ARGS)
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/prefill.py $(ARGS)

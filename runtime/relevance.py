@@ -34,13 +34,38 @@ def _scene_mean(score_V: Tensor, scene_V: Tensor) -> Tensor:
     return total / torch.bincount(scene_V, minlength=scenes)
 
 
+def _frame_similarity(question_QH: Tensor, features_VH: Tensor, frame_V: Tensor, frames: int) -> Tensor:
+    """Cosine of each question token with a frame's features, averaged over the frame, (Q, F).
+
+    What all features of the video have in common is taken off them first: it says nothing about a scene.
+    """
+    tokens = features_VH.shape[0]
+    common_H = torch.zeros(features_VH.shape[1], device=features_VH.device)
+    for start in range(0, tokens, CHUNK):
+        common_H += features_VH[start : start + CHUNK].float().sum(0)
+    common_H /= tokens
+    unit_QH = torch.nn.functional.normalize(question_QH.float(), dim=-1)
+    total_QF = torch.zeros(question_QH.shape[0], frames, device=features_VH.device)
+    for start in range(0, tokens, CHUNK):
+        chunk = slice(start, start + CHUNK)
+        features = features_VH[chunk].float() - common_H
+        norm = torch.linalg.vecdot(features, features).sqrt_().clamp_(min=1e-12)
+        total_QF.index_add_(1, frame_V[chunk], (unit_QH @ features.T).div_(norm))
+    return total_QF / torch.bincount(frame_V, minlength=frames)
+
+
 def embedding_relevance(
     embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, valid_BN: Tensor | None, max_scenes: int
 ) -> Tensor:
-    """Late interaction: for each question token the best cosine within the scene, averaged over the question.
+    """How well a scene's best frame fits the question's words, before the first decoder layer.
 
-    Source: MaxSim of ColBERT (Khattab and Zaharia, 2020), between question embeddings and video features. A
-    prompt without a question scores 0 everywhere.
+    A frame fits a word by the mean cosine between the word's embedding and the frame's features, without what all of
+    the video's features have in common; a scene fits as its best frame does; and a word counts by how much it tells
+    scenes apart (its standard deviation over the scenes), so that "which" and "the" have no say. A prompt without a
+    question scores 0 everywhere.
+
+    Source: late interaction as in ColBERT (Khattab and Zaharia, 2020), with weights in the spirit of inverse document
+    frequency.
     """
     out_BS = _empty(scene_BN, max_scenes)
     for row in range(scene_BN.shape[0]):
@@ -53,15 +78,14 @@ def embedding_relevance(
         if question.shape[0] == 0:
             out_BS[row, :scenes] = 0
             continue
-        question_QH = torch.nn.functional.normalize(question.float(), dim=-1)
+        first_V = cell_BN[row, video_V] == 0
+        frame_V = first_V.long().cumsum(0) - 1
+        fit_QF = _frame_similarity(question, embeds_BNH[row, video_V], frame_V, int(frame_V[-1]) + 1)
         best_QS = torch.full((question.shape[0], scenes), -torch.inf, device=question.device)
-        for start in range(0, video_V.shape[0], CHUNK):
-            chunk = slice(start, start + CHUNK)
-            features = embeds_BNH[row, video_V[chunk]].float()
-            norm = torch.linalg.vecdot(features, features).sqrt_().clamp_(min=1e-12)
-            cosine = (question_QH @ features.T).div_(norm)
-            best_QS.scatter_reduce_(1, scene_V[chunk].expand_as(cosine), cosine, "amax")
-        out_BS[row, :scenes] = best_QS.mean(dim=0)
+        best_QS.scatter_reduce_(1, scene_V[first_V].expand_as(fit_QF), fit_QF, "amax")
+        spread_Q = best_QS.std(dim=1, correction=0)
+        weight_Q = (spread_Q + 1e-12) / (spread_Q + 1e-12).sum()
+        out_BS[row, :scenes] = weight_Q @ best_QS
     return out_BS
 
 

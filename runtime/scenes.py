@@ -4,7 +4,8 @@ Legend: B batch, N prompt tokens, F frames.
 
 The rule is that of an adaptive cut detector: a frame starts a scene where its distance to the previous frame
 stands out from the average distance in a window around it, so slow camera motion does not cut and a cut
-inside motion does. Another video always starts another scene.
+inside motion does. Where one cut follows another none stands out from its neighbours, so what is about as sharp as
+the sharpest cut found is a cut as well. Another video always starts another scene.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from segmo.runtime.layout import video_starts
 WINDOW = 2  # frames on each side in the local average
 RATIO = 2.0  # a start's distance is at least this many times the local average ...
 MIN_DISTANCE = 0.01  # ... and at least this, so that noise in a still scene does not cut
+ALIKE = 0.25  # a distance of this part of the sharpest cut's is a cut too: in a quick row of cuts none stands out
+FAINT = 0.1  # ... and one of less than this part is none, but something that moves within a scene
 MAX_SCENES = 128
 
 
@@ -35,7 +38,9 @@ def scene_starts(distance_F: Tensor, first_F: Tensor, max_scenes: int) -> list[i
     kernel[0, 0, WINDOW] = 0
     around, count = torch.nn.functional.conv1d(torch.stack([distance, known])[:, None], kernel, padding=WINDOW)[:, 0]
     local = around / count.clamp(min=1)
-    is_start = first_F | ((distance >= RATIO * local) & (distance >= MIN_DISTANCE))
+    stands_out = (distance >= RATIO * local) & (distance >= MIN_DISTANCE)
+    sharpest = distance[stands_out].max() if bool(stands_out.any()) else distance.new_tensor(torch.inf)
+    is_start = first_F | (stands_out & (distance >= FAINT * sharpest)) | (distance >= ALIKE * sharpest)
     sharpness = (distance / local.clamp(min=1e-12)).masked_fill(first_F, torch.inf)
     cuts = is_start.nonzero()[:, 0]
     order = torch.argsort(sharpness[cuts], descending=True, stable=True)

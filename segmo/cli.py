@@ -8,6 +8,7 @@ import typer
 
 from segmo.commands.calibrate import calibrate
 from segmo.commands.demo import demo
+from segmo.commands.eval import evaluate
 from segmo.commands.kernels import kernels
 from segmo.commands.plan import plan
 from segmo.commands.simulate import simulate
@@ -23,6 +24,7 @@ def _program() -> None:
 
 for command in (demo, kernels, calibrate, plan, simulate):
     app.command()(command)
+app.command("eval")(evaluate)
 
 
 def main() -> None:

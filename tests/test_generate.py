@@ -107,7 +107,8 @@ def test_a_batch_keeps_its_own_tokens_in_each_row() -> None:
     model, inputs = build("qwen2_vl"), prompt("qwen2_vl", frames=6, batch=2)
     other = prompt("qwen2_vl", frames=6, seed=9)
     rows = inputs["pixel_values_videos"].shape[0] // 2
-    inputs["pixel_values_videos"][rows:] = other["pixel_values_videos"]
+    # One frame later, so that the second row's scenes start elsewhere.
+    inputs["pixel_values_videos"][rows:] = other["pixel_values_videos"].roll(rows // 6, 0)
     segmo.compile(model, keep=0.25, segments=1)
     out = generate(model, inputs, max_new_tokens=1)
     prefill = segmo.last_report().prefill

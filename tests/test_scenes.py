@@ -93,6 +93,21 @@ def test_two_cuts_side_by_side_are_both_found() -> None:
     assert scene_starts(distance, first(12), 128) == [0, 5, 6]
 
 
+def test_a_quick_row_of_cuts_is_found_though_none_stands_out() -> None:
+    distance = torch.full((20,), 0.001)
+    distance[3] = 0.9
+    distance[8:14] = torch.tensor([0.7, 0.6, 0.8, 0.5, 0.9, 0.6])
+    assert scene_starts(distance, first(20), 128) == [0, 3, 8, 9, 10, 11, 12, 13]
+
+
+def test_what_moves_inside_a_scene_is_no_cut_beside_real_ones() -> None:
+    distance = torch.full((20,), 0.001)
+    distance[[5, 12]] = torch.tensor([0.8, 0.05])
+    assert scene_starts(distance, first(20), 128) == [0, 5]
+    distance[5] = 0.001
+    assert scene_starts(distance, first(20), 128) == [0, 12]
+
+
 def test_one_frame_is_one_scene() -> None:
     assert scene_starts(torch.zeros(1), first(1), 128) == [0]
 

@@ -1,0 +1,109 @@
+"""SceneQA's benchmark: python benchmarks/sceneqa/evaluate.py --out out/sceneqa-eval
+
+One table: full attention, the rivals, CAS, LSP and both, at every budget; same model, same questions. Results
+are saved as they come, and a run that was broken off goes on. Writes ``results.jsonl``, ``results.csv``,
+``results.png`` and ``cohesion.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from cohesion import draw_cohesion, local_cohesion
+from rich.console import Console
+from rivals.methods import rival_methods
+from rivals.saliency import encoder_saliency
+from torch import Tensor
+
+from segmo.sceneqa.evaluate import QuestionSet, build_set, evaluate, time_methods
+from segmo.sceneqa.methods import Method, answer_full, both_method, cas_method, lsp_method
+from segmo.sceneqa.model import MODEL_PATH, load_model
+from segmo.sceneqa.plot import draw_results
+from segmo.sceneqa.results import Row, result_table, summarise, write_csv
+from segmo.sceneqa.task import DIFFICULTIES, make_sample
+
+BUDGETS = (0.5, 0.25, 0.125, 0.0625)
+SEGMENTS = (2, 4, 8)
+CONTEXT = 2
+ATTENTION_LAYER = 1  # the layer whose look training guides
+COHESION_VIDEOS = 8
+
+
+def segmo_methods() -> list[Method]:
+    """CAS with each scorer, LSP with and without context, and both together."""
+    found = []
+    for keep in BUDGETS:
+        found += [
+            cas_method(keep, "CAS embedding", scorer="embedding"),
+            cas_method(keep, "CAS attention", scorer="attention", layer=ATTENTION_LAYER),
+            both_method(keep),
+        ]
+    for segments in SEGMENTS:
+        found += [lsp_method(segments, 0), lsp_method(segments, CONTEXT)]
+    return [*found, lsp_method("scene", 0), lsp_method("scene", CONTEXT)]
+
+
+def run(args: argparse.Namespace, console: Console) -> None:
+    """Build the set, run every method, write table, CSV and pictures."""
+    out, difficulty = Path(args.out), DIFFICULTIES[args.difficulty]
+    model, processor = load_model(Path(args.model))
+    questions = build_set(model, processor, args.split, difficulty, args.videos)
+    console.print(questions.label)
+    console.print(f"weights: {json.loads((Path(args.model) / 'made.json').read_text())}")
+    saliency: dict[int, Tensor] = {}
+    for index in range(args.videos):
+        pictures = make_sample(args.split, difficulty, index).pictures
+        saliency[index] = encoder_saliency(model, processor, pictures)
+    methods = [
+        Method("full attention", 1.0, answer_full),
+        *rival_methods(BUDGETS, saliency),
+        *segmo_methods(),
+    ]
+    path = out / "results.jsonl"
+    records = evaluate(model, methods, questions, path, lambda done, total: console.print(f"{done}/{total}"))
+    times = _times(out / "times.json", model, methods, questions)
+    _write(summarise(records, times), questions, out, console)
+    shares, even = [], 0.0
+    for prompts in questions.prompts[:COHESION_VIDEOS]:
+        scene_F = make_sample(args.split, difficulty, prompts.video).scene_F
+        share, even = local_cohesion(model, prompts, scene_F)
+        shares.append(share)
+    draw_cohesion(shares, even).savefig(out / "cohesion.png")
+
+
+def _times(path: Path, model: object, methods: Sequence[Method], questions: QuestionSet) -> dict[str, float]:
+    """Prefill times, measured once and kept: they are only comparable within one run."""
+    if not path.is_file():
+        path.write_text(json.dumps(time_methods(model, methods, questions)))
+    times: dict[str, float] = json.loads(path.read_text())
+    return times
+
+
+def _write(rows: Sequence[Row], questions: QuestionSet, out: Path, console: Console) -> None:
+    console.print(result_table(rows, questions.label))
+    with (out / "table.txt").open("w") as file:
+        Console(file=file, width=220).print(result_table(rows, questions.label))
+    write_csv(rows, out / "results.csv")
+    draw_results(rows, questions.label).savefig(out / "results.png")
+
+
+def main() -> None:
+    """Read the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default="out/sceneqa-eval", help="folder for results")
+    parser.add_argument("--model", default=str(MODEL_PATH), help="folder of the trained model")
+    parser.add_argument("--split", default="test", choices=("validation", "test"))
+    parser.add_argument("--difficulty", default="standard", choices=tuple(DIFFICULTIES))
+    parser.add_argument("--videos", type=int, default=140, help="up to 25 questions about each")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    run(args, Console())
+
+
+if __name__ == "__main__":
+    main()

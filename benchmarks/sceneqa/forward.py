@@ -1,0 +1,169 @@
+"""The model's own modules, run the way training needs them: many questions about a video in one sequence.
+
+Each question stands where it would stand alone: same positions, sees the video and itself, never another
+question. So one sequence of V video tokens and Q questions is Q ordinary prompts that share the work on the
+video.
+
+Legend: B videos, F frames of the language model, P patches of a frame, V video tokens, Q questions, L rows
+of a question, H hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from build import MERGE, PATCH
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AttentionInterface, Qwen2VLForConditionalGeneration
+from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+
+from segmo.sceneqa.render import HEIGHT, PICTURES, WIDTH
+
+SHARED_VIDEO = "sceneqa_shared_video"
+ROWS, COLUMNS = HEIGHT // (PATCH * MERGE), WIDTH // (PATCH * MERGE)  # tokens of a frame
+CELLS = ROWS * COLUMNS
+SINKS = 2  # text tokens before the video
+
+
+def patchify(pictures: NDArray[np.uint8]) -> Tensor:
+    """What the processor's ``pixel_values_videos`` holds, for pictures of equal size.
+
+    Args:
+        pictures: (2 * F, HEIGHT, WIDTH, 3).
+
+    Returns:
+        (F, P, 3 * 2 * PATCH * PATCH) fp32, patches of a token next to each other.
+    """
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(255).sub_(0.3).div_(0.3)
+    parts = pixels.reshape(-1, PICTURES, 3, ROWS, MERGE, PATCH, COLUMNS, MERGE, PATCH)
+    return parts.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(len(pictures) // PICTURES, CELLS * MERGE**2, -1)
+
+
+def encode_frames(model: Qwen2VLForConditionalGeneration, patches_FP: Tensor) -> Tensor:
+    """The vision tower on frames of equal size as one batch, (F, CELLS, H).
+
+    Equal to ``model.get_video_features``, which loops over frames.
+    """
+    tower: Any = model.model.visual
+    frames, patches, _ = patches_FP.shape
+    x = tower.patch_embed(patches_FP.flatten(0, 1))
+    # Height and width of each patch, in the order of the patches.
+    y, z = torch.meshgrid(torch.arange(ROWS * MERGE), torch.arange(COLUMNS * MERGE), indexing="ij")
+    blocks = (ROWS, MERGE, COLUMNS, MERGE)
+    place = torch.stack([a.reshape(blocks).transpose(1, 2).flatten() for a in (y, z)], dim=-1)
+    cos, sin = (part.repeat(frames, 1) for part in tower.rotary_pos_emb(x, place))
+    for block in tower.blocks:
+        attention = block.attn
+        qkv = attention.qkv(block.norm1(x)).reshape(frames * patches, 3, attention.num_heads, -1)
+        query, key, value = qkv.unbind(1)
+        query, key = apply_rotary_pos_emb_vision(query, key, cos, sin)
+        heads = [part.reshape(frames, patches, attention.num_heads, -1).transpose(1, 2) for part in (query, key, value)]
+        mixed = torch.nn.functional.scaled_dot_product_attention(*heads, scale=attention.scaling)
+        x = x + attention.proj(mixed.transpose(1, 2).reshape(frames * patches, -1))
+        x = x + block.mlp(block.norm2(x))
+    return tower.merger(x).reshape(frames, CELLS, -1)
+
+
+@dataclass
+class Looks:
+    """Attention of each question's last token to the video in one layer, mean over heads, written down on the way.
+
+    Attributes:
+        layer: decoder layer.
+        rows: L.
+        weights_BQV: None before the model has run.
+    """
+
+    layer: int
+    rows: int
+    weights_BQV: Tensor | None = None
+
+
+def _shared_video_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    looks: Looks,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal over the video; the questions' rows by ``attention_mask``, (1, 1, Q * L, N)."""
+    shared = key.shape[2] - attention_mask.shape[2]
+    repeat = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
+    if module.layer_idx == looks.layer:
+        last = query[:, :, shared + looks.rows - 2 :: looks.rows]
+        weights = (last @ key[:, :, SINKS:shared].transpose(2, 3) * scaling).softmax(-1)
+        looks.weights_BQV = weights.mean(1)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    video = attend(query[:, :, :shared], key[:, :, :shared], value[:, :, :shared], is_causal=True, scale=scaling)
+    asked = attend(query[:, :, shared:], key, value, attn_mask=attention_mask, scale=scaling)
+    return torch.cat([video, asked], dim=2).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(SHARED_VIDEO, _shared_video_attention)
+
+
+def _question_mask(questions: int, rows: int, shared: int) -> Tensor:
+    """True where a question's row may look: the video and the question's own rows up to itself."""
+    own = torch.block_diag(*[torch.ones(rows, rows).tril()] * questions).bool()
+    return torch.cat([torch.ones(questions * rows, shared, dtype=torch.bool), own], dim=1)[None, None]
+
+
+def _positions(frames: int, questions: int, rows: int, kept_BV: Tensor) -> Tensor:
+    """M-RoPE positions, (3, B, N), as ``get_rope_index`` and ``generate`` give them to each question
+    alone."""
+    grid = torch.meshgrid(torch.arange(frames), torch.arange(ROWS), torch.arange(COLUMNS), indexing="ij")
+    video_3V = torch.stack(grid).reshape(3, -1) + SINKS
+    video = video_3V[:, kept_BV]  # (3, B, kept)
+    after = SINKS + max(ROWS, COLUMNS)
+    own = torch.arange(after, after + rows)
+    own[-1] = max(frames + SINKS, after + rows - 1)  # the answer, fed back by ``generate``
+    batch = kept_BV.shape[0]
+    text = [torch.arange(SINKS).expand(3, batch, -1), own.repeat(questions).expand(3, batch, -1)]
+    return torch.cat([text[0], video, text[1]], dim=2)
+
+
+def answer_logits(
+    model: Qwen2VLForConditionalGeneration,
+    features_BVH: Tensor,
+    frames: int,
+    kept_BV: Tensor,
+    sink_ids: Tensor,
+    question_ids_BQL: Tensor,
+    look_layer: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Logits of the answer and of what follows it, (B, Q, 2, vocabulary), and where the question's last token looked.
+
+    The latter is its attention to the kept video tokens in decoder layer ``look_layer``, mean over heads, (B, Q, kept).
+
+    Args:
+        model: with attention implementation ``SHARED_VIDEO``.
+        features_BVH: video features after token dropout, (B, kept, H).
+        frames: F of the whole video.
+        kept_BV: index of each kept token in the whole video.
+        sink_ids: the text before the video, (SINKS,).
+        question_ids_BQL: the text after the video, with the answer as the last row.
+    """
+    batch, questions, rows = question_ids_BQL.shape
+    language: Any = model.model.language_model
+    embed = language.embed_tokens
+    embeds = torch.cat([embed(sink_ids).expand(batch, -1, -1), features_BVH, embed(question_ids_BQL.flatten(1))], dim=1)
+    shared = SINKS + features_BVH.shape[1]
+    looks = Looks(look_layer, rows)
+    out = language(
+        inputs_embeds=embeds,
+        position_ids=_positions(frames, questions, rows, kept_BV),
+        attention_mask={"full_attention": _question_mask(questions, rows, shared)},
+        use_cache=False,
+        looks=looks,
+    ).last_hidden_state
+    ends = out[:, shared:].unflatten(1, (questions, rows))[:, :, -2:]
+    assert looks.weights_BQV is not None
+    return model.lm_head(ends), looks.weights_BQV

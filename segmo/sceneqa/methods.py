@@ -1,0 +1,165 @@
+"""Ways to answer that the evaluation compares: the model as it is, and the model through SegMo.
+
+Legend: Q prompts, N prompt tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Qwen2VLForConditionalGeneration
+
+import segmo
+from segmo.errors import SegMoError
+from segmo.options import Options
+from segmo.runtime.layout import QUERY, SINK
+from segmo.sceneqa.model import Prompts
+
+LSP_PASSES = ("segment-attention", "inject-context")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a method made of the prompts of one video.
+
+    Attributes:
+        logits: of the next token, (Q, vocabulary).
+        kept: video tokens that reach the last layer.
+        flops: of the language model's prefill, one prompt.
+    """
+
+    logits: Tensor
+    kept: int
+    flops: float
+
+
+Answer = Callable[[Qwen2VLForConditionalGeneration, Prompts], Answers]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the table.
+
+    Attributes:
+        name: as printed, without the budget.
+        keep: fraction of the video tokens that is kept.
+        answer: runs it on the prompts of one video.
+        options: options of :func:`segmo.compile` under which ``answer`` runs; None for the model as it is.
+    """
+
+    name: str
+    keep: float
+    answer: Answer
+    options: Mapping[str, Any] | None = field(default=None)
+
+    @property
+    def key(self) -> str:
+        """Name of the row in result files."""
+        return f"{self.name} @ {self.keep:g}"
+
+
+@contextmanager
+def compiled(model: Qwen2VLForConditionalGeneration, method: Method) -> Iterator[None]:
+    """The model compiled as the method wants it, and as it was afterwards."""
+    if method.options is not None:
+        segmo.compile(model, **method.options)
+    try:
+        yield
+    finally:
+        if method.options is not None:
+            segmo.uncompile(model)
+
+
+def prefill_flops(model: Qwen2VLForConditionalGeneration, tokens: Sequence[int], pairs: Sequence[float]) -> float:
+    """Floating-point operations of the decoder layers, two for a multiplication with its addition.
+
+    Args:
+        tokens: rows that each layer computes.
+        pairs: (query, key) pairs that each layer's attention sees.
+    """
+    config: Any = model.config.text_config
+    layer: Any = model.model.language_model.layers[0]
+    weights = sum(part.weight.numel() for part in layer.modules() if isinstance(part, torch.nn.Linear))
+    return float(2 * weights * sum(tokens) + 4 * config.hidden_size * sum(pairs))
+
+
+def causal_pairs(tokens: int) -> float:
+    """Pairs under full causal attention."""
+    return tokens * (tokens + 1) / 2
+
+
+@torch.no_grad()
+def answer_full(model: Qwen2VLForConditionalGeneration, prompts: Prompts) -> Answers:
+    """The model as it is."""
+    logits = model(**prompts.inputs()).logits[:, -1]
+    layers, length = model.config.get_text_config().num_hidden_layers, prompts.input_ids.shape[1]
+    flops = prefill_flops(model, [length] * layers, [causal_pairs(length)] * layers)
+    return Answers(logits, len(prompts.features), flops)
+
+
+def visible_pairs(segment_K: Tensor, context_K: Tensor | None) -> float:
+    """Pairs (query, key) that segment attention sees in one row.
+
+    Args:
+        segment_K: segment of each kept token, ``SINK`` and ``QUERY`` for text.
+        context_K: whether it is context.
+    """
+    sinks, question = int((segment_K == SINK).sum()), int((segment_K == QUERY).sum())
+    length = len(segment_K)
+    pairs = causal_pairs(sinks) + causal_pairs(length) - causal_pairs(length - question)
+    for segment in range(int(segment_K.max()) + 1):
+        inside = (segment_K == segment).nonzero()[:, 0]
+        before = 0 if context_K is None else int(context_K[: int(inside[0])].sum())
+        pairs += causal_pairs(len(inside)) + len(inside) * (sinks + before)
+    return pairs
+
+
+def segmo_method(name: str, **options: Any) -> Method:
+    """The model through ``segmo.compile(model, **options)``."""
+    settings = Options.parse(options)
+    cas = "select-tokens" not in settings.disable
+    keep = settings.keep if cas else 1.0
+
+    @torch.no_grad()
+    def answer(model: Qwen2VLForConditionalGeneration, prompts: Prompts) -> Answers:
+        logits = model(**prompts.inputs()).logits[:, -1]
+        prefill = segmo.last_report().prefill
+        if prefill is None:
+            raise SegMoError(f"{name} was not applied: no prefill was rewritten")
+        rows = len(prefill.kept())
+        pairs = causal_pairs(rows)
+        if prefill.segment is not None:
+            pairs = visible_pairs(prefill.segment[0], None if prefill.context is None else prefill.context[0])
+        full = prompts.input_ids.shape[1]
+        layers = model.config.get_text_config().num_hidden_layers
+        early = settings.layer if cas and settings.scorer == "attention" else 0  # before tokens are chosen
+        flops = prefill_flops(
+            model,
+            [full] * early + [rows] * (layers - early),
+            [causal_pairs(full)] * early + [pairs] * (layers - early),
+        )
+        return Answers(logits, prefill.tokens()["kept"], flops)
+
+    return Method(name, keep, answer, options)
+
+
+def cas_method(keep: float, name: str = "CAS", **options: Any) -> Method:
+    """Token selection alone."""
+    return segmo_method(name, keep=keep, disable=LSP_PASSES, **options)
+
+
+def lsp_method(segments: int | str, context: int, name: str = "", **options: Any) -> Method:
+    """Segment attention alone, over all tokens."""
+    name = name or f"LSP {segments} segments, {'context of ' + str(context) if context else 'no context'}"
+    off = ("select-tokens",) if context else ("select-tokens", "inject-context")
+    return segmo_method(name, keep=1.0, segments=segments, context=context, disable=off, **options)
+
+
+def both_method(keep: float, name: str = "CAS+LSP", **options: Any) -> Method:
+    """Token selection and segment attention, the product's defaults unless options say otherwise."""
+    return segmo_method(name, keep=keep, **options)

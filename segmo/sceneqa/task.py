@@ -1,0 +1,100 @@
+"""SceneQA as a fixed set: splits, difficulty, a version and a checksum. The same arguments give the same
+bits."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmo.errors import SegMoError
+from segmo.sceneqa.glyphs import PARTS, load_digits
+from segmo.sceneqa.questions import KINDS, Question, choose_questions
+from segmo.sceneqa.render import render
+from segmo.sceneqa.script import Scene, write_script
+
+VERSION = 1  # raised whenever the same seed would give another video or question
+SPLITS = tuple(PARTS)
+
+
+@dataclass(frozen=True)
+class Difficulty:
+    """Scenes and frames (of the language model, a second each) of a video.
+
+    Six scenes in ten last one to three seconds; the others share what is left, so more frames make longer
+    still parts.
+    """
+
+    scenes: int
+    frames: int
+
+
+DIFFICULTIES = {
+    "easy": Difficulty(8, 32),
+    "standard": Difficulty(16, 128),  # the longest that training shows
+    "long": Difficulty(24, 256),  # longer than any training video
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One video and what is asked about it.
+
+    Attributes:
+        index: number within the split.
+        script: what happens.
+        pictures: (2 * frames, 32, 48, 3) uint8 RGB, two a second.
+        questions: the chosen questions, kind by kind.
+    """
+
+    index: int
+    script: tuple[Scene, ...]
+    pictures: NDArray[np.uint8]
+    questions: tuple[Question, ...]
+
+    @property
+    def scene_F(self) -> NDArray[np.int64]:
+        """True scene of each frame of the language model."""
+        return np.repeat(np.arange(len(self.script)), [scene.length for scene in self.script])
+
+
+def make_sample(split: str, difficulty: Difficulty, index: int, per_kind: int = 5) -> Sample:
+    """Video number ``index`` of a split, with up to ``per_kind`` questions of each kind.
+
+    Raises:
+        SegMoError: there is no such split, or scikit-learn is missing.
+    """
+    if split not in SPLITS:
+        raise SegMoError(f"SceneQA has no split {split!r}; it has {', '.join(SPLITS)}")
+    seed = [VERSION, SPLITS.index(split), difficulty.scenes, difficulty.frames, index]
+    rng = np.random.default_rng(seed)
+    script = write_script(difficulty.scenes, difficulty.frames, split == "train", rng)
+    questions = choose_questions(script, dict.fromkeys(KINDS, per_kind), rng)
+    return Sample(index, script, render(script, load_digits(split), rng), tuple(questions))
+
+
+def samples(split: str, difficulty: Difficulty, videos: int, per_kind: int = 5) -> Iterator[Sample]:
+    """The first ``videos`` samples of a split."""
+    for index in range(videos):
+        yield make_sample(split, difficulty, index, per_kind)
+
+
+class Checksum:
+    """SHA-256 over samples in order: scripts, questions and pixels."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.sha256(f"SceneQA {VERSION}".encode())
+
+    def add(self, sample: Sample) -> None:
+        """Take in one sample."""
+        plain = [[dataclasses.astuple(part) for part in parts] for parts in (sample.script, sample.questions)]
+        self._hash.update(json.dumps(plain).encode())
+        self._hash.update(sample.pictures.tobytes())
+
+    def __str__(self) -> str:
+        return self._hash.hexdigest()[:16]

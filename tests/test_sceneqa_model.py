@@ -1,0 +1,123 @@
+"""The shipped model, its prompts, and the ways of running it that must agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from batches import encode_question
+from cohesion import local_cohesion
+from decoder import run_decoder
+from forward import SHARED_VIDEO, answer_logits, encode_frames, patchify
+from numpy.typing import NDArray
+
+from segmo.errors import SegMoError
+from segmo.runtime.layout import QUERY, SINK
+from segmo.sceneqa.methods import answer_full, causal_pairs, visible_pairs
+from segmo.sceneqa.model import MODEL_PATH, Prompts, build_prompts, load_model
+from segmo.sceneqa.task import Difficulty, Sample, make_sample
+
+SMALL = Difficulty(4, 12)
+
+
+@pytest.fixture(scope="module")
+def loaded() -> tuple[Any, Any]:
+    return load_model()
+
+
+@pytest.fixture(scope="module")
+def sample() -> Sample:
+    return make_sample("validation", SMALL, 0, 2)
+
+
+@pytest.fixture(scope="module")
+def prompts(loaded: tuple[Any, Any], sample: Sample) -> Prompts:
+    return build_prompts(*loaded, sample.pictures, sample.questions)
+
+
+def _processed(processor: Any, pictures: NDArray[np.uint8], question: str) -> Any:
+    content = [{"type": "video"}, {"type": "text", "text": question}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}])
+    return processor(text=[text], videos=[pictures], return_tensors="pt")
+
+
+def test_weights_are_small_enough_for_the_repository() -> None:
+    assert sum(path.stat().st_size for path in MODEL_PATH.iterdir()) < 8e6
+
+
+def test_missing_weights_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SegMoError, match="no trained model"):
+        load_model(tmp_path)
+
+
+def test_prompts_are_what_the_processor_makes(loaded: tuple[Any, Any], sample: Sample, prompts: Prompts) -> None:
+    model, processor = loaded
+    for row, question in enumerate(sample.questions):
+        inputs = _processed(processor, sample.pictures, question.text)
+        assert prompts.input_ids[row].equal(inputs["input_ids"][0])
+        with torch.no_grad():
+            logits = model(**inputs).logits[0, -1]
+            ours = answer_full(model, prompts.only(row)).logits[0]
+        torch.testing.assert_close(ours, logits)
+        assert processor.tokenizer.decode([int(prompts.answer[row])]) == question.answer
+
+
+def test_batched_questions_answer_as_single_ones(loaded: tuple[Any, Any], prompts: Prompts) -> None:
+    together = answer_full(loaded[0], prompts).logits
+    torch.testing.assert_close(together[2:3], answer_full(loaded[0], prompts.only(2)).logits)
+
+
+def test_generate_answers_with_one_word_and_stops(loaded: tuple[Any, Any], sample: Sample) -> None:
+    model, processor = loaded
+    inputs = _processed(processor, sample.pictures, sample.questions[0].text)
+    ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    assert ids.tolist()[1:] == [processor.tokenizer.eos_token_id]
+
+
+def test_training_forward_equals_single_prompts(loaded: tuple[Any, Any], sample: Sample, prompts: Prompts) -> None:
+    """Many questions in one sequence are the same as each of them alone."""
+    model, processor = loaded
+    frames = encode_frames(model, patchify(sample.pictures)).detach()
+    torch.testing.assert_close(frames.flatten(0, 1), prompts.features)
+    ids = torch.tensor([[encode_question(processor.tokenizer, question) for question in sample.questions]])
+    model.set_attn_implementation({"text_config": SHARED_VIDEO})
+    try:
+        every = torch.arange(len(prompts.features))[None]
+        with torch.no_grad():
+            logits, _ = answer_logits(model, prompts.features[None], 12, every, prompts.input_ids[0, :2], ids)
+    finally:
+        model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(logits[0, :, 0], answer_full(model, prompts).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_decoder_by_hand_equals_the_model(loaded: tuple[Any, Any], prompts: Prompts) -> None:
+    count, video = len(prompts.input_ids), len(prompts.features)
+    logits = run_decoder(
+        loaded[0],
+        prompts,
+        torch.arange(video).expand(count, -1),
+        prompts.features.expand(count, -1, -1),
+        1,
+        lambda attention_QV: torch.arange(attention_QV.shape[1]).expand(count, -1),
+    )
+    torch.testing.assert_close(logits, answer_full(loaded[0], prompts).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_pairs_of_segments() -> None:
+    segment = torch.tensor([SINK, SINK, 0, 0, 1, 1, 1, QUERY, QUERY])
+    context = torch.tensor([0, 0, 1, 0, 0, 0, 0, 0, 0]).bool()
+    seen = [1, 2, 3, 4, 4, 5, 6, 8, 9]  # the second segment sees two sinks, one context token and itself
+    assert visible_pairs(segment, context) == sum(seen)
+    one = torch.tensor([SINK, 0, 0, QUERY])
+    assert visible_pairs(one, None) == causal_pairs(4)
+
+
+def test_cohesion_is_a_share_and_above_nothing(loaded: tuple[Any, Any], sample: Sample, prompts: Prompts) -> None:
+    share, even = local_cohesion(loaded[0], prompts, sample.scene_F)
+    config = loaded[0].config.text_config
+    assert share.shape == (config.num_hidden_layers, config.num_attention_heads)
+    assert ((share > 0) & (share <= 1)).all()
+    assert 0 < even < 1

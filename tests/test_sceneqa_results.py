@@ -1,0 +1,81 @@
+"""Intervals, tables and files of an evaluation."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from scipy.stats import binomtest
+
+from segmo.sceneqa.plot import draw_results
+from segmo.sceneqa.questions import KINDS
+from segmo.sceneqa.results import OVERALL, Share, read_results, result_table, summarise, write_csv
+
+
+@given(st.integers(1, 2000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
+def test_interval_is_wilsons(counts: tuple[int, int]) -> None:
+    right, total = counts
+    expected = binomtest(right, total).proportion_ci(0.95, method="wilson")
+    assert Share(right, total).interval == pytest.approx((expected.low, expected.high), abs=1e-6)
+
+
+def test_nothing_asked_is_not_a_number() -> None:
+    assert math.isnan(Share(0, 0).value)
+
+
+def _record(name: str, keep: float, right: list[int], kept: int, flops: float) -> dict[str, Any]:
+    return {
+        "key": f"{name} @ {keep:g}",
+        "name": name,
+        "keep": keep,
+        "kinds": list(KINDS),
+        "right": right,
+        "kept": kept,
+        "flops": flops,
+    }
+
+
+RECORDS = [
+    _record("full", 1.0, [1, 1, 1, 0, 1], 100, 10.0),
+    _record("full", 1.0, [1, 1, 0, 0, 1], 100, 10.0),
+    _record("CAS", 0.5, [1, 0, 0, 0, 1], 50, 4.0),
+    _record("uniform", 0.5, [0, 0, 0, 0, 1], 50, 4.0),
+]
+
+
+def test_summary_counts_each_question_once() -> None:
+    rows = summarise(RECORDS, {"full @ 1": 2.0, "CAS @ 0.5": 0.5})
+    assert [row.name for row in rows] == ["full", "CAS", "uniform"]
+    assert rows[0].accuracy["retrieve"] == Share(2, 2)
+    assert rows[0].accuracy[OVERALL] == Share(7, 10)
+    assert rows[1].flops == pytest.approx(0.4)
+    assert rows[1].time == pytest.approx(0.25)
+    assert math.isnan(rows[2].time)
+
+
+def test_table_csv_and_picture_hold_every_row(tmp_path: Path) -> None:
+    rows = summarise(RECORDS, {})
+    console = Console(record=True, width=200)
+    console.print(result_table(rows, "title"))
+    assert "100.0 (34.2-100.0)" in console.export_text()
+    write_csv(rows, tmp_path / "results.csv")
+    with (tmp_path / "results.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert [line["method"] for line in lines] == ["full", "CAS", "uniform"]
+    assert float(lines[0]["retrieve accuracy"]) == 1.0
+    draw_results(rows, "title").savefig(tmp_path / "results.png")
+    assert (tmp_path / "results.png").stat().st_size > 10_000
+
+
+def test_a_half_written_line_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    path.write_text(json.dumps(RECORDS[0]) + "\n" + json.dumps(RECORDS[1])[:30])
+    assert read_results(path) == RECORDS[:1]
+    assert read_results(tmp_path / "missing.jsonl") == []

@@ -1,0 +1,78 @@
+"""The rivals of the benchmark keep what their papers say, and as many tokens as their budget."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rivals.fastvid import ANCHOR_WEIGHT, fastvid, segment_starts
+from rivals.selectors import evs, random_tokens, uniform_frames
+
+keeps = st.sampled_from([0.5, 0.25, 0.125, 0.0625])
+shapes = st.tuples(st.integers(16, 60), st.integers(2, 9), st.integers(0, 1000))
+
+
+def _features(shape: tuple[int, int, int]) -> torch.Tensor:
+    frames, cells, seed = shape
+    return torch.randn(frames, cells, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@given(shapes, keeps)
+def test_kept_tokens_are_distinct_ascending_and_as_many_as_the_budget(shape: tuple[int, int, int], keep: float) -> None:
+    features = _features(shape)
+    total = shape[0] * shape[1]
+    saliency = torch.rand(shape[0], shape[1], generator=torch.Generator().manual_seed(1))
+    for kept in (random_tokens(features, keep, 3), fastvid(features, saliency, keep)[0]):
+        assert kept.tolist() == sorted(set(kept.tolist()))
+        assert len(kept) == math.floor(keep * total)
+    kept = evs(features, keep, 0)
+    assert len(kept) == max(shape[1], math.floor(keep * total))
+    assert kept[: shape[1]].tolist() == list(range(shape[1])), "the first frame stays"
+    kept = uniform_frames(features, keep, 0)
+    assert len(kept) == max(1, math.floor(keep * shape[0])) * shape[1]
+
+
+def test_uniform_frames_are_evenly_spread() -> None:
+    kept = uniform_frames(torch.zeros(16, 2, 4), 0.25, 0)
+    assert (kept[::2] // 2).tolist() == [2, 6, 10, 14]
+
+
+def test_evs_keeps_what_changed() -> None:
+    features = torch.ones(10, 3, 4)
+    features[6, 1] = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    kept = evs(features, 5 / 30, 0).tolist()
+    assert kept == [0, 1, 2, 6 * 3 + 1, 7 * 3 + 1]
+
+
+def test_fastvid_cuts_where_frames_differ() -> None:
+    features = torch.cat([torch.eye(4)[i].expand(5, 2, 4) for i in range(4)])
+    assert {0, 5, 10, 15} <= set(segment_starts(features))
+
+
+def test_fastvid_merges_what_it_drops_into_the_nearest_kept_token() -> None:
+    features = torch.zeros(8, 1, 2)
+    features[:, 0, 0] = torch.arange(1.0, 9.0)
+    kept, merged = fastvid(features, torch.zeros(8, 1), 0.125)
+    assert len(kept) == 1
+    others = torch.cat([features[: kept[0], 0], features[kept[0] + 1 :, 0]])
+    # All frames point the same way, so they are segments of one frame but for the last one.
+    assert merged.shape == (1, 2)
+    assert float(merged[0, 0]) <= max(float(features[kept[0], 0, 0]), float(others.mean()) / ANCHOR_WEIGHT)
+
+
+def test_random_tokens_depend_on_the_seed_alone() -> None:
+    features = torch.zeros(16, 4, 2)
+    assert random_tokens(features, 0.25, 1).equal(random_tokens(features, 0.25, 1))
+    assert not random_tokens(features, 0.25, 1).equal(random_tokens(features, 0.25, 2))
+
+
+@pytest.mark.parametrize("keep", [0.5, 0.125])
+def test_fastvid_budget_follows_segment_length(keep: float) -> None:
+    long, short = torch.eye(4)[0].expand(24, 4, 4), torch.eye(4)[1].expand(8, 4, 4)
+    noise = 0.01 * torch.randn(32, 4, 4, generator=torch.Generator().manual_seed(0))
+    kept, _ = fastvid(torch.cat([long, short]) + noise, torch.rand(32, 4), keep)
+    share = float((kept < 24 * 4).float().mean())
+    assert abs(share - 0.75) < 0.1
