@@ -110,7 +110,7 @@ def analyse(gm: GraphModule, config: Any = None) -> Facts:
     roots = [merge.node] if merge else []
     attentions = _find_attentions(gm, downstream(roots) if roots else None)
     if not attentions:
-        return Facts("other", merge=merge, miss=Miss.of("no-decoder"))
+        return Facts("other", merge=merge, miss=_why_no_decoder(merge, getattr(config, "_attn_implementation", None)))
     kind = _kind(attentions[0])
     if kind == "decode":
         return Facts("decode", attentions, miss=Miss.of("decode"))
@@ -134,9 +134,11 @@ def _why_not(
 ) -> Miss | None:
     if merge is None:
         embeds = _placeholder(gm, "inputs_embeds", "hidden_states")
-        if embeds is None:
+        if embeds is not None:
+            return Miss.of("no-merge", f"the graph starts from {embeds.name}", embeds)
+        if any(node.target is torch.nn.functional.embedding for node in gm.graph.nodes):
             return Miss.of("text-only")
-        return Miss.of("no-merge", f"the graph starts from {embeds.name}", embeds)
+        return Miss.of("no-merge", "the graph is a piece of the decoder", attentions[0].node)
     if family is None:
         known = ", ".join(FAMILIES)
         model_type = getattr(config, "model_type", None)
@@ -145,6 +147,13 @@ def _why_not(
     if _slides(config):
         return Miss.of("sliding-window", node=attentions[0].node)
     return _filled_cache(attentions)
+
+
+def _why_no_decoder(merge: Merge | None, implementation: str | None) -> Miss:
+    """A video that enters a decoder whose attention is not known was lost; a piece without either was not."""
+    if merge is not None and implementation not in (None, "sdpa"):
+        return Miss.of("other-attention", repr(implementation), merge.node)
+    return Miss.of("no-decoder")
 
 
 def _fixed_cache(gm: GraphModule) -> Miss | None:

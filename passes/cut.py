@@ -38,7 +38,7 @@ _ELEMENTWISE = {
     operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd, operator.isub, operator.imul,
     operator.and_, operator.or_, operator.eq, operator.ne, operator.lt, operator.gt, operator.le, operator.ge,
     torch.add, torch.sub, torch.mul, torch.div, torch.where, torch.logical_and, torch.logical_or,
-    "add", "add_", "sub", "sub_", "mul", "mul_", "div", "where", "masked_fill", "masked_fill_", "masked_scatter",
+    "add", "add_", "sub", "sub_", "mul", "mul_", "div", "where", "masked_fill", "masked_fill_",
 }  # fmt: skip
 _SAME_PLACE = {"to", "contiguous", "float", "clone", "detach", "type_as"}
 _ASSERTS = (torch.ops.aten._assert_scalar.default, torch._check)
@@ -96,6 +96,23 @@ def _settle(new_out: list[int], group: tuple[int, int], old: int, new: int, chan
     exact = [d for d in places if new_out[d] == old]
     place = exact[0] if exact else places[0]
     new_out[place] = new_out[place] // old * new
+
+
+def _index_of(key: Any, dim: int, rank: int) -> Any:
+    """The part of an index that picks from dimension ``dim`` of a tensor."""
+    items = list(key) if isinstance(key, (tuple, list)) else [key]
+    items = [item for item in items if item is not None]  # a new dimension picks from none
+    if any(item is Ellipsis for item in items):
+        at = next(place for place, item in enumerate(items) if item is Ellipsis)
+        items[at : at + 1] = [slice(None)] * (rank - len(items) + 1)
+    return items[dim] if dim < len(items) else slice(None)
+
+
+def _settled(bound: Any) -> Any:
+    """A bound of a slice: a plain number where it is the same in every call, symbolic otherwise."""
+    value = example(bound) if isinstance(bound, Node) else bound
+    known = value.node.maybe_as_int() if isinstance(value, torch.SymInt) else None
+    return value if known is None else known
 
 
 class TokenCut:
@@ -204,6 +221,8 @@ class TokenCut:
         """``node`` at the kept tokens along ``dim``; made once per node, in front of its first use."""
         old = example(node)
         dim %= old.dim()
+        if dim == 0:
+            raise _lost("tokens are counted by the first dimension, where the batch is expected", node)
         if (node, dim) not in self.gathered:
             made = self._gather_source(node, dim, before)
             if made is None:
@@ -277,6 +296,14 @@ class TokenCut:
             self._mend_slices(node)
         self._refuse_lengths(node)
         self._execute(node)
+        self._refuse_reductions(node)
+
+    def _refuse_reductions(self, node: Node) -> None:
+        """A sum or a choice over tokens would be another one without the dropped ones."""
+        if node.target is operator.getitem or not isinstance(self.values[node], Tensor) or self.changed_dims(node):
+            return
+        if any(self.changed_dims(source) for source in node.all_input_nodes):
+            raise _lost("tokens are added up or picked from, and some of them are dropped", node)
 
     def _execute(self, node: Node) -> None:
         args, kwargs = map_arg((node.args, node.kwargs), self.value)
@@ -368,6 +395,13 @@ class TokenCut:
         source = node.args[0]
         if not isinstance(source, Node) or not self.changed_dims(source):
             return
+        for dim in self.changed_dims(source):
+            item = _index_of(node.args[1], dim, example(source).dim())
+            if not self._means_the_same(item):  # asks for places in the prompt: NaN where they were dropped
+                source = self._scatter(source, dim, node)
+        if source is not node.args[0]:
+            node.args = (source, node.args[1])
+            return
 
         def mend(arg: Node) -> Node:
             value = example(arg)
@@ -375,6 +409,19 @@ class TokenCut:
             return self.size if exact and self.size is not None else arg
 
         node.args = (source, map_arg(node.args[1], mend))
+
+    def _means_the_same(self, item: Any) -> bool:
+        """Whether an index asks a shortened dimension for all its tokens, or for the last one, which is never dropped.
+
+        Any other counts places of the whole prompt.
+        """
+        if not isinstance(item, slice):
+            return isinstance(item, int) and item == -1
+        start, stop = _settled(item.start), _settled(item.stop)
+        whole = (start is None or (isinstance(start, int) and start == 0)) and (
+            stop is None or bool(stop == self.symbol)
+        )
+        return item.step in (None, 1) and (whole or (isinstance(start, int) and start == -1 and stop is None))
 
     def _refuse_lengths(self, node: Node) -> None:
         for arg in node.all_input_nodes:

@@ -26,6 +26,11 @@ class Reason:
 
 _ALL = (
     Reason("no-decoder", "the graph has no decoder attention", "nothing to do: such graphs run as they are"),
+    Reason(
+        "other-attention",
+        "the decoder's attention is {detail}, not scaled_dot_product_attention",
+        'load the model with attn_implementation="sdpa"',
+    ),
     Reason("decode", "this graph decodes with a filled KV cache", "nothing to do: the cache is already short"),
     Reason("text-only", "the prompt has no video", "nothing to do: text-only prompts run as they are"),
     Reason(

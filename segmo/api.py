@@ -43,7 +43,8 @@ def compile(  # noqa: A001  # the name that torch uses too
         found = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         raise OptionError(f"SegMo does not know the model family {found!r}; known: {', '.join(FAMILIES)}")
     forget(model)
-    model.compile(backend="segmo", dynamic=dynamic, options=parsed.as_dict())
+    # Graphs of other models, and of this one under other options, do not count towards Dynamo's limit of graphs.
+    model.compile(backend="segmo", dynamic=dynamic, options=parsed.as_dict(), isolate_recompiles=True)
     untyped: Any = model
     compiled = untyped._compiled_call_impl
 

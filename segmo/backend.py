@@ -17,7 +17,7 @@ from segmo.options import Options
 from segmo.passes.analyse import analyse
 from segmo.passes.pipeline import build_pipeline
 from segmo.passes.runner import Result, run_pipeline
-from segmo.report import GraphReport, Prefill, Report, report_for
+from segmo.report import GraphReport, Prefill, Report, ran, report_for
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,7 @@ def _compile(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -
     run = _lower(gm, example_inputs, options)
     report = report_for(model, options, SETUP)
     graph = report.add(facts.kind, result)
+    report.save()
     _complain(graph, options)
     return _recording(run, result, report)
 
@@ -92,6 +93,7 @@ def _recording(run: Callable[..., Any], result: Result, report: Report) -> Calla
     def call(*args: Any) -> Any:
         outputs = run(*args)
         report.prefill = Prefill(dict(zip(result.recorded, outputs[-count:], strict=True)))
+        ran(report)
         report.save()
         return outputs[:-count]
 

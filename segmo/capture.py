@@ -16,6 +16,9 @@ from segmo.families import FAMILIES
 
 # With these off, the placeholder check and Qwen3-VL's deepstack layers break the graph.
 FLAGS = ("capture_scalar_outputs", "capture_dynamic_output_shape_ops")
+# After so many graphs of one function Dynamo stops compiling and runs eagerly, which only its own log says. Eight, its
+# default, are soon used up: prefill and decode for each set of options, model of a class and batch size.
+RECOMPILE_LIMIT = 64
 # transformers' check that features and placeholder tokens are equally many; its message holds both numbers.
 _CHECK = "get_placeholder_mask"
 
@@ -37,6 +40,9 @@ def set_up_dynamo() -> Setup:
     changed = tuple(flag for flag in FLAGS if not getattr(torch._dynamo.config, flag))
     for flag in changed:
         setattr(torch._dynamo.config, flag, True)
+    if torch._dynamo.config.recompile_limit < RECOMPILE_LIMIT:
+        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+        changed = (*changed, "recompile_limit")
     return Setup(changed, _keep_counts_symbolic())
 
 

@@ -214,7 +214,7 @@ class Report:
     def __str__(self) -> str:
         lines = [f"SegMo report{': ' + self.model if self.model else ''}"]
         lines += [
-            f"  torch._dynamo.config.{flag} was set to True, for one graph per prefill" for flag in self.setup.flags
+            f"  torch._dynamo.config.{flag} was set, so that every prefill is compiled" for flag in self.setup.flags
         ]
         if not self.setup.one_graph_for_all_lengths:
             lines.append("  this version of torch compiles again for every length of video")
@@ -267,12 +267,17 @@ def report_for(model: torch.nn.Module | None, options: Options, setup: Setup) ->
         report = Report(options, setup, type(model).__name__ if model is not None else "")
         if model is not None:
             _reports[model] = report
-    _last[:] = [report]
+    ran(report)
     return report
 
 
+def ran(report: Report) -> None:
+    """Makes this the report of the model that was compiled or ran a prefill last."""
+    _last[:] = [report]
+
+
 def last_report() -> Report:
-    """The report of the model that was compiled last.
+    """The report of the model that was compiled, or ran a rewritten prefill, last.
 
     Raises:
         SegMoError: nothing was compiled with ``backend="segmo"`` yet (compiling happens in the first call).

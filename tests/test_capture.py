@@ -62,7 +62,8 @@ model.generate(**prompt("qwen3_vl"), max_new_tokens=2, do_sample=False)
 import segmo
 report = segmo.last_report().to_dict()
 assert [g["kind"] for g in report["graphs"]] == ["prefill", "decode"], report["graphs"]
-assert report["setup"]["dynamo_flags_set"] == ["capture_scalar_outputs", "capture_dynamic_output_shape_ops"]
+flags = ["capture_scalar_outputs", "capture_dynamic_output_shape_ops", "recompile_limit"]
+assert report["setup"]["dynamo_flags_set"] == flags
 assert report["tokens"]["kept"] == 12
 """
     tests = str(__file__).rsplit("/", 1)[0]
@@ -172,3 +173,34 @@ def test_unknown_options_are_refused_with_the_nearest_match() -> None:
         generate(model, prompt("qwen2_vl"))
     with pytest.raises(OptionError, match="did you mean 'segments'"):
         segmo.compile(model, segment=2)
+
+
+def test_logits_of_places_in_the_prompt_are_those_places() -> None:
+    """Places count in the whole prompt, whatever was dropped in front of them."""
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl", frames=6)
+    segmo.compile(model, keep=0.5, segments=1)
+    places = torch.tensor([3, 9, 10, inputs["input_ids"].shape[1] - 1])
+    with torch.no_grad():
+        full = model(**inputs).logits
+        last = model(**inputs, logits_to_keep=12).logits
+        some = model(**inputs, logits_to_keep=places).logits
+    assert bool(full[:, -12:].isnan().any())
+    torch.testing.assert_close(last, full[:, -12:], rtol=1e-5, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(some, full[:, places], rtol=1e-5, atol=1e-5, equal_nan=True)
+
+
+def test_an_attention_that_is_not_known_is_said() -> None:
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl")
+    model.set_attn_implementation("eager")
+    segmo.compile(model, keep=0.5)
+    with pytest.warns(UserWarning, match=r"attention is 'eager'.*attn_implementation=\"sdpa\""):
+        generate(model, inputs)
+
+
+def test_the_last_report_is_of_the_model_that_ran_last() -> None:
+    first, second = build("qwen2_vl"), build("qwen2_vl")
+    segmo.compile(first, keep=0.25)
+    segmo.compile(second, keep=0.5)
+    for model in (first, second, first):
+        generate(model, prompt("qwen2_vl"))
+    assert segmo.last_report().to_dict()["tokens"]["kept"] == 6

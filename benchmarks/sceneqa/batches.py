@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from build import TURN_END, VISION_END
 from forward import CELLS, patchify
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
+from untrained import TURN_END, VISION_END
 
 from segmo.sceneqa.backgrounds import PAIRS
 from segmo.sceneqa.glyphs import SHAPES, load_digits

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from build import build_config, build_model, build_processor
 from matplotlib.figure import Figure
+from untrained import build_config, build_model, build_processor
 
 from segmo.sceneqa.model import MODEL_PATH
 from segmo.sceneqa.questions import CHANCE, KINDS

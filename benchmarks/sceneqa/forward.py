@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from build import MERGE, PATCH
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AttentionInterface, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+from untrained import MERGE, PATCH
 
 from segmo.sceneqa.render import HEIGHT, PICTURES, WIDTH
 

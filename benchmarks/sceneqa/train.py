@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 import torch
 from batches import IGNORE, QUESTIONS, Batch, keep_frames, keep_tokens, make_batch
-from build import TURN_START, VISION_START, build_config, build_model, build_tokenizer, share_direction
 from forward import CELLS, SHARED_VIDEO, answer_logits, encode_frames
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, normalize
+from untrained import TURN_START, VISION_START, build_config, build_model, build_tokenizer, share_direction
 
 from segmo.sceneqa.backgrounds import COLOURS, HELD_OUT, TEXTURES
 from segmo.sceneqa.glyphs import SHAPES

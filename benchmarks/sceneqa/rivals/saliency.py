@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from build import MERGE
 from forward import CELLS
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+from untrained import MERGE
 
 
 @torch.no_grad()
