@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 import segmo
+from segmo.demo.answers import answer_side_by_side, answer_table, save_answer_picture
 from segmo.demo.edit import Shot, cut_list, cut_times, write_video
 from segmo.demo.model import build_model
 from segmo.demo.picture import draw_kept, save_picture
@@ -25,6 +26,7 @@ QUESTION = "When does the taxi come into view?"
 CELLS = (14, 8)  # tokens of a frame, width and height
 FPS = 1.0  # sampled frames per second
 NEW_TOKENS = 8
+TRAINED = "Trained weights: relevance and answers are real."
 RANDOM = "Random weights: times, scenes and repeated tokens are real, relevance and answers mean nothing."
 
 
@@ -134,4 +136,9 @@ def run_demo(
         cuts=cut_times(shots),
         caption=f"{clock(seconds)} minutes of video. {question} {RANDOM}",
     )
-    console.print(f"picture: {save_picture(figure, out / 'kept.png')}")
+    console.print(f"picture: {save_picture(figure, out / 'kept.png')}\n")
+
+    sample, answered = answer_side_by_side(keep, segments)
+    console.print(answer_table(answered))
+    console.print(f"A model of a million parameters, weak at some kinds (docs/sceneqa.md). {TRAINED}", markup=False)
+    console.print(f"picture: {save_answer_picture(sample, answered, out)}")
