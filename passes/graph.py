@@ -105,6 +105,8 @@ def _can_erase(node: Node) -> bool:
     if node.op != "call_function" or node.target in _KEPT_CALLS:
         return False
     name = op_name(node)
+    if getattr(operator, name, None) is node.target:  # "and_" and "or_" end so because the words are taken
+        return not name.startswith("i") or name in ("invert", "index", "is_", "is_not")
     return "assert" not in name and "rand" not in name and "dropout" not in name and not name.endswith("_")
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 import torch
-from models import LAYERS, build, prompt
+from models import FAMILIES, LAYERS, build, left_padded, prompt
 
 import segmo
 from segmo.passes.reasons import REASONS
@@ -91,3 +92,19 @@ def test_every_reason_says_what_to_do() -> None:
     for reason in REASONS.values():
         assert reason.text
         assert reason.remedy
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_models_own_mask_of_n_by_n_is_gone(family: str) -> None:
+    """For a padded batch transformers builds one; nothing is left that makes it."""
+    model, inputs = build(family), left_padded(prompt(family, batch=2))
+    segmo.compile(model, keep=0.5, segments=2)
+    model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    by_name = {record.name: record for record in segmo.last_report().graphs[0].passes}
+    square = re.compile(r"\[[^\]]*\b(s\d+), \1\]")
+
+    def squares(text: str) -> int:
+        return sum(bool(square.search(line)) for line in text.splitlines() if "def forward" not in line)
+
+    assert squares(by_name["select-tokens"].text_before) >= 3
+    assert squares(by_name["segment-attention"].text_after) == 0
