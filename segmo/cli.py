@@ -9,6 +9,7 @@ import typer
 from segmo.commands.calibrate import calibrate
 from segmo.commands.demo import demo
 from segmo.commands.eval import evaluate
+from segmo.commands.inspect import inspect
 from segmo.commands.kernels import kernels
 from segmo.commands.plan import plan
 from segmo.commands.simulate import simulate
@@ -22,7 +23,7 @@ def _program() -> None:
     """SegMo makes prefill of Video LLMs fast on long video."""
 
 
-for command in (demo, kernels, calibrate, plan, simulate):
+for command in (demo, inspect, kernels, calibrate, plan, simulate):
     app.command()(command)
 app.command("eval")(evaluate)
 

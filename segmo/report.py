@@ -71,7 +71,7 @@ class GraphReport:
                         for miss in record.misses
                     ],
                     "seconds": record.seconds,
-                    "ops": _changes(record),
+                    "ops": op_changes(record),
                 }
                 for record in self.passes
             ],
@@ -79,7 +79,8 @@ class GraphReport:
         }
 
 
-def _changes(record: PassRecord) -> dict[str, int]:
+def op_changes(record: PassRecord) -> dict[str, int]:
+    """How many calls of each op a pass added (or took away), ops without a change left out."""
     names = sorted({*record.ops_before, *record.ops_after})
     deltas = {name: record.ops_after.get(name, 0) - record.ops_before.get(name, 0) for name in names}
     return {name: delta for name, delta in deltas.items() if delta}

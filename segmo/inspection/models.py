@@ -1,0 +1,151 @@
+"""A model's graph without its weights: the real transformers class, narrow, with random weights.
+
+What the passes decide on stays as in the config: the class, the number of decoder layers, the head size, how many query
+heads share a key/value head, sliding windows, and what else shapes the code. What only makes it large (hidden sizes,
+vocabulary, number of heads, depth of the vision tower, size of a frame) shrinks, so that 80 layers fit into memory.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from segmo.errors import OptionError
+from segmo.families import FAMILIES
+
+VIDEO, IMAGE, START, END = 5, 6, 7, 8
+VOCABULARY = 128
+SIDE = 8  # patches of a frame's side for Qwen; two by two are merged into a token
+PIXELS = 4  # of a patch's side
+DEFAULT_LAYERS = 4  # of a family that is given by name only; its default config may have 80
+
+
+def load_config(source: str, layers: int | None = None) -> Any:
+    """The transformers config of a model.
+
+    Args:
+        source: a folder with ``config.json`` (or the file), a ``model_type``, or the name of a config or model class.
+        layers: decoder layers; None for as many as the config says, and 4 for a name without a config.
+
+    Raises:
+        OptionError: no such file or family.
+    """
+    path = Path(source)
+    if path.exists():
+        config = _from_path(path)
+    else:
+        config = _from_name(source)
+        layers = layers or DEFAULT_LAYERS
+    if layers is not None:
+        _set_layers(config, layers)
+    return config
+
+
+def _from_path(path: Path) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{path} holds no config that transformers can read: {error}") from error
+    if config.model_type not in FAMILIES:
+        raise _unknown(config.model_type)
+    return config
+
+
+def _from_name(name: str) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    for model_type in FAMILIES:
+        cls = CONFIG_MAPPING[model_type]
+        stem = cls.__name__.removesuffix("Config")
+        if name == model_type or (name.startswith(stem) and name.removeprefix(stem) in ("Config", _GENERATION)):
+            return AutoConfig.for_model(model_type)
+    raise _unknown(name)
+
+
+_GENERATION = "ForConditionalGeneration"
+
+
+def _unknown(name: str) -> OptionError:
+    return OptionError(
+        f"{name!r} is no model family that SegMo knows, and no folder with a config.json; "
+        f"known families: {', '.join(FAMILIES)}"
+    )
+
+
+def _set_layers(config: Any, layers: int) -> None:
+    text = config.get_text_config()
+    text.num_hidden_layers = layers
+    kinds = getattr(text, "layer_types", None)
+    if kinds:
+        text.layer_types = [kinds[layer % len(kinds)] for layer in range(layers)]
+
+
+def shrink(config: Any) -> Any:
+    """A narrow copy of a config; see the top of this file for what stays."""
+    small = copy.deepcopy(config)
+    _shrink_text(small.get_text_config())
+    _shrink_vision(small)
+    for name in ("video_token_id", "video_token_index"):
+        _set(small, name, VIDEO)
+    for name in ("image_token_id", "image_token_index"):
+        _set(small, name, IMAGE)
+    _set(small, "vision_start_token_id", START)
+    _set(small, "vision_end_token_id", END)
+    _set(small, "vision_feature_layer", -1)
+    return small
+
+
+def _set(config: Any, name: str, value: Any) -> None:
+    if getattr(config, name, None) is not None:
+        setattr(config, name, value)
+
+
+def _shrink_text(text: Any) -> None:
+    heads, groups = text.num_attention_heads, text.num_key_value_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    repeats = heads // groups
+    text.num_key_value_heads = 1 if repeats > 1 else 2
+    text.num_attention_heads = text.num_key_value_heads * repeats
+    text.hidden_size = text.num_attention_heads * size
+    text.intermediate_size = 96
+    text.vocab_size = VOCABULARY
+    text.bos_token_id = text.eos_token_id = None
+    text.pad_token_id = 0
+    if text.model_type.endswith("_text"):  # M-RoPE; a config made by name only says nothing of its sections
+        side = (size // 2 - size // 8) // 2
+        rope = dict(text.rope_parameters)
+        rope.setdefault("mrope_section", [size // 2 - 2 * side, side, side])
+        text.rope_parameters = rope
+
+
+def _shrink_vision(config: Any) -> None:
+    vision, width = config.vision_config, config.get_text_config().hidden_size
+    if config.model_type == "llava_onevision":
+        vision.hidden_size, vision.intermediate_size, vision.num_attention_heads = 32, 48, 2
+        vision.num_hidden_layers, vision.patch_size, vision.image_size = 2, PIXELS, SIDE * PIXELS
+        return
+    levels = len(getattr(vision, "deepstack_visual_indexes", None) or ()) or 1
+    vision.depth, vision.num_heads, vision.patch_size = levels, 2, PIXELS
+    _set(vision, "deepstack_visual_indexes", list(range(levels)))
+    _set(vision, "fullatt_block_indexes", [0])
+    _set(vision, "window_size", SIDE * PIXELS)
+    _set(vision, "intermediate_size", 48)
+    if hasattr(vision, "embed_dim"):  # Qwen2-VL: hidden_size is the width that comes out
+        vision.embed_dim, vision.hidden_size = 32, width
+    else:
+        vision.hidden_size, vision.out_hidden_size = 32, width
+
+
+def build(config: Any) -> Any:
+    """The conditional-generation model of a narrow config: random weights, eval mode, on the CPU in float32."""
+    import torch
+    from transformers import AutoModelForImageTextToText
+
+    auto: Any = AutoModelForImageTextToText
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return auto.from_config(config, dtype=torch.float32).eval()

@@ -1,0 +1,104 @@
+"""`segmo inspect`: graphs of a model from its config alone, as a tree, as text and as a diff."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import typer
+from models import build
+from typer.testing import CliRunner
+
+from segmo.commands.inspect import inspect
+from segmo.errors import OptionError, PipelineError
+from segmo.families import FAMILIES
+from segmo.inspection.models import load_config, shrink
+from segmo.inspection.run import inspect_model, with_stop
+from segmo.inspection.text import diff, graph_at, node_name, readable
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+def run(*args: str) -> str:
+    app = typer.Typer()
+    app.command()(inspect)
+    done = CliRunner().invoke(app, [*args, "--frames", "8"])
+    assert done.exit_code == 0, done.exception
+    return done.output
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_shapes_the_graph_survives_shrinking(name: str) -> None:
+    whole = load_config(name, layers=7)
+    text, small = whole.get_text_config(), shrink(whole).get_text_config()
+    assert small.num_hidden_layers == 7
+    assert (
+        text.num_attention_heads // text.num_key_value_heads == small.num_attention_heads // small.num_key_value_heads
+    )
+    assert small.hidden_size // small.num_attention_heads == text.hidden_size // text.num_attention_heads
+    assert type(small) is type(text)
+    assert text.vocab_size > 10_000  # the config itself is left as it was
+
+
+def test_a_config_is_found_by_folder_class_and_type(tmp_path: Path) -> None:
+    build("qwen3_vl").config.save_pretrained(tmp_path)
+    assert load_config(str(tmp_path)).get_text_config().num_hidden_layers == 3
+    for name in ("qwen3_vl", "Qwen3VLConfig", "Qwen3VLForConditionalGeneration"):
+        assert load_config(name).model_type == "qwen3_vl"
+    with pytest.raises(OptionError, match="known families: qwen2_vl"):
+        load_config("bert")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(OptionError, match="holds no config"):
+        load_config(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_rewritten(name: str) -> None:
+    report = inspect_model(name, {"keep": 0.5}, frames=8, layers=2)
+    assert [graph.kind for graph in report.graphs] == ["prefill", "decode"]
+    missed = {record.name: [miss.code for miss in record.misses] for record in report.graphs[0].passes if record.misses}
+    assert missed == {"shard-segments": ["no-group"]}
+
+
+def test_the_tree_shows_ops_and_reasons() -> None:
+    out = run("qwen2_vl", "--layers", "2", "--disable", "segment-attention")
+    assert "graph 0: prefill, rewritten" in out
+    assert "segmo.select_tokens.default +1" in out
+    assert "not applied (no-segments)" in out
+    assert "to change that: see why segment-attention did not apply" in out
+    assert "graph 1: decode, runs as it was" in out
+
+
+def test_json_holds_the_report_graph_and_diff() -> None:
+    found = json.loads(
+        run("qwen2_vl", "--layers", "2", "--json", "--graph", "before", "--diff", "segment-attention", "--stop-after",
+            "segment-attention")
+    )  # fmt: skip
+    assert [record["name"] for record in found["graphs"][0]["passes"]] == ["select-tokens", "segment-attention"]
+    assert any("scaled_dot_product_attention" in line for line in found["graph"])
+    removed = [line for line in found["diff"] if line.startswith("-") and "scaled_dot_product" in line]
+    added = [line for line in found["diff"] if line.startswith("+") and "segmo.segment_attention" in line]
+    assert len(removed) == len(added) == 2
+
+
+def test_a_diff_names_only_nodes_that_changed() -> None:
+    graph = inspect_model("qwen2_vl", {"keep": 1.0, "segments": 2}, frames=8, layers=2).graphs[0]
+    assert diff(graph, "select-tokens") == []
+    before, after = readable(graph_at(graph, "before")), readable(graph_at(graph, "segment-attention"))
+    names = {node_name(line) for line in before if node_name(line)}
+    kept = {node_name(line) for line in after} & names
+    assert len(names - kept) < 0.1 * len(names)  # nodes that no pass touched keep their names
+    changed = [line for line in diff(graph, "segment-attention", context=0) if line[0] in "+-" and "after" not in line]
+    assert not any("q_proj" in node_name(line[1:]) for line in changed)
+    with pytest.raises(OptionError, match="passes that ran: select-tokens"):
+        diff(graph, "select-token")
+
+
+def test_stopping_disables_what_follows() -> None:
+    assert with_stop({}, "segment-attention")["disable"] == ["inject-context", "shard-segments", "lower-kernels"]
+    assert with_stop({"disable": "select-tokens"}, "lower-kernels")["disable"] == ["select-tokens"]
+    with pytest.raises(OptionError, match="the pipeline has no such pass"):
+        with_stop({"pipeline": "select-tokens"}, "lower-kernels")
+    with pytest.raises(PipelineError, match="did you mean"):
+        with_stop({"pipeline": "select-token"}, None)
