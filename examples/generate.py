@@ -16,7 +16,7 @@ import segmo
 from segmo.demo.clips import clip_path
 from segmo.demo.model import build_model
 from segmo.demo.processor import CELL, build_processor, encode_prompt
-from segmo.demo.video import read_video
+from segmo.video import read
 
 
 def load(path: Path | None) -> tuple[Any, Any]:
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     processor, model = load(given.model)
     cells = (14, 8)
-    video = read_video(given.video, fps=1.0, size=(cells[0] * CELL, cells[1] * CELL))
+    video = read(given.video, fps=1.0, size=(cells[0] * CELL, cells[1] * CELL))
     inputs = encode_prompt(processor, video, given.question, cells)
 
     segmo.compile(model, keep=given.keep)  # the one line

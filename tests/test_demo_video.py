@@ -1,4 +1,4 @@
-"""The demo's video: real clips, the cut list, the file written from it, and the frames read back."""
+"""The demo's video: real clips, the cut list, and the file written from it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from segmo.demo.clips import CLIPS, clip_path, read_clip
 from segmo.demo.edit import CUT_LIST, FPS, SIZE, Shot, cut_list, cut_times, write_video
-from segmo.demo.video import Video, read_video
 from segmo.errors import SegMoError
+from segmo.video import read
 
 SHOTS = (
     Shot("bus", "bikes", 0, 30, 1.0, 0.5),
@@ -96,55 +96,11 @@ def test_the_file_holds_the_shots_and_is_written_once(written: Path) -> None:
     assert [path.name for path in written.parent.iterdir()] == [written.name]
 
 
-@pytest.mark.parametrize("fps", [1.0, 2.0, 5.0, 25.0, 60.0])
-def test_frames_are_read_at_a_steady_rate(written: Path, fps: float) -> None:
-    seen: list[tuple[int, int]] = []
-    video = read_video(written, fps, (28, 16), lambda done, total: seen.append((done, total)))
-    rate = min(fps, FPS)
-    assert len(video.frames) == pytest.approx(3 * rate, abs=1)
-    assert video.frames.shape[1:] == (16, 28, 3)
-    assert video.frames.dtype == np.uint8
-    ideal = np.arange(len(video.seconds)) / rate
-    assert (video.seconds - ideal).max() <= 1 / FPS
-    assert (video.seconds - ideal).min() >= -1e-3
-    assert seen[-1] == (75, 75)
-
-
 def test_frames_show_the_shot_of_their_time(written: Path) -> None:
-    video = read_video(written, 5.0, SIZE)
+    video = read(written, 5.0, SIZE)
     clips = {name: read_clip(name, *SIZE) for name in CLIPS}
     for seconds, shot in zip((0.0, 1.0, 1.6), SHOTS, strict=True):
         index = video.index_at(seconds)
         within = round((video.seconds[index] - seconds) * FPS)
         expected = clips[shot.clip][shot.source(within)].astype(float)
         assert np.abs(video.frames[index] - expected).mean() < 8  # of 255; H.264 loses a little
-
-
-def test_size_is_the_files_own_when_none_is_given(written: Path) -> None:
-    assert read_video(written, 1.0).frames.shape[1:] == (SIZE[1], SIZE[0], 3)
-
-
-@given(seconds=st.floats(-1, 12))
-def test_index_at_is_the_first_frame_at_or_after(seconds: float) -> None:
-    video = Video(np.zeros((10, 1, 1, 3), np.uint8), np.arange(10) / 1.0, 1.0, Path("any.mp4"))
-    index = video.index_at(seconds)
-    assert index == 10 or video.seconds[index] >= seconds - 1e-3
-    assert index == 0 or video.seconds[index - 1] < seconds
-
-
-@pytest.mark.parametrize("fps", [0.0, -1.0, float("nan")])
-def test_a_rate_that_is_not_positive_is_refused(written: Path, fps: float) -> None:
-    with pytest.raises(SegMoError, match="more than 0 frames per second"):
-        read_video(written, fps)
-
-
-def test_a_file_without_video_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "sound.wav"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("pcm_s16le", rate=8000, layout="mono")
-        samples = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), format="s16", layout="mono")
-        samples.sample_rate = 8000
-        container.mux(stream.encode(samples))
-        container.mux(stream.encode())
-    with pytest.raises(SegMoError, match="has no video stream"):
-        read_video(path)

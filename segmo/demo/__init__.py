@@ -2,7 +2,7 @@
 
 clips       where the two real clips are
 edit        the cut list that turns them into some minutes of video, written as an mp4
-video       frames sampled from a video file
+repeat      a file played over and over to any length
 processor   a Qwen2.5-VL processor built without a model hub
 model       a small Qwen2.5-VL with random weights
 prefill     four ways to prefill, timed

@@ -19,8 +19,8 @@ from segmo.demo.prefill import Prompt, Timing, answer, encode_video, four_ways, 
 from segmo.demo.processor import CELL, build_processor, encode_prompt
 from segmo.demo.style import clock
 from segmo.demo.tables import scene_table, timing_table
-from segmo.demo.video import Video, read_video
 from segmo.options import Options
+from segmo.video import Clip, read
 
 QUESTION = "When does the taxi come into view?"
 CELLS = (14, 8)  # tokens of a frame, width and height
@@ -50,11 +50,11 @@ class _Bars:
 
 def _prepare(
     bars: _Bars, shots: tuple[Shot, ...], question: str, out: Path
-) -> tuple[Video, Qwen2_5_VLProcessor, Qwen2_5_VLForConditionalGeneration, Prompt]:
+) -> tuple[Clip, Qwen2_5_VLProcessor, Qwen2_5_VLForConditionalGeneration, Prompt]:
     """The video, the model and the prompt with the video's features."""
     path = write_video(shots, out, bars.start("write the video"))
     size = (CELLS[0] * CELL, CELLS[1] * CELL)
-    video = read_video(path, FPS, size, bars.start("read it back"))
+    video = read(path, FPS, size, scenes=None, progress=bars.start("read it back"))
     step = bars.start("processor and model")
     processor = build_processor()
     inputs = encode_prompt(processor, video, question, CELLS)

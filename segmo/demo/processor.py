@@ -17,7 +17,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from segmo.demo.video import Video
+from segmo.video import Clip
 
 CELL = 28  # pixels of a token's side: two 14-pixel patches are merged
 VOCABULARY = 1024  # at most; a page of text has fewer pairs to merge
@@ -110,7 +110,7 @@ def build_processor() -> Qwen2_5_VLProcessor:
     return processor
 
 
-def encode_prompt(processor: Qwen2_5_VLProcessor, video: Video, question: str, cells: tuple[int, int]) -> BatchFeature:
+def encode_prompt(processor: Qwen2_5_VLProcessor, video: Clip, question: str, cells: tuple[int, int]) -> BatchFeature:
     """Model inputs of one question about one video.
 
     Args:

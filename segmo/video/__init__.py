@@ -1,0 +1,20 @@
+"""A video file as frames, times and scenes, in memory that does not grow with the file's length.
+
+clip      what is read: sampled frames, their times, the scenes
+source    opening a file, and what is wrong with one that cannot be read
+index     when each frame is shown and where decoding can start, without decoding
+decode    frames in the order of time, from a point in the file
+pixels    a decoded frame as an array: size and rotation
+sample    the frame that is shown at every multiple of 1 / fps seconds
+scenes    PySceneDetect's AdaptiveDetector, fed while decoding goes on
+chunk     one stretch of a file: frames sampled, neighbours compared
+read      a whole file, long ones in several chunks at a time
+fetch     single frames, by seeking
+"""
+
+from segmo.video.clip import Clip
+from segmo.video.fetch import fetch
+from segmo.video.read import read
+from segmo.video.scenes import SceneOptions
+
+__all__ = ["Clip", "SceneOptions", "fetch", "read"]

@@ -1,0 +1,152 @@
+"""One stretch of a file: frames sampled, and neighbouring frames compared in another thread meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmo.timeline import Timeline
+from segmo.video.decode import Damage, Span, decode
+from segmo.video.index import Index
+from segmo.video.pixels import Picture
+from segmo.video.sample import Sampler, count_samples
+from segmo.video.scenes import Small, change
+
+WAITING = 4  # decoded frames that may wait to be compared
+
+
+@dataclass
+class Chunk:
+    """What a stretch gave.
+
+    Attributes:
+        times: when each of its frames is shown.
+        changes: how much each differs from the one before; 0 for the first.
+        first, last: its first and last frame, small, for the comparison across a border; None without scenes.
+        damage: what could not be decoded.
+    """
+
+    times: list[float] = field(default_factory=list)
+    changes: list[float] = field(default_factory=list)
+    first: NDArray[np.uint8] | None = None
+    last: NDArray[np.uint8] | None = None
+    damage: Damage = field(default_factory=Damage)
+
+
+class Frames:
+    """Sampled frames of all chunks in one array, which is made when the first comes."""
+
+    def __init__(self, count: int) -> None:
+        self._lock = threading.Lock()
+        self._pixels: NDArray[np.uint8] | None = None
+        self._there = np.zeros(count, dtype=np.bool_)
+
+    def put(self, number: int, pixels: NDArray[np.uint8]) -> None:
+        """Takes sampled frame ``number``, (height, width, 3) uint8."""
+        with self._lock:
+            if self._pixels is None:
+                self._pixels = np.empty((len(self._there), *pixels.shape), dtype=np.uint8)
+        self._pixels[number] = pixels
+        self._there[number] = True
+
+    def found(self) -> tuple[NDArray[np.uint8] | None, NDArray[np.int64]]:
+        """The frames that came, (F, height, width, 3), and their numbers, (F,)."""
+        numbers = np.flatnonzero(self._there)
+        if self._pixels is None or len(numbers) == len(self._there):
+            return self._pixels, numbers
+        if numbers[-1] == len(numbers) - 1:  # only the end is missing: no copy
+            return self._pixels[: len(numbers)], numbers
+        return self._pixels[numbers], numbers
+
+
+class Comparer:
+    """Compares each frame with the one before, in a thread of its own, a few frames behind at most."""
+
+    def __init__(self, chunk: Chunk) -> None:
+        self._chunk, self._small = chunk, Small()
+        self._pool = ThreadPoolExecutor(1, "segmo-scenes")
+        self._waiting: deque[Future[None]] = deque()
+        self.busy = 0.0
+
+    def add(self, frame: Any) -> None:
+        """Takes the next frame; waits while too many are not compared yet."""
+        self._waiting.append(self._pool.submit(self._compare, frame))
+        if len(self._waiting) > WAITING:
+            self._waiting.popleft().result()
+
+    def close(self) -> None:
+        """Waits for the rest."""
+        with self._pool:
+            for one in self._waiting:
+                one.result()
+
+    def _compare(self, frame: Any) -> None:
+        start = time.perf_counter()
+        small, chunk = self._small(frame), self._chunk
+        chunk.changes.append(0.0 if chunk.last is None else change(chunk.last, small))
+        chunk.first = small if chunk.first is None else chunk.first
+        chunk.last = small
+        self.busy += time.perf_counter() - start
+
+
+def read_chunk(
+    path: Path,
+    index: Index,
+    span: Span,
+    fps: float,
+    frames: Frames,
+    picture: Picture,
+    scenes: bool,
+    step: Callable[[], None],
+    timeline: Timeline,
+) -> Chunk:
+    """Decodes a stretch once: sampled frames go to ``frames``, all frames are compared with their neighbours.
+
+    Args:
+        path: the file.
+        index: of this file.
+        span: the stretch.
+        fps: frames to sample per second.
+        frames: takes the sampled ones.
+        picture: brings a sampled frame to its size; of this chunk alone.
+        scenes: compare neighbours.
+        step: called after each frame.
+        timeline: gets "decode" and "scenes".
+    """
+    chunk = Chunk()
+    sampler = Sampler(fps, span.start, count_samples(index, fps))
+    began, waited = timeline.now(), 0.0
+    comparer = Comparer(chunk) if scenes else None
+
+    def keep(picks: Any) -> None:
+        for number, frame in picks:
+            frames.put(number, picture(frame))
+
+    try:
+        for shown, frame in decode(path, index, span, chunk.damage):
+            keep(sampler.add(shown, frame))
+            chunk.times.append(shown)
+            if comparer:
+                before = timeline.now()
+                comparer.add(frame)
+                waited += timeline.now() - before
+            step()
+        if chunk.times:
+            whole = span.end <= index.duration  # the next stretch starts where this one ends
+            keep(sampler.end(span.end if whole else chunk.times[-1] + 1 / index.rate))
+    finally:
+        decoded = timeline.now()
+        timeline.add("decode", began, decoded, busy=decoded - began - waited)
+        if comparer:
+            comparer.close()
+            timeline.add("scenes", began, timeline.now(), busy=comparer.busy)
+    return chunk
