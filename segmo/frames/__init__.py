@@ -1,0 +1,1 @@
+"""Frames before the vision encoder: which of them the question is about, and encoding no others."""
