@@ -200,13 +200,18 @@ def _find_merge(scatters: list[Node], video: str) -> Merge | None:
     return None
 
 
+def sdpa_arguments(node: Node) -> dict[str, Any]:
+    """Arguments of a call of ``scaled_dot_product_attention`` by name, those that were given."""
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
 def _find_attentions(gm: GraphModule, within: set[Node] | None) -> tuple[Attention, ...]:
     found: list[Attention] = []
     for node in gm.graph.nodes:
         if node.op != "call_function" or node.target is not SDPA or (within is not None and node not in within):
             continue
-        bound = dict(zip(("query", "key", "value", "attn_mask", "dropout_p", "is_causal"), node.args, strict=False))
-        bound.update(node.kwargs)
+        bound = sdpa_arguments(node)
         mask, causal = bound.get("attn_mask"), bool(bound.get("is_causal", False))
         if mask is None and not causal and within is None:
             # Without a mask, attention of a vision tower looks the same as that of one new token.

@@ -29,9 +29,10 @@ import segmo.runtime.ops  # noqa: F401  # registers torch.ops.segmo
 from segmo.passes.analyse import SDPA, Attention, Merge
 from segmo.passes.graph import concrete, depends_on_symbol_of, downstream, erase_unused, example
 from segmo.passes.reasons import DoesNotApply, Miss
+from segmo.passes.sizes import hint_tensor, index_of, reshaped_dims, settled_bound
 
 _SHAPE_CALLS = {
-    "view", "reshape", "expand", "unflatten", "repeat",
+    "view", "reshape", "expand",
     torch.reshape, torch.Tensor.view, torch.Tensor.reshape, torch.Tensor.expand,
 }  # fmt: skip
 _ELEMENTWISE = {
@@ -44,75 +45,8 @@ _SAME_PLACE = {"to", "contiguous", "float", "clone", "detach", "type_as"}
 _ASSERTS = (torch.ops.aten._assert_scalar.default, torch._check)
 
 
-def hint_tensor(value: Tensor, unknown: int) -> Tensor:
-    """A fake tensor of the size that a traced tensor had; call under a fake mode.
-
-    ``unknown`` stands in for a size that depends on the data (rows picked by a mask). What is gathered by it is counted
-    again when it runs, so a wrong guess cannot pass.
-    """
-    size = [unknown if concrete(s) is None else concrete(s) for s in value.shape]
-    stride = [concrete(s) for s in value.stride()]
-    if any(s is None for s in stride):
-        return torch.empty(size, dtype=value.dtype, device=value.device)
-    return torch.empty_strided(size, stride, dtype=value.dtype, device=value.device)
-
-
 def _lost(detail: str, node: Node | None = None) -> DoesNotApply:
     return DoesNotApply(Miss.of("cannot-follow", detail, node))
-
-
-def reshaped_dims(old_in: Sequence[int], new_in: Sequence[int], old_out: Sequence[int]) -> list[int]:
-    """Output sizes of a reshape when its input sizes change, by matching groups of equal product from the left.
-
-    Raises:
-        ValueError: a group's product no longer splits into the other output sizes.
-    """
-    new_out = list(old_out)
-    i = o = 0
-    while i < len(old_in) and o < len(old_out):
-        i_end, o_end = i + 1, o + 1
-        left, right = old_in[i], old_out[o]
-        while left != right:
-            if left < right and i_end < len(old_in):
-                left *= old_in[i_end]
-                i_end += 1
-            elif o_end < len(old_out):
-                right *= old_out[o_end]
-                o_end += 1
-            else:
-                raise ValueError("sizes do not match")
-        changed = [d for d in range(i, i_end) if old_in[d] != new_in[d]]
-        if changed:
-            _settle(new_out, (o, o_end), old_in[changed[0]], new_in[changed[0]], len(changed))
-        i, o = i_end, o_end
-    return new_out
-
-
-def _settle(new_out: list[int], group: tuple[int, int], old: int, new: int, changed: int) -> None:
-    """Rescales the one output size of a group that is a multiple of the old length."""
-    places = [d for d in range(*group) if new_out[d] % old == 0]
-    if changed != 1 or not places:
-        raise ValueError("the shortened dimension is split")
-    exact = [d for d in places if new_out[d] == old]
-    place = exact[0] if exact else places[0]
-    new_out[place] = new_out[place] // old * new
-
-
-def _index_of(key: Any, dim: int, rank: int) -> Any:
-    """The part of an index that picks from dimension ``dim`` of a tensor."""
-    items = list(key) if isinstance(key, (tuple, list)) else [key]
-    items = [item for item in items if item is not None]  # a new dimension picks from none
-    if any(item is Ellipsis for item in items):
-        at = next(place for place, item in enumerate(items) if item is Ellipsis)
-        items[at : at + 1] = [slice(None)] * (rank - len(items) + 1)
-    return items[dim] if dim < len(items) else slice(None)
-
-
-def _settled(bound: Any) -> Any:
-    """A bound of a slice: a plain number where it is the same in every call, symbolic otherwise."""
-    value = example(bound) if isinstance(bound, Node) else bound
-    known = value.node.maybe_as_int() if isinstance(value, torch.SymInt) else None
-    return value if known is None else known
 
 
 class TokenCut:
@@ -141,8 +75,7 @@ class TokenCut:
         self.index = index
         self.length = length
         self.old, self.new = old, new
-        self.merge = merge
-        self.size: Node | None = None
+        self.size: Node | int = new
         self.after: set[Node] = set()
         self.values: dict[Node, Any] = {}
         self.gathered: dict[tuple[Node, int], Node] = {}
@@ -177,6 +110,9 @@ class TokenCut:
                 shortened = self._gather(root, dim, at)
                 for user in users[root]:
                     user.replace_input_with(root, shortened)
+        self._walk(order)
+
+    def _walk(self, order: Sequence[Node]) -> None:
         for node in order:
             if node in self.after and not node._erased:
                 if node.op == "output":
@@ -227,7 +163,7 @@ class TokenCut:
             made = self._gather_source(node, dim, before)
             if made is None:
                 with self.graph.inserting_before(before):
-                    made = self.graph.call_function(torch.ops.segmo.gather_tokens.default, (node, self.index, dim))
+                    made = self._pick(node, dim)
                 made.meta.update(example_value=old, stack_trace=node.meta.get("stack_trace"))
                 size = list(self.value(node).shape)
                 size[dim] = self.new
@@ -236,6 +172,9 @@ class TokenCut:
                     self.values[made] = torch.empty(size, dtype=old.dtype, device=old.device)
             self.gathered[node, dim] = made
         return self.gathered[node, dim]
+
+    def _pick(self, node: Node, dim: int) -> Node:
+        return self.graph.call_function(torch.ops.segmo.gather_tokens.default, (node, self.index, dim))
 
     def _gather_source(self, node: Node, dim: int, before: Node) -> Node | None:
         """Gathers what ``node`` was made from instead, where that is the same and shared by every layer (cos, sin)."""
@@ -366,8 +305,6 @@ class TokenCut:
                 new_in[d - pad] if d >= pad and old_in[d - pad] != new_in[d - pad] else size
                 for d, size in enumerate(old_out)
             ]
-        elif node.target in ("unflatten", "repeat"):
-            return
         else:
             try:
                 new_out = reshaped_dims(old_in, new_in, old_out)
@@ -378,13 +315,14 @@ class TokenCut:
                 lengths[d] = self._length(now, node)
         node.args = (source, tuple(lengths)) if flat else (source, *lengths)
 
-    def _length(self, now: int, node: Node) -> Node:
-        """A node for a length that is K, or a whole multiple of it."""
-        assert self.size is not None
+    def _length(self, now: int, node: Node) -> Node | int:
+        """A length that is K, or a whole multiple of it."""
         if now == self.new:
             return self.size
         if now % self.new:
             raise _lost("a length is no multiple of the number of kept tokens", node)
+        if isinstance(self.size, int):
+            return self.size * (now // self.new)
         with self.graph.inserting_before(node):
             made = self.graph.call_function(operator.mul, (self.size, now // self.new))
         self.values[made] = now
@@ -396,17 +334,17 @@ class TokenCut:
         if not isinstance(source, Node) or not self.changed_dims(source):
             return
         for dim in self.changed_dims(source):
-            item = _index_of(node.args[1], dim, example(source).dim())
+            item = index_of(node.args[1], dim, example(source).dim())
             if not self._means_the_same(item):  # asks for places in the prompt: NaN where they were dropped
                 source = self._scatter(source, dim, node)
         if source is not node.args[0]:
             node.args = (source, node.args[1])
             return
 
-        def mend(arg: Node) -> Node:
+        def mend(arg: Node) -> Node | int:
             value = example(arg)
             exact = isinstance(value, torch.SymInt) and bool(value == self.symbol)
-            return self.size if exact and self.size is not None else arg
+            return self.size if exact else arg
 
         node.args = (source, map_arg(node.args[1], mend))
 
@@ -417,7 +355,7 @@ class TokenCut:
         """
         if not isinstance(item, slice):
             return isinstance(item, int) and item == -1
-        start, stop = _settled(item.start), _settled(item.stop)
+        start, stop = settled_bound(item.start), settled_bound(item.stop)
         whole = (start is None or (isinstance(start, int) and start == 0)) and (
             stop is None or bool(stop == self.symbol)
         )

@@ -15,13 +15,23 @@ from segmo.options import Options
 from segmo.passes.base import Pass
 from segmo.passes.inject_context import InjectContext
 from segmo.passes.lower_kernels import LowerKernels
+from segmo.passes.reuse_buffers import ReuseBuffers
 from segmo.passes.segment_attention import SegmentAttention
 from segmo.passes.select_tokens import SelectTokens
 from segmo.passes.shard_segments import ShardSegments
+from segmo.passes.trim_last_layer import TrimLastLayer
 
 ENTRY_POINTS = "segmo.passes"
-OWN: tuple[type[Any], ...] = (SelectTokens, SegmentAttention, InjectContext, ShardSegments, LowerKernels)
-DEFAULT = "select-tokens,segment-attention,inject-context,shard-segments,lower-kernels"
+OWN: tuple[type[Any], ...] = (
+    SelectTokens,
+    SegmentAttention,
+    InjectContext,
+    ShardSegments,
+    LowerKernels,
+    TrimLastLayer,
+    ReuseBuffers,
+)
+DEFAULT = "select-tokens,segment-attention,inject-context,shard-segments,lower-kernels,trim-last-layer,reuse-buffers"
 _ITEM = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 
 

@@ -81,6 +81,14 @@ _ALL = (
     Reason("keep-all", "keep=1 keeps every token", "set keep below 1 to drop tokens"),
     Reason("one-segment", "segments=1 is full attention", "set segments to 'scene' or a number above 1"),
     Reason("no-context", "context=0 asks for no context tokens", "set context above 0"),
+    Reason(
+        "every-row",
+        "the last layer's result is asked for at more places than the last token",
+        "pass logits_to_keep=1, as generate() does, and no output_hidden_states",
+    ),
+    Reason("dealt-out", "the tokens are spread over ranks", "nothing to do: the last layer is spread with them"),
+    Reason("gradients", "gradients are recorded", "run the model under torch.inference_mode() or torch.no_grad()"),
+    Reason("own-buffers", "inductor plans its own buffers", "nothing to do"),
     Reason("no-segments", "no attention was replaced by segments", "see why segment-attention did not apply"),
     Reason(
         "no-layer",
@@ -149,9 +157,10 @@ class Miss:
         )
 
 
-EXPECTED = frozenset(
-    {"no-decoder", "decode", "text-only", "keep-all", "one-segment", "no-context", "no-segments", "no-group"}
-)
+EXPECTED = frozenset({
+    "no-decoder", "decode", "text-only", "keep-all", "one-segment", "no-context", "no-segments", "no-group",
+    "every-row", "dealt-out", "gradients", "own-buffers",
+})  # fmt: skip
 
 
 class DoesNotApply(Exception):  # control flow inside a pass, never seen by a user

@@ -67,7 +67,9 @@ def test_lower_kernels_says_what_it_picked(lowering: str, implementation: str) -
     assert any(note.startswith(f"lower-kernels: {implementation}") for note in segmo.last_report().graphs[0].notes)
 
 
-@pytest.mark.parametrize("off", ["select-tokens", "segment-attention", "inject-context", "lower-kernels"])
+@pytest.mark.parametrize(
+    "off", ["select-tokens", "segment-attention", "inject-context", "lower-kernels", "trim-last-layer"]
+)
 def test_each_pass_can_be_switched_off(off: str) -> None:
     found = records({"keep": 0.5, "segments": 2, "disable": off})
     assert off not in found

@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from segmo.passes.cut import reshaped_dims
+from segmo.passes.sizes import reshaped_dims
 
 
 @given(

@@ -1,0 +1,88 @@
+"""``trim-last-layer``: behind the last attention, compute what the first new token needs and no more."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch.fx import Graph, Node
+
+from segmo.passes.analyse import SDPA, sdpa_arguments
+from segmo.passes.base import Outcome, Rewrite, Tier
+from segmo.passes.graph import downstream, erase_unused
+from segmo.passes.reasons import Miss
+from segmo.passes.scene_nodes import OPS, merge_of
+from segmo.passes.sizes import index_of, settled_bound
+from segmo.passes.tail_cut import TailCut
+
+
+@dataclass(frozen=True)
+class TrimLastLayer:
+    """Narrows the last decoder layer to the last token's row, where only that row is read afterwards.
+
+    ``generate()`` asks a prefill for the logits of the last token (``logits_to_keep=1``). Keys and values of every
+    token are still made, because the cache needs them; the last layer's attention, output projection and MLP are then
+    needed for one row. Exact, and worth one layer in all.
+
+    Trap avoided: a model that hands out hidden states or all logits reads every row; that is found by following the
+    graph to its outputs, and is a miss.
+    """
+
+    name: ClassVar[str] = "trim-last-layer"
+    tier: ClassVar[Tier] = Tier.EXACT
+
+    def run(self, rewrite: Rewrite) -> Outcome:
+        """See :class:`segmo.passes.base.Pass`."""
+        facts = rewrite.facts
+        if facts.miss:
+            return Outcome(misses=(facts.miss,))
+        if any(node.target is OPS.rank_attention.default for node in rewrite.graph.nodes):
+            return Outcome(misses=(Miss.of("dealt-out"),))
+        merge = merge_of(rewrite)
+        within = downstream([merge.node])
+        attention = [n for n in rewrite.graph.nodes if n in within and _is_attention(n)][-1]
+        if not any(_asks_last(node) for node in downstream([attention])):
+            return Outcome(misses=(Miss.of("every-row"),))
+        narrow = _narrowed(rewrite, attention)
+        TailCut(rewrite.graph, merge, facts.attentions).follow(narrow)
+        rewrite.notes.append(f"trim-last-layer: one row behind the attention of layer {len(facts.attentions) - 1}")
+        return Outcome(matches=1)
+
+
+def _is_attention(node: Node) -> bool:
+    return node.op == "call_function" and node.target in (SDPA, OPS.segment_attention.default)
+
+
+def _asks_last(node: Node) -> bool:
+    """Whether a node is ``x[:, -1:]`` or ``x[:, -1]``."""
+    if node.target is not operator.getitem or not isinstance(node.args[1], tuple):
+        return False
+    item = index_of(node.args[1], 1, 2)
+    start = settled_bound(item.start) if isinstance(item, slice) and item.stop is None else item
+    return isinstance(start, int) and start == -1
+
+
+def _narrowed(rewrite: Rewrite, attention: Node) -> Node:
+    """Puts attention of the last row to all keys in the place of an attention call."""
+    graph = rewrite.graph
+    with graph.inserting_before(attention):
+        if attention.target is SDPA:
+            arguments = sdpa_arguments(attention)
+            arguments["query"] = _last_row(graph, arguments["query"])
+            if isinstance(arguments.get("attn_mask"), Node):
+                arguments["attn_mask"] = _last_row(graph, arguments["attn_mask"])
+            made = graph.call_function(SDPA, (), {**arguments, "is_causal": False})
+        else:  # the schedule says what the row sees; as a mask it is one row
+            query, *rest, _ = attention.args
+            made = graph.call_function(attention.target, (_last_row(graph, query), *rest, "reference"))
+    made.meta = {k: v for k, v in attention.meta.items() if k in ("example_value", "stack_trace")}
+    attention.replace_all_uses_with(made)
+    inputs = list(attention.all_input_nodes)
+    graph.erase_node(attention)
+    erase_unused(inputs)
+    return made
+
+
+def _last_row(graph: Graph, node: Any) -> Node:
+    return graph.call_function(operator.getitem, (node, (Ellipsis, slice(-1, None), slice(None))))
