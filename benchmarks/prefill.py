@@ -5,8 +5,10 @@
 
 Everything is timed in one process and one run, way after way, after a warm-up; medians are given. The roofline is the
 time of the FLOPs that remain at rates measured in the same run: linear layers at the GEMM rate of the dtype, visible
-pairs of tokens at the rate of flash attention. ``own`` is the share of SegMo's own operators (scenes, scores,
-selection, gathering) in the prefill that they leave. Results are saved after every row.
+pairs of tokens at the rate of flash attention. "untrimmed" computes every row of the last layer, as a model of many
+layers does almost wholly: of its four layers, this one saves most of one. ``own`` is the share of
+SegMo's own operators (scenes, scores, selection, gathering) in the prefill that they leave.
+Results are saved after every row.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import segmo
+from segmo.runtime.schedule import attention_schedule, visible_pairs
 
 LAYERS, HIDDEN, INNER, HEADS, GROUPS, VOCABULARY = 4, 896, 4864, 14, 2, 1024
 SIZE = HIDDEN // HEADS
@@ -35,6 +37,7 @@ VIDEO, START, END = 5, 7, 8
 CELLS = 16  # of a frame's side, so 256 tokens a frame
 SEGMENTS = 8
 
+TRIM = "trim-last-layer"
 LSP_OFF = {"disable": ["segment-attention", "inject-context"]}
 WAYS: dict[str, Mapping[str, Any] | None] = {
     "eager": None,
@@ -45,6 +48,7 @@ WAYS: dict[str, Mapping[str, Any] | None] = {
     "CAS 0.25": {"keep": 0.25, **LSP_OFF},
     "CAS+LSP 0.5": {"keep": 0.5, "segments": SEGMENTS},
     "CAS+LSP 0.25": {"keep": 0.25, "segments": SEGMENTS},
+    "CAS+LSP 0.25, untrimmed": {"keep": 0.25, "segments": SEGMENTS, "disable": [TRIM]},
 }
 
 
@@ -122,24 +126,25 @@ def pair_flops(pairs: int) -> int:
     return 4 * pairs * SIZE * HEADS
 
 
+def projection_flops() -> int:
+    """FLOPs of one layer's queries, keys and values for one token."""
+    return 2 * HIDDEN * (HIDDEN + 2 * GROUPS * SIZE)
+
+
 def token_flops() -> int:
     """FLOPs of one layer's linear maps for one token."""
-    return 2 * HIDDEN * (2 * HIDDEN + 2 * GROUPS * SIZE + 3 * INNER)
+    return projection_flops() + 2 * HIDDEN * (HIDDEN + 3 * INNER)
 
 
-def visible_pairs(segment: Tensor | None, context: Tensor | None, length: int) -> int:
-    """Pairs (i, j) of the attention rule, from the segments of a prefill; (K,) int64 and (K,) bool."""
-    if segment is None:
-        return length * (length + 1) // 2
-    flags = torch.zeros_like(segment, dtype=torch.bool) if context is None else context
-    sinks = int((segment == -1).sum())
-    query = int((segment == -2).sum())
-    pairs = sinks * (sinks + 1) // 2 + query * (length - query) + query * (query + 1) // 2
-    for number in range(int(segment.max()) + 1):
-        inside = segment == number
-        size, first = int(inside.sum()), int(inside.nonzero()[0])
-        pairs += size * (size + 1) // 2 + size * (sinks + int(flags[:first].sum()))
-    return pairs
+def roofline_seconds(kept: int, pairs: int, trimmed: bool, rates: tuple[float, float]) -> float:
+    """Time of the FLOPs of a prefill at the rates of matrix products and of flash attention."""
+    whole = LAYERS - 1 if trimmed else LAYERS
+    linear = whole * kept * token_flops()
+    attention = whole * pair_flops(pairs)
+    if trimmed:  # of the last layer: projections of all tokens, the rest for one
+        linear += (kept - 1) * projection_flops() + token_flops()
+        attention += pair_flops(kept)
+    return linear / rates[0] + attention / rates[1]
 
 
 def reset_peak() -> None:
@@ -183,15 +188,16 @@ def measure(model: Any, prompt: dict[str, Any], name: str, runs: int, rates: tup
     seconds = median_seconds(run, runs)
     peak = memory("VmHWM") - before
     length = kept = prompt["input_ids"].shape[1]
-    own, segment, context = 0.0, None, None
+    own, pairs, trimmed = 0.0, length * (length + 1) // 2, False
     if options is not None:
         prefill = segmo.last_report().prefill
         kept = len(prefill.kept())
-        segment = None if prefill.segment is None else prefill.segment[0]
-        context = None if prefill.context is None else prefill.context[0]
+        pairs = kept * (kept + 1) // 2
+        if prefill.segment is not None:
+            pairs = visible_pairs(attention_schedule(prefill.segment, prefill.context, None))
+        trimmed = any(each.name == TRIM and each.matches for each in segmo.last_report().graphs[0].passes)
         own = own_seconds(run)
-    pairs = visible_pairs(segment, context, kept)
-    roofline = LAYERS * (kept * token_flops() / rates[0] + pair_flops(pairs) / rates[1])
+    roofline = roofline_seconds(kept, pairs, trimmed, rates)
     return {
         "way": name,
         "tokens": length,

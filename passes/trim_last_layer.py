@@ -75,7 +75,8 @@ def _narrowed(rewrite: Rewrite, attention: Node) -> Node:
             made = graph.call_function(SDPA, (), {**arguments, "is_causal": False})
         else:  # the schedule says what the row sees; as a mask it is one row
             query, *rest, _ = attention.args
-            made = graph.call_function(attention.target, (_last_row(graph, query), *rest, "reference"))
+            args = (_last_row(graph, query), *rest, "reference")
+            made = graph.call_function(OPS.segment_attention.default, args)
     made.meta = {k: v for k, v in attention.meta.items() if k in ("example_value", "stack_trace")}
     attention.replace_all_uses_with(made)
     inputs = list(attention.all_input_nodes)
@@ -85,4 +86,5 @@ def _narrowed(rewrite: Rewrite, attention: Node) -> Node:
 
 
 def _last_row(graph: Graph, node: Any) -> Node:
-    return graph.call_function(operator.getitem, (node, (Ellipsis, slice(-1, None), slice(None))))
+    rows: Any = (Ellipsis, slice(-1, None), slice(None))
+    return graph.call_function(operator.getitem, (node, rows))

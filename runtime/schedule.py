@@ -8,7 +8,9 @@ A custom op can only pass tensors on, so the schedule travels as one flat int64 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -118,3 +120,15 @@ def unpack(schedule: Tensor) -> list[RowSchedule]:
         rows.append(RowSchedule(start, sink_end, ends, end, tuple(flat[at : at + context])))
         at += context
     return rows
+
+
+def visible_pairs(schedule: Tensor) -> int:
+    """Pairs (query, key) that attention computes for a packed schedule, over all rows of the batch."""
+    pairs = 0
+    for row in unpack(schedule):
+        sinks, question = row.sink_end - row.start, row.end - row.query_start
+        pairs += sinks * (sinks + 1) // 2 + question * (row.query_start - row.start) + question * (question + 1) // 2
+        for start, end in pairwise((row.sink_end, *row.segment_ends)):
+            size = end - start
+            pairs += size * (size + 1) // 2 + size * (sinks + bisect_left(row.context, start))
+    return pairs

@@ -15,8 +15,7 @@ from forward import SHARED_VIDEO, answer_logits, encode_frames, patchify
 from numpy.typing import NDArray
 
 from segmo.errors import SegMoError
-from segmo.runtime.layout import QUERY, SINK
-from segmo.sceneqa.methods import answer_full, causal_pairs, visible_pairs
+from segmo.sceneqa.methods import answer_full
 from segmo.sceneqa.model import MODEL_PATH, Prompts, build_prompts, load_model
 from segmo.sceneqa.task import Difficulty, Sample, make_sample
 
@@ -104,15 +103,6 @@ def test_decoder_by_hand_equals_the_model(loaded: tuple[Any, Any], prompts: Prom
         lambda attention_QV: torch.arange(attention_QV.shape[1]).expand(count, -1),
     )
     torch.testing.assert_close(logits, answer_full(loaded[0], prompts).logits, atol=1e-4, rtol=1e-4)
-
-
-def test_pairs_of_segments() -> None:
-    segment = torch.tensor([SINK, SINK, 0, 0, 1, 1, 1, QUERY, QUERY])
-    context = torch.tensor([0, 0, 1, 0, 0, 0, 0, 0, 0]).bool()
-    seen = [1, 2, 3, 4, 4, 5, 6, 8, 9]  # the second segment sees two sinks, one context token and itself
-    assert visible_pairs(segment, context) == sum(seen)
-    one = torch.tensor([SINK, 0, 0, QUERY])
-    assert visible_pairs(one, None) == causal_pairs(4)
 
 
 def test_cohesion_is_a_share_and_above_nothing(loaded: tuple[Any, Any], sample: Sample, prompts: Prompts) -> None:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from strategies import PAD, QUERY, SINK, Layout, batch_tensors, batches
 
 from segmo.errors import PromptError
-from segmo.runtime.schedule import RowSchedule, attention_schedule, pack, unpack
+from segmo.runtime.attention.reference import dense_mask
+from segmo.runtime.schedule import RowSchedule, attention_schedule, pack, unpack, visible_pairs
 
 
 @st.composite
@@ -37,6 +38,13 @@ def test_blocks_are_the_roles(rows: list[Layout]) -> None:
         assert row.query_start == (row.segment_ends[-1] if row.segment_ends else row.sink_end)
         inside = range(row.sink_end, row.query_start)
         assert row.context == tuple(i for i in inside if layout.context[i])
+
+
+@given(rows=batches())
+def test_pairs_are_those_of_the_dense_mask(rows: list[Layout]) -> None:
+    schedule = attention_schedule(*batch_tensors(rows))
+    masks = [dense_mask(row, len(layout.roles)) for row, layout in zip(unpack(schedule), rows, strict=True)]
+    assert visible_pairs(schedule) == sum(int(mask.sum()) for mask in masks)
 
 
 def test_a_row_of_nothing_but_padding_is_empty() -> None:

@@ -17,7 +17,7 @@ from transformers import Qwen2VLForConditionalGeneration
 import segmo
 from segmo.errors import SegMoError
 from segmo.options import Options
-from segmo.runtime.layout import QUERY, SINK
+from segmo.runtime.schedule import attention_schedule, visible_pairs
 from segmo.sceneqa.model import Prompts
 
 LSP_PASSES = ("segment-attention", "inject-context")
@@ -102,23 +102,6 @@ def answer_full(model: Qwen2VLForConditionalGeneration, prompts: Prompts) -> Ans
     return Answers(logits, len(prompts.features), flops)
 
 
-def visible_pairs(segment_K: Tensor, context_K: Tensor | None) -> float:
-    """Pairs (query, key) that segment attention sees in one row.
-
-    Args:
-        segment_K: segment of each kept token, ``SINK`` and ``QUERY`` for text.
-        context_K: whether it is context.
-    """
-    sinks, question = int((segment_K == SINK).sum()), int((segment_K == QUERY).sum())
-    length = len(segment_K)
-    pairs = causal_pairs(sinks) + causal_pairs(length) - causal_pairs(length - question)
-    for segment in range(int(segment_K.max()) + 1):
-        inside = (segment_K == segment).nonzero()[:, 0]
-        before = 0 if context_K is None else int(context_K[: int(inside[0])].sum())
-        pairs += causal_pairs(len(inside)) + len(inside) * (sinks + before)
-    return pairs
-
-
 def segmo_method(name: str, **options: Any) -> Method:
     """The model through ``segmo.compile(model, **options)``."""
     settings = Options.parse(options)
@@ -134,7 +117,8 @@ def segmo_method(name: str, **options: Any) -> Method:
         rows = len(prefill.kept())
         pairs = causal_pairs(rows)
         if prefill.segment is not None:
-            pairs = visible_pairs(prefill.segment[0], None if prefill.context is None else prefill.context[0])
+            context = None if prefill.context is None else prefill.context[:1]
+            pairs = visible_pairs(attention_schedule(prefill.segment[:1], context, None))
         full = prompts.input_ids.shape[1]
         layers = model.config.get_text_config().num_hidden_layers
         early = settings.layer if cas and settings.scorer == "attention" else 0  # before tokens are chosen
