@@ -93,14 +93,18 @@ def build_prompt(model: Any, tokens: int, dtype: torch.dtype) -> dict[str, Any]:
     return {"input_ids": ids, "position_ids": positions, "mm_encoder_outputs": {"video": encoded}, "logits_to_keep": 1}
 
 
-def median_seconds(run: Callable[[], Any], runs: int) -> float:
-    """Median over ``runs`` after one warm-up."""
+def seconds_of(run: Callable[[], Any]) -> float:
+    """Time of one run."""
+    start = time.perf_counter()
     run()
-    seconds = []
-    for _ in range(runs):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
+    return time.perf_counter() - start
+
+
+def median_seconds(run: Callable[[], Any], runs: int, enough: float = 60.0) -> float:
+    """Median over ``runs``, or over as many as fit into ``enough`` seconds."""
+    seconds: list[float] = []
+    while not seconds or (len(seconds) < runs and sum(seconds) < enough):
+        seconds.append(seconds_of(run))
     return statistics.median(seconds)
 
 
@@ -108,7 +112,8 @@ def gemm_rate(dtype: torch.dtype) -> float:
     """FLOP/s of the MLP's matrix product."""
     x, weight = torch.randn(4096, HIDDEN, dtype=dtype), torch.randn(INNER, HIDDEN, dtype=dtype)
     flops = 2 * x.numel() * INNER
-    return flops / median_seconds(lambda: torch.nn.functional.linear(x, weight), 5)
+    torch.nn.functional.linear(x, weight)
+    return flops / median_seconds(lambda: torch.nn.functional.linear(x, weight), 9)
 
 
 def flash_rate(dtype: torch.dtype) -> float:
@@ -118,7 +123,8 @@ def flash_rate(dtype: torch.dtype) -> float:
     k = torch.randn(1, GROUPS, length, SIZE, dtype=dtype)
     flops = pair_flops(length * (length + 1) // 2)
     attention = torch.nn.functional.scaled_dot_product_attention
-    return flops / median_seconds(lambda: attention(q, k, k, is_causal=True, enable_gqa=True), 3)
+    attention(q, k, k, is_causal=True, enable_gqa=True)
+    return flops / median_seconds(lambda: attention(q, k, k, is_causal=True, enable_gqa=True), 5)
 
 
 def pair_flops(pairs: int) -> int:
@@ -180,9 +186,7 @@ def measure(model: Any, prompt: dict[str, Any], name: str, runs: int, rates: tup
         with torch.no_grad():
             return model(**prompt, use_cache=True)
 
-    start = time.perf_counter()
-    run()
-    first = time.perf_counter() - start
+    first = seconds_of(run)  # compiles, and warms up
     reset_peak()
     before = memory("VmRSS")
     seconds = median_seconds(run, runs)

@@ -26,6 +26,7 @@ class Attention:
         query, key, value: (B, A, N, D) and (B, G, N, D); key and value before they are repeated for GQA.
         mask: the mask's node, None for plain causal attention.
         causal: whether the call itself is causal.
+        dropout: probability with which a weight is dropped.
         scale: a number, a node that gives one, or None for ``1 / sqrt(D)``.
     """
 
@@ -36,6 +37,7 @@ class Attention:
     value: Node
     mask: Node | None
     causal: bool
+    dropout: float
     scale: Any
 
 
@@ -219,7 +221,8 @@ def _find_attentions(gm: GraphModule, within: set[Node] | None) -> tuple[Attenti
             if rows is None or columns is None or rows[-2] == columns[-2]:
                 continue
         key, value = _unrepeated(bound["key"]), _unrepeated(bound["value"])
-        found.append(Attention(node, len(found), bound["query"], key, value, mask, causal, bound.get("scale")))
+        dropout = bound.get("dropout_p", 0.0)
+        found.append(Attention(node, len(found), bound["query"], key, value, mask, causal, dropout, bound.get("scale")))
     return tuple(found)
 
 
@@ -251,6 +254,8 @@ def _padding(attentions: tuple[Attention, ...]) -> tuple[Padding, Miss | None]:
     """What the decoder's masks are made from, and why they cannot be replaced by segments, if so."""
     padding = Padding(None, None)
     for attention in attentions:
+        if attention.dropout:
+            return padding, Miss.of("dropout", node=attention.node)
         if attention.mask is None:
             if not attention.causal:
                 return padding, Miss.of("not-causal", node=attention.node)

@@ -63,6 +63,7 @@ _ALL = (
         "the attention of a decoder layer is not causal",
         "segments replace causal attention only",
     ),
+    Reason("dropout", "the decoder's attention drops weights at random", "call model.eval()"),
     Reason(
         "sliding-window",
         "the model uses sliding-window attention in some layers",

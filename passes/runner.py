@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 
 from torch.fx import GraphModule
@@ -22,6 +24,26 @@ log = logging.getLogger(__name__)
 RECORDED = ("frame", "cell", "novelty", "scene", "relevance", "index", "segment", "context")
 
 Observer = Callable[[str, Pass, GraphModule], None]  # called with ("before" or "after", pass, graph module)
+_OBSERVERS: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
+
+
+@contextmanager
+def observe(observer: Observer) -> Iterator[None]:
+    """Calls ``observer("before" | "after", pass, graph module)`` around each pass of every graph compiled inside.
+
+    The graph module is the one under rewriting: to be read, not changed. An exception of the observer ends the
+    compilation.
+    """
+    token = _OBSERVERS.set((*_OBSERVERS.get(), observer))
+    try:
+        yield
+    finally:
+        _OBSERVERS.reset(token)
+
+
+def _tell(moment: str, each: Pass, gm: GraphModule) -> None:
+    for observer in _OBSERVERS.get():
+        observer(moment, each, gm)
 
 
 @dataclass(frozen=True)
@@ -62,9 +84,8 @@ def run_pipeline(
     facts: Facts,
     options: Options,
     passes: Sequence[Pass],
-    observer: Observer | None = None,
 ) -> Result:
-    """Runs passes over ``gm`` in place.
+    """Runs passes over ``gm`` in place, telling those who :func:`observe`.
 
     Raises:
         CompileError: a pass failed or left a broken graph.
@@ -73,8 +94,7 @@ def run_pipeline(
     result = Result()
     text, ops = graph_text(gm), count_ops(gm.graph)
     for each in passes:
-        if observer:
-            observer("before", each, gm)
+        _tell("before", each, gm)
         start = time.perf_counter()
         outcome, rewrite = _run_pass(each, rewrite, gm)
         seconds = time.perf_counter() - start
@@ -94,8 +114,7 @@ def run_pipeline(
         )
         log.info("%s: %d matches, %d misses, %.3f s", each.name, outcome.matches, len(outcome.misses), seconds)
         text, ops = after_text, after_ops
-        if observer:
-            observer("after", each, gm)
+        _tell("after", each, gm)
     result.notes = rewrite.notes
     result.recorded = _add_outputs(rewrite, gm)
     return result

@@ -45,10 +45,11 @@ def valid_tokens(attention_mask_BN: Tensor | None, positions: Tensor | None, lik
         valid_BN = attention_mask_BN.to(torch.bool).clone()
     if positions is not None and (positions.dim() == 2 or positions.shape[0] == 4):
         text_BN = (positions if positions.dim() == 2 else positions[0]).expand_as(valid_BN)
-        restarts = (text_BN.diff(dim=1) < 0) & valid_BN[:, 1:] & valid_BN[:, :-1]
-        if bool(restarts.any()):
+        breaks = (text_BN.diff(dim=1) != 1) & valid_BN[:, 1:] & valid_BN[:, :-1]
+        if bool(breaks.any()):  # transformers then hides the sequences of a row from each other
             raise PromptError(
-                "the position ids start again inside a row, as for packed sequences; pass one prompt per row"
+                "the position ids jump inside a row, as for packed sequences; pass one prompt per row, and an "
+                "attention_mask if the positions are meant to have gaps"
             )
     return valid_BN
 

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from segmo.api import compile, uncompile  # noqa: A004  # the name that torch uses too
     from segmo.errors import SegMoError
     from segmo.options import Options
+    from segmo.passes.runner import observe
     from segmo.report import Report, last_report
     from segmo.runtime.external import external_scores
 
-__all__ = ["Options", "Report", "SegMoError", "compile", "external_scores", "last_report", "uncompile"]
+__all__ = ["Options", "Report", "SegMoError", "compile", "external_scores", "last_report", "observe", "uncompile"]
 
 # Imported on first use, so that "import segmo" does not import torch.
 _HOMES = {
@@ -26,6 +27,7 @@ _HOMES = {
     "Options": "segmo.options",
     "Report": "segmo.report",
     "last_report": "segmo.report",
+    "observe": "segmo.passes.runner",
     "external_scores": "segmo.runtime.external",
 }
 

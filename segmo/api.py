@@ -52,7 +52,7 @@ def compile(  # noqa: A001  # the name that torch uses too
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             with memory_explained():
-                return compiled(*args, **_encoded(untyped, kwargs))
+                return compiled(**_encoded(untyped, _named(untyped, args, kwargs)))
         except BackendCompilerFailed as failure:  # Dynamo's wrapping hides what was wrong behind how it was found
             if isinstance(failure.inner_exception, SegMoError):
                 raise failure.inner_exception from None
@@ -68,6 +68,17 @@ def uncompile(model: torch.nn.Module) -> torch.nn.Module:
     untyped: Any = model
     untyped._compiled_call_impl = None
     return model
+
+
+def _named(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call by name."""
+    if not args:
+        return kwargs
+    given = inspect.signature(model.forward).bind_partial(*args).arguments
+    twice = given.keys() & kwargs.keys()
+    if twice:
+        raise TypeError(f"{type(model).__name__}: {', '.join(sorted(twice))} given by place and by name")
+    return {**given, **kwargs}
 
 
 def _encoded(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:

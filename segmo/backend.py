@@ -78,7 +78,15 @@ def _lower(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> 
     if options.lowering == "inductor" or (options.lowering == "auto" and on_gpu):
         from torch._inductor.compile_fx import compile_fx
 
-        compiled: Any = compile_fx(gm, list(example_inputs))
+        try:
+            compiled: Any = compile_fx(gm, list(example_inputs))
+        except Exception as error:
+            if not torch.is_grad_enabled():
+                raise
+            raise CompileError(
+                "inductor compiles the backward pass as well while gradients are recorded, and SegMo's operators have "
+                f"none: run the model under torch.inference_mode() or torch.no_grad() ({type(error).__name__}: {error})"
+            ) from error
         return compiled  # type: ignore[no-any-return]
     forward: Callable[..., Any] = gm.forward
     return forward
