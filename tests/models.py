@@ -85,15 +85,16 @@ def _qwen3_vl() -> Any:
     return Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, **_TOKENS))
 
 
-def _llava_onevision() -> Any:
+def llava_onevision(image_size: int = LLAVA_SIDE, patch_size: int = 4) -> Any:
+    """A LLaVA-OneVision whose vision tower reads square frames of ``image_size`` pixels."""
     vision = {
         "model_type": "siglip_vision_model",
         "hidden_size": 32,
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "image_size": LLAVA_SIDE,
-        "patch_size": 4,
+        "image_size": image_size,
+        "patch_size": patch_size,
         "vision_use_head": False,
     }
     config = LlavaOnevisionConfig(
@@ -110,7 +111,7 @@ _BUILD = {
     "qwen2_vl": _qwen2_vl,
     "qwen2_5_vl": _qwen2_5_vl,
     "qwen3_vl": _qwen3_vl,
-    "llava_onevision": _llava_onevision,
+    "llava_onevision": llava_onevision,
 }
 
 

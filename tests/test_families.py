@@ -6,14 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import llava_onevision, mrope_model
+from models import build, llava_onevision
 
 from segmo.families import FAMILIES, family_of
 
 
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
 def test_qwen_models_have_mrope(model_type: str) -> None:
-    family = family_of(mrope_model(model_type))
+    family = family_of(build(model_type))
     assert family is not None
     assert family.model_type == model_type
     assert family.mrope
@@ -31,7 +31,7 @@ def test_llava_onevision_counts_cells_rounding_up(image_size: int, patch_size: i
 
 
 def test_subclasses_and_compiled_models_match() -> None:
-    model = mrope_model("qwen2_5_vl")
+    model = build("qwen2_5_vl")
 
     class FineTune(type(model)):  # type: ignore[misc]
         pass

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from models import build, llava_onevision
 from strategies import IMAGE, TEXT, VIDEO, Piece, Prompt, prompts
-from tiny_models import llava_onevision, mrope_model
 
 from segmo.errors import PromptError
 from segmo.families import FAMILIES
 from segmo.runtime.layout import QUERY, SINK, last_at_or_before, next_at_or_after, video_layout, video_starts
 
 
+@cache
+def cached_model(model_type: str) -> Any:
+    """A model without its head, which no test here changes."""
+    return build(model_type).model
+
+
 def model_positions(model_type: str, prompt: Prompt) -> tuple[torch.Tensor, torch.Tensor]:
     """Video mask (1, N) and M-RoPE position ids (3, 1, N) of a prompt, by the model's own code."""
-    model = mrope_model(model_type)
+    model = cached_model(model_type)
     merge = model.config.vision_config.spatial_merge_size
     kinds = torch.tensor([[TEXT] * prompt.padding + prompt.kinds])
     mask = torch.tensor([[0] * prompt.padding + [1] * len(prompt.kinds)])
@@ -76,7 +84,7 @@ def test_a_batch_with_left_padding_and_one_row_of_positions() -> None:
 
 @pytest.mark.parametrize(("image_size", "patch_size"), [(28, 14), (42, 14), (70, 14), (64, 16)])
 def test_llava_onevision_cells_are_what_the_model_makes(image_size: int, patch_size: int) -> None:
-    model = llava_onevision(image_size, patch_size)
+    model = llava_onevision(image_size, patch_size).model.eval()
     family = FAMILIES[model.config.model_type]
     assert family.cells_per_frame is not None
     cells, frames = family.cells_per_frame(model.config), 3
