@@ -58,8 +58,15 @@ def compile(  # noqa: A001  # the name that torch uses too
                 raise failure.inner_exception from None
             raise
 
+    call.options = parsed  # type: ignore[attr-defined]
     untyped._compiled_call_impl = call
     return model
+
+
+def compiled_with(model: torch.nn.Module) -> Options | None:
+    """The options of the :func:`compile` under which a model stands; None if it is as it was."""
+    untyped: Any = model
+    return getattr(untyped._compiled_call_impl, "options", None)
 
 
 def uncompile(model: torch.nn.Module) -> torch.nn.Module:

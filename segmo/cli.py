@@ -12,6 +12,7 @@ from segmo.commands.eval import evaluate
 from segmo.commands.inspect import inspect
 from segmo.commands.kernels import kernels
 from segmo.commands.plan import plan
+from segmo.commands.run import run
 from segmo.commands.simulate import simulate
 from segmo.errors import SegMoError
 
@@ -23,7 +24,7 @@ def _program() -> None:
     """SegMo makes prefill of Video LLMs fast on long video."""
 
 
-for command in (demo, inspect, kernels, calibrate, plan, simulate):
+for command in (run, demo, inspect, kernels, calibrate, plan, simulate):
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from segmo.errors import SegMoError
 from segmo.options import Options
+from segmo.timeline import Timeline
 
 if TYPE_CHECKING:
     import torch
@@ -174,6 +175,8 @@ class Report:
         setup: what was set in Dynamo.
         graphs: in the order in which they were captured.
         prefill: the last prefill that was rewritten, None before it has run.
+        timeline: of a run from video files, by ``segmo run``.
+        answers: of such a run.
     """
 
     options: Options
@@ -181,6 +184,8 @@ class Report:
     model: str = ""
     graphs: list[GraphReport] = field(default_factory=list)
     prefill: Prefill | None = None
+    timeline: Timeline | None = None
+    answers: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, kind: str, result: Result) -> GraphReport:
         """Adds a graph that was compiled."""
@@ -202,6 +207,8 @@ class Report:
             "tokens": prefill.tokens() if prefill else None,
             "scenes": prefill.scenes() if prefill else [],
             "segments": prefill.segments() if prefill else [],
+            "timeline": self.timeline.to_dict() if self.timeline else [],
+            "answers": self.answers,
         }
 
     def save(self) -> None:

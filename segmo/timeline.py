@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
-WIDTH = 60  # characters of the drawn time line
+WIDTH = 40  # characters of the drawn time line
 
 
 @dataclass(frozen=True)

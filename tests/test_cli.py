@@ -13,7 +13,8 @@ from segmo.cli import app
 def test_help_names_the_commands() -> None:
     out = CliRunner().invoke(app, ["--help"])
     assert out.exit_code == 0
-    assert "demo" in out.output
+    for command in ("demo", "run"):
+        assert command in out.output
 
 
 def test_a_wrong_option_is_one_line_and_not_a_traceback() -> None:

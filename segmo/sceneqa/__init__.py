@@ -5,5 +5,6 @@ backgrounds  coloured textures, each with a name of two words
 script       what happens in a video: scenes, digits, flashes
 render       the pixels of a script
 questions    the question kinds and their answers
+files        videos as mp4 files
 task         splits, difficulty, version and checksum
 """

@@ -71,8 +71,8 @@ class Frames:
 class Comparer:
     """Compares each frame with the one before, in a thread of its own, a few frames behind at most."""
 
-    def __init__(self, chunk: Chunk) -> None:
-        self._chunk, self._small = chunk, Small()
+    def __init__(self, chunk: Chunk, step: Callable[[], None]) -> None:
+        self._chunk, self._step, self._small = chunk, step, Small()
         self._pool = ThreadPoolExecutor(1, "segmo-scenes")
         self._waiting: deque[Future[None]] = deque()
         self.busy = 0.0
@@ -96,6 +96,7 @@ class Comparer:
         chunk.first = small if chunk.first is None else chunk.first
         chunk.last = small
         self.busy += time.perf_counter() - start
+        self._step()
 
 
 def read_chunk(
@@ -106,7 +107,7 @@ def read_chunk(
     frames: Frames,
     picture: Picture,
     scenes: bool,
-    step: Callable[[], None],
+    steps: tuple[Callable[[], None], Callable[[], None]],
     timeline: Timeline,
 ) -> Chunk:
     """Decodes a stretch once: sampled frames go to ``frames``, all frames are compared with their neighbours.
@@ -119,13 +120,13 @@ def read_chunk(
         frames: takes the sampled ones.
         picture: brings a sampled frame to its size; of this chunk alone.
         scenes: compare neighbours.
-        step: called after each frame.
+        steps: called after each frame that was decoded, and after each that was compared.
         timeline: gets "decode" and "scenes".
     """
     chunk = Chunk()
     sampler = Sampler(fps, span.start, count_samples(index, fps))
     began, waited = timeline.now(), 0.0
-    comparer = Comparer(chunk) if scenes else None
+    comparer = Comparer(chunk, steps[1]) if scenes else None
 
     def keep(picks: Any) -> None:
         for number, frame in picks:
@@ -139,7 +140,7 @@ def read_chunk(
                 before = timeline.now()
                 comparer.add(frame)
                 waited += timeline.now() - before
-            step()
+            steps[0]()
         if chunk.times:
             whole = span.end <= index.duration  # the next stretch starts where this one ends
             keep(sampler.end(span.end if whole else chunk.times[-1] + 1 / index.rate))

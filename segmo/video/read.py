@@ -37,6 +37,7 @@ def read(
     scenes: SceneOptions | None = DETECTOR,
     workers: int | None = None,
     progress: Progress = lambda done, total: None,
+    compared: Progress = lambda done, total: None,
     timeline: Timeline | None = None,
 ) -> Clip:
     """Reads a video file: the frame shown at every multiple of ``1 / fps`` seconds, and where scenes start.
@@ -54,6 +55,7 @@ def read(
         scenes: options of the scene detector, None for no scenes.
         workers: stretches at the same time; one per processor when None.
         progress: called with (frames decoded, frames in the file).
+        compared: called with (frames compared with the one before, frames in the file).
         timeline: gets the stages "index", "decode" and "scenes".
 
     Raises:
@@ -65,12 +67,12 @@ def read(
         index = build_index(path)
     rate = sampling_rate(index, fps, max_frames)
     frames = Frames(count_samples(index, rate))
-    step = _counter(progress, len(index.times))
+    steps = _counter(progress, len(index.times)), _counter(compared, len(index.times))
     spans = plan_spans(index, len(os.sched_getaffinity(0)) if workers is None else workers)
 
     def run(span: Span) -> Chunk:
         return read_chunk(
-            path, index, span, rate, frames, Picture(size, max_pixels), scenes is not None, step, timeline
+            path, index, span, rate, frames, Picture(size, max_pixels), scenes is not None, steps, timeline
         )
 
     with ThreadPoolExecutor(len(spans), "segmo-video") as pool:

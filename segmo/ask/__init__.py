@@ -1,0 +1,13 @@
+"""From a video file and a question to an answer.
+
+settings   what a run needs to know, beside the options of SegMo
+loaded     a model with its processor, from a folder or the one that ships
+prompt     the prompt of a question about a video that is encoded already
+encode     a video through the vision encoder, some frames at a time
+features   what is known of an encoded video, and its form on disk
+store      files on disk by content hash, bounded in size, shared by processes
+generate   prefill and decode, timed
+ask        one question after another, the next video read while the current answer is computed
+batch      many questions from a file of JSON lines, taken up again where a run ended
+show       what is printed
+"""

@@ -1,0 +1,93 @@
+"""Prefill and decode of one prompt, timed apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch._dynamo.utils
+
+from segmo.timeline import Timeline
+
+Progress = Callable[[int, int], None]
+_COMPILING = "entire_frame_compile"  # Dynamo's own clock for tracing a frame and calling the backend
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What a model wrote.
+
+    Attributes:
+        text: without special tokens.
+        tokens: their number.
+        seconds: busy seconds of "compile" (0 if nothing was compiled), "prefill" and "generate".
+    """
+
+    text: str
+    tokens: int
+    seconds: Mapping[str, float]
+
+
+class _Clock:
+    """A streamer for ``generate``: notes when the first new token comes, and counts."""
+
+    def __init__(self, timeline: Timeline, wanted: int, progress: Progress) -> None:
+        self._timeline, self._wanted, self._progress = timeline, wanted, progress
+        self.first: float | None = None
+        self.compiled = 0.0
+        self.tokens = -1  # the prompt comes first
+
+    def put(self, value: Any) -> None:
+        """Called by ``generate`` with the prompt and then with each token."""
+        self.tokens += 1
+        if self.tokens == 1:
+            self.first, self.compiled = self._timeline.now(), _compiling()
+        if self.tokens > 0:
+            self._progress(self.tokens, self._wanted)
+
+    def end(self) -> None:
+        """Called by ``generate`` at the end."""
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    processor: Any,
+    inputs: Mapping[str, Any],
+    new_tokens: int,
+    timeline: Timeline,
+    request: str = "",
+    label: str = "",
+    progress: Progress = lambda done, total: None,
+) -> Generated:
+    """Greedy tokens until the model ends or ``new_tokens`` are there.
+
+    Args:
+        model, processor: of transformers; the model compiled or not.
+        inputs: what ``model.generate`` takes.
+        new_tokens: at most.
+        timeline: gets "prefill" (up to the first new token), "compile" inside it if a graph was made, and "generate".
+        request: its name in the time line.
+        label: stands before the names of the stages.
+        progress: called with (tokens, ``new_tokens``).
+    """
+    clock = _Clock(timeline, new_tokens, progress)
+    start, compiled = timeline.now(), _compiling()
+    ids = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, streamer=clock)
+    end, compiling = timeline.now(), _compiling() - compiled
+    first = end if clock.first is None else clock.first
+    # The prefill's graph is made before the first token, the graph of single tokens after it.
+    early = compiling if clock.first is None else clock.compiled - compiled
+    seconds = {"compile": compiling, "prefill": first - start - early, "generate": end - first - (compiling - early)}
+    places = {"compile": (start, start + early), "prefill": (start + early, first), "generate": (first, end)}
+    for stage, busy in seconds.items():
+        if stage != "compile" or compiling > 0:
+            timeline.add(label + stage, *places[stage], request, busy=max(0.0, busy))
+    text = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return Generated(text.strip(), clock.tokens, seconds)
+
+
+def _compiling() -> float:
+    return float(torch._dynamo.utils.cumulative_time_spent_ns.get(_COMPILING, 0.0)) / 1e9

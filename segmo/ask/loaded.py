@@ -1,0 +1,114 @@
+"""A model with its processor, from a folder or the one that ships with SegMo."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segmo.errors import OptionError
+from segmo.families import FAMILIES, family_of
+
+PIXELS = 768 * 28 * 28  # of a frame, for models whose processor sets no limit
+NOTE = (
+    "This is the small model that ships with SegMo (a million parameters). It was trained on SceneQA, a synthetic "
+    "task, and answers its five kinds of questions about such videos only (docs/sceneqa.md); about any other video its "
+    "answer means nothing. --model PATH takes a real one."
+)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that answers.
+
+    Attributes:
+        model, processor: of transformers.
+        fingerprint: changes when the model or how it prepares frames changes; "" keeps its features off the disk.
+        fps: frames that it wants per second, unless told otherwise.
+        size: (width, height) of the frames it was trained on; None where any will do.
+        max_pixels: of a frame, without ``size``.
+        note: what a reader of its answers must know.
+    """
+
+    model: Any
+    processor: Any
+    fingerprint: str = ""
+    fps: float = 2.0
+    size: tuple[int, int] | None = None
+    max_pixels: int | None = PIXELS
+    note: str = ""
+
+    @property
+    def video_token(self) -> int:
+        """Id of the token that stands for a video in a prompt."""
+        token: int = self.model.config.video_token_id
+        return token
+
+
+def load(path: Path | None = None, dtype: str = "auto", device: str | None = None) -> Loaded:
+    """The model in a folder, or the one that ships with SegMo when there is none.
+
+    Args:
+        path: a folder with a model of a known family and its processor, as ``save_pretrained`` writes it.
+        dtype: "auto" for the dtype of the weights, or a name such as "bfloat16".
+        device: such as "cuda"; a GPU if there is one when None.
+
+    Raises:
+        OptionError: the folder holds no such model.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if path is None:
+        return _embedded(device)
+    if not (path / "config.json").is_file():
+        raise OptionError(f"{path} is not a folder with a model (no config.json in it)")
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    auto_model: Any = AutoModelForImageTextToText
+    auto_processor: Any = AutoProcessor
+    try:
+        processor = auto_processor.from_pretrained(path, local_files_only=True)
+        model = auto_model.from_pretrained(path, dtype=dtype, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise OptionError(f"{path} holds no Video LLM that transformers can read: {error}") from error
+    if family_of(model) is None:
+        raise OptionError(f"SegMo does not know the family {model.config.model_type!r}; known: {', '.join(FAMILIES)}")
+    if getattr(processor, "video_processor", None) is None:
+        raise OptionError(f"{path} has no video processor beside its model")
+    size = processor.video_processor.size
+    longest = getattr(size, "longest_edge", None) or PIXELS
+    edge = getattr(size, "height", None)
+    limit = math.ceil(4 * edge * edge) if edge else min(longest, PIXELS)
+    return Loaded(model.to(device).eval(), processor, fingerprint(path, dtype), max_pixels=limit)
+
+
+def _embedded(device: str) -> Loaded:
+    from segmo.sceneqa.model import MODEL_PATH, load_model
+    from segmo.sceneqa.render import HEIGHT, PICTURES, WIDTH
+
+    model, processor = load_model()
+    return Loaded(
+        torch.nn.Module.to(model, device),
+        processor,
+        fingerprint(MODEL_PATH, "float32"),
+        fps=PICTURES,  # a frame of the language model is a second
+        size=(WIDTH, HEIGHT),
+        note=NOTE,
+    )
+
+
+def fingerprint(path: Path, dtype: str) -> str:
+    """A hash of a model's folder: small files by their bytes, weights by name, size and time of writing."""
+    import transformers
+
+    found = hashlib.sha256(f"{transformers.__version__} {torch.__version__} {dtype}".encode())
+    for file in sorted(path.iterdir()):
+        if file.suffix in (".json", ".jinja", ".txt", ".model"):
+            found.update(file.name.encode() + file.read_bytes())
+        elif file.suffix in (".safetensors", ".bin", ".pt"):
+            state = file.stat()
+            found.update(f"{file.name} {state.st_size} {state.st_mtime_ns}".encode())
+    return found.hexdigest()

@@ -1,0 +1,59 @@
+"""What a run needs to know, beside the options of SegMo."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segmo.errors import OptionError
+from segmo.options import Options
+from segmo.video import Clip, SceneOptions
+
+# Takes a clip and a question; gives the numbers of the sampled frames that are shown to the model, ascending.
+ChooseFrames = Callable[[Clip, str], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How videos are read and questions answered.
+
+    Attributes:
+        options: of SegMo; ``report`` is the folder of the report.
+        fps: frames to sample per second; the model's own rate when None.
+        max_frames: at most so many frames of a video, spread over its length.
+        scenes: of the scene detector.
+        workers: stretches of a long file that are decoded at the same time; one per processor when None.
+        new_tokens: of an answer, at most.
+        compare: answer with full attention too.
+        choose: picks frames before they are encoded, by the question; all frames when None. Features are then kept on
+            disk for each choice by itself.
+    """
+
+    options: Options = field(default_factory=Options)
+    fps: float | None = None
+    max_frames: int = 768
+    scenes: SceneOptions = field(default_factory=SceneOptions)
+    workers: int | None = None
+    new_tokens: int = 64
+    compare: bool = False
+    choose: ChooseFrames | None = None
+
+    def __post_init__(self) -> None:
+        if self.new_tokens < 1:
+            raise OptionError(f"an answer has at least one token, got {self.new_tokens}")
+        if self.max_frames < 1:
+            raise OptionError(f"at least one frame of a video is sampled, got {self.max_frames} at most")
+
+
+def checked_question(question: str) -> str:
+    """The question without the space around it.
+
+    Raises:
+        OptionError: nothing is left.
+    """
+    if not question.strip():
+        raise OptionError("the question is empty; ask something about the video")
+    return question.strip()

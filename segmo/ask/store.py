@@ -1,0 +1,122 @@
+"""Tensors on disk by key: bounded in size, the least recently used leave first, shared by processes.
+
+A file is written under another name and then renamed, so that no process sees half of one. What is there is only ever
+replaced by the same. A file that cannot be read (a full disk, a crash of the machine) counts as missing and is removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+from platformdirs import user_cache_path
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from segmo.errors import OptionError
+
+log = logging.getLogger(__name__)
+
+GIB = 1 << 30
+DEFAULT_BYTES = 4 * GIB
+_OLD = 3600.0  # seconds after which an unfinished file belongs to no process that still runs
+
+
+def default_folder() -> Path:
+    """The user's cache folder for encoded videos."""
+    return user_cache_path("segmo") / "videos"
+
+
+class Store:
+    """A folder of entries.
+
+    Args:
+        folder: made if missing.
+        max_bytes: of all entries together; more is removed when an entry is added.
+    """
+
+    def __init__(self, folder: Path, max_bytes: int = DEFAULT_BYTES) -> None:
+        if max_bytes < 1:
+            raise OptionError(f"a cache holds at least one byte, got {max_bytes}")
+        self.folder, self.max_bytes = folder, max_bytes
+        (folder / "locks").mkdir(parents=True, exist_ok=True)
+
+    def get(self, key: str) -> tuple[dict[str, Tensor], str] | None:
+        """Tensors and text of an entry, which is now the most recently used; None if there is none."""
+        path = self._path(key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no iterator
+                text = (file.metadata() or {})["text"]
+            os.utime(path)
+        except FileNotFoundError:
+            return None
+        except (SafetensorError, KeyError, OSError) as error:
+            log.warning("%s cannot be read (%s) and is made anew", path, error)
+            path.unlink(missing_ok=True)
+            return None
+        return tensors, text
+
+    def put(self, key: str, tensors: Mapping[str, Tensor], text: str) -> None:
+        """Adds an entry, and removes others while there are too many bytes."""
+        unfinished = self.folder / f"{uuid.uuid4().hex}.part"
+        try:
+            save_file(dict(tensors), unfinished, metadata={"text": text})
+            unfinished.replace(self._path(key))
+        finally:
+            unfinished.unlink(missing_ok=True)
+        self._shrink()
+
+    @contextmanager
+    def making(self, key: str) -> Iterator[None]:
+        """Held while an entry is made, so that another process waits for it and does not make it too."""
+        with FileLock(self.folder / "locks" / f"{key[:2]}.lock"):
+            yield
+
+    def size(self) -> int:
+        """Bytes of all entries."""
+        return sum(size for _, size, _ in self._entries())
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+    def _entries(self) -> list[tuple[float, int, Path]]:
+        """(last use, bytes, path) of each entry, the least recently used first."""
+        found = []
+        for path in self.folder.glob("*.safetensors"):
+            try:
+                state = path.stat()
+            except FileNotFoundError:  # another process removed it
+                continue
+            found.append((state.st_mtime, state.st_size, path))
+        return sorted(found)
+
+    def _shrink(self) -> None:
+        with FileLock(self.folder / "locks" / "shrink.lock"):
+            entries = self._entries()
+            excess = sum(size for _, size, _ in entries) - self.max_bytes
+            for _, size, path in entries:
+                if excess <= 0:
+                    break
+                path.unlink(missing_ok=True)
+                excess -= size
+            for path in self.folder.glob("*.part"):
+                try:
+                    if time.time() - path.stat().st_mtime > _OLD:
+                        path.unlink(missing_ok=True)
+                except FileNotFoundError:
+                    continue
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,193 @@
+"""``segmo run``: a video file and a question, or a file of them, to an answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from segmo.ask.ask import Asker
+    from segmo.ask.settings import Settings
+    from segmo.ask.store import Store
+
+GIB = 1 << 30
+
+
+def run(
+    video: Annotated[Path | None, typer.Argument(help="the video file")] = None,
+    question: Annotated[str | None, typer.Argument(help="what is asked about it")] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="folder of a Video LLM (default: the small one that ships)")
+    ] = None,
+    batch: Annotated[Path | None, typer.Option(help='JSON lines of {"video": ..., "question": ...} instead')] = None,
+    out: Annotated[Path | None, typer.Option(help="where a batch's answers go (default: out/run/BATCH)")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="run full attention beside it")] = False,
+    fps: Annotated[float | None, typer.Option(help="frames to sample per second (default: the model's)")] = None,
+    max_frames: Annotated[int, typer.Option(help="frames of a video at most")] = 768,
+    max_new_tokens: Annotated[int, typer.Option(help="tokens of an answer at most")] = 64,
+    keep: Annotated[float, typer.Option(help="fraction of the video tokens to keep")] = 0.25,
+    segments: Annotated[str, typer.Option(help='"scene", a number, or "equal:N"')] = "scene",
+    context: Annotated[int, typer.Option(help="scenes whose head frames every later token may see")] = 2,
+    scorer: Annotated[str, typer.Option(help='relevance of scenes: "embedding" or "attention"')] = "embedding",
+    layer: Annotated[int, typer.Option(help="decoder layer of the attention scorer")] = 2,
+    balance: Annotated[float, typer.Option(help="relevance against novelty in a scene's share")] = 0.5,
+    lowering: Annotated[str, typer.Option(help='"auto", "flash", "reference" or "inductor"')] = "auto",
+    pipeline: Annotated[str | None, typer.Option(help="passes to run, in order")] = None,
+    disable: Annotated[list[str] | None, typer.Option(help="switch a pass off; may be given again")] = None,
+    report: Annotated[Path | None, typer.Option(help="folder for the report as JSON")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="a pass that does not apply is an error")] = False,
+    adaptive_threshold: Annotated[float, typer.Option(help="a cut is so many times its neighbours' change")] = 3.0,
+    min_content_val: Annotated[float, typer.Option(help="least change of a cut, 0 to 255")] = 15.0,
+    min_scene_len: Annotated[int, typer.Option(help="frames between two cuts at least")] = 15,
+    workers: Annotated[int | None, typer.Option(help="stretches of a long file decoded at a time")] = None,
+    cache: Annotated[bool, typer.Option(help="keep features of videos on disk for further questions")] = True,
+    cache_folder: Annotated[Path | None, typer.Option(help="where (default: the user's cache folder)")] = None,
+    cache_gib: Annotated[float, typer.Option(help="GiB on disk at most")] = 4.0,
+    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32")] = "auto",
+    device: Annotated[str | None, typer.Option(help="such as cuda (default: a GPU if there is one)")] = None,
+) -> None:
+    """Answer a question about a video file: decode, find scenes, encode, keep what matters, prefill, decode.
+
+    Prints the answer, the seconds of each stage and the tokens kept. A second question about the same video neither
+    decodes nor encodes it again.
+    """
+    from rich.console import Console
+
+    from segmo.ask.settings import Settings, checked_question
+    from segmo.ask.store import Store, default_folder
+    from segmo.commands.inputs import dtype_named
+    from segmo.errors import OptionError
+    from segmo.options import Options
+    from segmo.video import SceneOptions
+
+    if scorer == "external":
+        raise OptionError('scorer="external" takes scores from a program; here it is "embedding" or "attention"')
+    options = Options.parse(
+        {
+            "keep": keep,
+            "segments": int(segments) if segments.isdigit() else segments,
+            "context": context,
+            "scorer": scorer,
+            "layer": layer,
+            "balance": balance,
+            "lowering": lowering,
+            "pipeline": pipeline,
+            "disable": disable or (),
+            "report": report,
+            "strict": strict,
+        }
+    )
+    scenes = SceneOptions(adaptive_threshold, min_content_val, min_scene_len)
+    settings = Settings(options, fps, max_frames, scenes, workers, max_new_tokens, compare)
+    if dtype != "auto":
+        dtype_named(dtype)
+    store = Store(cache_folder or default_folder(), int(cache_gib * GIB)) if cache else None
+    console = Console(highlight=False)
+    if batch is not None:
+        if video is not None or question is not None:
+            raise OptionError("--batch takes videos and questions from its file; give no others")
+        _batch(console, settings, store, model, dtype, device, batch, out or Path("out/run") / batch.name)
+        return
+    if video is None or question is None:
+        raise OptionError('give a video file and a question: segmo run VIDEO "question"')
+    checked_question(question)
+    _one(console, settings, store, model, dtype, device, video, question)
+
+
+def _asker(
+    console: Console, settings: Settings, store: Store | None, model: Path | None, dtype: str, device: str | None
+) -> tuple[Asker, Any]:
+    from segmo.ask.ask import Asker
+    from segmo.ask.loaded import load
+    from segmo.ask.show import Bars
+
+    loaded = load(model, dtype, device)
+    if loaded.note:
+        console.print(f"[yellow]{loaded.note}[/yellow]")
+    bars = Bars(console)
+    return Asker(loaded, settings, store, progress=bars), bars
+
+
+def _one(
+    console: Console,
+    settings: Settings,
+    store: Store | None,
+    model: Path | None,
+    dtype: str,
+    device: str | None,
+    video: Path,
+    question: str,
+) -> None:
+    from segmo.ask.show import as_dict, sentences, stage_table
+
+    asker, bars = _asker(console, settings, store, model, dtype, device)
+    for word in unknown_words(asker, question):
+        console.print(f"[yellow]It does not know the word {word!r}.[/yellow]", markup=True)
+    with bars.progress:
+        answer = asker.ask(video, question)
+    console.print(f"[bold]answer:[/bold] {answer.text}", markup=True)
+    if answer.full is not None:
+        console.print(f"[bold]full attention:[/bold] {answer.full.text}", markup=True)
+    for line in sentences(answer):
+        console.print(line, markup=False)
+    console.print(stage_table(answer))
+    console.print(str(asker.timeline), markup=False)
+    _report(asker, settings, [as_dict(answer)])
+
+
+def _batch(
+    console: Console,
+    settings: Settings,
+    store: Store | None,
+    model: Path | None,
+    dtype: str,
+    device: str | None,
+    source: Path,
+    out: Path,
+) -> None:
+    import json
+
+    from segmo.ask.batch import read_lines, run_batch
+
+    total = len(read_lines(source))
+    asker, bars = _asker(console, settings, store, model, dtype, device)
+    told = {"model": str(model or "embedded"), "new_tokens": settings.new_tokens, "fps": settings.fps}
+    told |= {"max_frames": settings.max_frames, "options": settings.options.as_dict() | {"report": None}}
+    earlier: list[dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
+    with bars.progress:
+        for record in run_batch(asker, source, out, told, earlier.append):
+            records.append(record)
+            text = record.get("answer", "error: " + record.get("error", ""))
+            console.print(f"{len(earlier) + len(records)}/{total} line {record['line']}: {text}", markup=False)
+    failed = sum("error" in record for record in records)
+    console.print(f"{out}: {len(earlier)} answered before, {len(records) - failed} now, {failed} failed", markup=False)
+    if asker.timeline.events:
+        console.print(str(asker.timeline), markup=False)
+    _report(asker, settings, [json.loads(json.dumps(record)) for record in records])
+    if failed:
+        raise typer.Exit(1)
+
+
+def unknown_words(asker: Asker, question: str) -> list[str]:
+    """Words of the question that the model's tokenizer has no token for; only a small vocabulary has such."""
+    tokenizer = asker.loaded.processor.tokenizer
+    unknown = tokenizer.unk_token_id
+    if unknown is None:
+        return []
+    return [word for word in dict.fromkeys(question.split()) if unknown in tokenizer(word)["input_ids"]]
+
+
+def _report(asker: Asker, settings: Settings, answers: list[dict[str, Any]]) -> None:
+    """Puts the time line and the answers into the report, and writes it if a folder was given."""
+    import segmo
+
+    if settings.options.report is None or not answers:
+        return
+    report = segmo.last_report()
+    report.timeline, report.answers = asker.timeline, answers
+    report.save()

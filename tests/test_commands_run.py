@@ -1,0 +1,81 @@
+"""``segmo run``: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+from video_files import noise_shots, write_file
+
+from segmo.cli import app
+from segmo.demo.clips import clip_path
+from segmo.errors import OptionError
+
+
+def run(*arguments: str) -> str:
+    done = CliRunner().invoke(app, ["run", *arguments], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_one_question(tmp_path: Path) -> None:
+    video, question = str(clip_path("bikes")), "which digit in red bananas"
+    common = (video, question, "--max-new-tokens", "1", "--keep", "0.5", "--cache-folder", str(tmp_path / "cache"))
+    first = run(*common, "--compare", "--report", str(tmp_path / "report"))
+    assert "a million parameters" in first
+    assert "does not know the word 'bananas'" in first
+    for text in ("answer:", "full attention:", "10.00 s, 6 scenes, 20 frames", "60 of the video, 30 of them kept"):
+        assert text in first
+    for stage in ("decode", "scenes", "encode", "prefill"):
+        assert f"{stage} " in first
+    report = json.loads((tmp_path / "report" / "segmo-report.json").read_text())
+    assert {"decode", "scenes", "encode", "prefill", "generate"} <= {event["stage"] for event in report["timeline"]}
+    assert report["answers"][0]["tokens"] == {"prompt": 69, "video": 60, "kept": 30}
+    assert report["answers"][0]["cuts"] == [1.2, 3.04, 5.48, 7.48, 9.68]
+    assert "come from the cache" in run(*common)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_batch_with_a_bad_file(tmp_path: Path) -> None:
+    write_file(tmp_path / "good.mp4", noise_shots([20, 20], 48, 32))
+    (tmp_path / "bad.mp4").write_text("not a video\n" * 100)
+    lines = [{"video": name, "question": "which digit in red dots"} for name in ("bad.mp4", "good.mp4")]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    common = ("--batch", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl"), "--no-cache")
+    done = CliRunner().invoke(app, ["run", *common, "--max-new-tokens", "1"], catch_exceptions=False)
+    assert done.exit_code == 1
+    assert "0 answered before, 1 now, 1 failed" in done.output.replace("\n", "")
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert ["error" in record for record in found] == [True, False]
+
+
+def test_a_missing_file_is_one_line() -> None:
+    command = [sys.executable, "-m", "segmo", "run", "none.mp4", "which digit in red dots", "--no-cache"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1] == "segmo: there is no file none.mp4"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("a.mp4", " "), "the question is empty"),
+        (("a.mp4",), "give a video file and a question"),
+        (("a.mp4", "x", "--batch", "b.jsonl"), "give no others"),
+        (("a.mp4", "x", "--keep", "0"), "option 'keep'"),
+        (("a.mp4", "x", "--scorer", "external"), "takes scores from a program"),
+        (("a.mp4", "x", "--max-frames", "0"), "at least one frame"),
+        (("a.mp4", "x", "--max-new-tokens", "0"), "at least one token"),
+        (("a.mp4", "x", "--dtype", "int8"), "unknown dtype"),
+        (("a.mp4", "x", "--model", "nowhere"), "no config.json"),
+        (("a.mp4", "x", "--adaptive-threshold", "0"), "thresholds of scenes"),
+    ],
+)
+def test_what_is_refused(arguments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        CliRunner().invoke(app, ["run", *arguments, "--no-cache"], catch_exceptions=False)
