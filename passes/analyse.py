@@ -84,6 +84,7 @@ class Facts:
         miss: why nothing can be rewritten.
         mask_miss: why attention cannot be replaced.
         cut_miss: why tokens cannot be dropped.
+        frames_chosen: SegMo calls the model's vision encoder and so can leave frames out of it.
     """
 
     kind: str
@@ -96,6 +97,7 @@ class Facts:
     miss: Miss | None = None
     mask_miss: Miss | None = None
     cut_miss: Miss | None = None
+    frames_chosen: bool = False
 
 
 def analyse(gm: GraphModule, config: Any = None) -> Facts:

@@ -15,6 +15,7 @@ from segmo.options import Options
 from segmo.passes.base import Pass
 from segmo.passes.inject_context import InjectContext
 from segmo.passes.lower_kernels import LowerKernels
+from segmo.passes.push_selection import PushSelection
 from segmo.passes.reuse_buffers import ReuseBuffers
 from segmo.passes.segment_attention import SegmentAttention
 from segmo.passes.select_tokens import SelectTokens
@@ -23,6 +24,7 @@ from segmo.passes.trim_last_layer import TrimLastLayer
 
 ENTRY_POINTS = "segmo.passes"
 OWN: tuple[type[Any], ...] = (
+    PushSelection,
     SelectTokens,
     SegmentAttention,
     InjectContext,
@@ -106,10 +108,16 @@ def build_pipeline(options: Options) -> list[Pass]:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
             raise PipelineError(f"unknown pass {name!r}{hint} Known passes: {', '.join(sorted(known))}")
-    return [_build(known[name], fields, options) for name, fields in items if name not in options.disable]
+    return [build_pass(known[name], options, fields) for name, fields in items if name not in options.disable]
 
 
-def _build(cls: type[Any], given: Mapping[str, Any], options: Options) -> Pass:
+def build_pass(cls: type[Any], options: Options, given: Mapping[str, Any] | None = None) -> Pass:
+    """A pass with the options' values in its fields, and what ``given`` sets.
+
+    Raises:
+        PipelineError: an unknown field.
+    """
+    given = given or {}
     names = [field.name for field in dataclasses.fields(cls)]
     for name in given:
         if name not in names:

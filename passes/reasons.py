@@ -96,6 +96,31 @@ _ALL = (
         "layer={detail}",
         "choose a decoder layer that the model has",
     ),
+    Reason(
+        "frames-mix",
+        "the vision encoder's features of a frame depend on other frames",
+        "nothing to do: every frame is encoded, and those that are not chosen are dropped behind the encoder",
+    ),
+    Reason(
+        "frame-place",
+        "the vision encoder's features of a frame change when other frames are left out (by {detail})",
+        "nothing to do: every frame is encoded, and those that are not chosen are dropped behind the encoder",
+    ),
+    Reason(
+        "unknown-operator",
+        "it is not known how {detail} carries one frame's pixels to another's features",
+        "add a rule to passes/frame_dependence.py; until then every frame is encoded",
+    ),
+    Reason(
+        "pixels-decide",
+        "what the vision encoder computes depends on the values of the pixels ({detail})",
+        "nothing to do: every frame is encoded, and those that are not chosen are dropped behind the encoder",
+    ),
+    Reason(
+        "no-encoder",
+        "frames are chosen before the vision encoder, and this model's encoder is not SegMo's to call",
+        "use segmo.compile(model); every frame was encoded, and keep was at most frames",
+    ),
     Reason("no-group", "there is one process", "start the program with torchrun and several processes"),
     Reason(
         "batch",

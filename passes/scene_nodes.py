@@ -24,7 +24,10 @@ def merge_of(rewrite: Rewrite) -> Merge:
 
 
 def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
-    """Puts "frame", "cell", "novelty", "similarity", "scene", and "valid" for padded prompts, behind the merge."""
+    """Puts "frame", "cell", "novelty", "similarity", "scene", and "valid" for padded prompts, behind the merge.
+
+    Where frames may be missing, also "encoded", and "seen": the cells of those that are there.
+    """
     nodes = rewrite.nodes
     if "scene" in nodes:
         return nodes
@@ -35,9 +38,13 @@ def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
         video = call(operator.getitem, (merge.mask, (Ellipsis, 0)))
         layout = call(OPS.video_layout.default, (video, facts.positions, facts.cells_per_frame, trailing))
         nodes["frame"], nodes["cell"] = (call(operator.getitem, (layout, i)) for i in (0, 1))
-        scan = call(OPS.scan_video.default, (merge.node, nodes["frame"], nodes["cell"]))
+        if rewrite.options.frames < 1:
+            nodes["encoded"] = call(OPS.encoded_tokens.default, (merge.node, nodes["cell"]))
+            nodes["seen"] = call(OPS.encoded_cells.default, (nodes["cell"], nodes["encoded"]))
+        encoded = nodes.get("encoded")
+        scan = call(OPS.scan_video.default, (merge.node, nodes["frame"], nodes["cell"], encoded))
         nodes["novelty"], nodes["similarity"] = (call(operator.getitem, (scan, i)) for i in (0, 1))
-        found = (nodes["similarity"], nodes["frame"], nodes["cell"], MAX_SCENES)
+        found = (nodes["similarity"], nodes["frame"], nodes["cell"], MAX_SCENES, encoded)
         nodes["scene"] = call(OPS.find_scenes.default, found)
         padding = facts.padding
         if padding.attention_mask is not None or padding.positions is not None:
@@ -56,7 +63,8 @@ def relevance_node(rewrite: Rewrite, before: Node | None = None) -> Node:
                 args: tuple[Any, ...] = (nodes["scene"], nodes["frame"], nodes["cell"], MAX_SCENES)
                 node = rewrite.graph.call_function(OPS.external_relevance.default, args)
             else:
-                args = (merge_of(rewrite).node, nodes["scene"], nodes["cell"], nodes.get("valid"), MAX_SCENES)
+                cell = nodes.get("seen", nodes["cell"])
+                args = (merge_of(rewrite).node, nodes["scene"], cell, nodes.get("valid"), MAX_SCENES)
                 node = rewrite.graph.call_function(OPS.embedding_relevance.default, args)
         nodes["relevance"] = node
         if before is None:

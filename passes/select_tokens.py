@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch.fx import Node
 
+from segmo.options import check_frames
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.cut import TokenCut
 from segmo.passes.graph import concrete, example
@@ -34,6 +35,7 @@ class SelectTokens:
     tier: ClassVar[Tier] = Tier.APPROXIMATE
 
     keep: float = 0.25
+    frames: float = 1.0
     scorer: str = "embedding"
     layer: int = 2
     balance: float = 0.5
@@ -44,7 +46,9 @@ class SelectTokens:
         miss = facts.miss or facts.cut_miss
         if miss:
             return Outcome(misses=(miss,))
-        if self.keep == 1:
+        check_frames(self.frames, self.scorer)
+        keep = min(self.keep, self.frames)  # tokens of frames that were not encoded cannot be kept
+        if keep == 1:
             return Outcome(misses=(Miss.of("keep-all"),))
         if facts.mask_miss and facts.mask_miss.code == "not-causal":
             return Outcome(misses=(facts.mask_miss,))
@@ -53,17 +57,18 @@ class SelectTokens:
         batch, length = (int(concrete(size)) for size in embeds.shape[:2])
         features = example(merge.features)
         total = int(concrete(features.numel())) // int(concrete(features.shape[-1]))
-        kept = kept_count(length, total, batch, self.keep)
+        kept = kept_count(length, total, batch, keep)
         nodes = scene_nodes(rewrite)
         roots, start = self._roots(rewrite)
-        index = self._index_node(rewrite)
+        index = self._index_node(rewrite, keep)
         with rewrite.graph.inserting_after(nodes["last"]):
             size = rewrite.graph.call_function(torch.ops.aten.sym_size.int, (nodes["frame"], 1))
         cut = TokenCut(rewrite.graph, index, size, length, kept, merge, facts.attentions)
         cut.run(roots, start)
         self._gather_roles(rewrite, index)
         rewrite.notes.append(f"select-tokens: {total} video tokens in the traced call, {kept - length + total} kept")
-        return Outcome(matches=1)
+        whole = self.frames < 1 and not facts.frames_chosen
+        return Outcome(matches=1, misses=(Miss.of("no-encoder"),) if whole else ())
 
     def _roots(self, rewrite: Rewrite) -> tuple[dict[Node, int], Node]:
         """What is cut, along which dimension, and the first node behind the cut."""
@@ -81,15 +86,16 @@ class SelectTokens:
         tensors = [node for node in bound if hasattr(example(node), "dim") and example(node).dim() == 4]
         return dict.fromkeys(tensors, 2), relevance.next
 
-    def _index_node(self, rewrite: Rewrite) -> Node:
+    def _index_node(self, rewrite: Rewrite, keep: float) -> Node:
         nodes = rewrite.nodes
         with rewrite.graph.inserting_after(nodes["last"]):
             names = ("novelty", "frame", "cell", "scene", "relevance")
             args: tuple[Any, ...] = (
                 *(nodes[name] for name in names),
                 merge_of(rewrite).features,
-                self.keep,
+                keep,
                 self.balance,
+                nodes.get("encoded"),
             )
             index = rewrite.graph.call_function(OPS.select_tokens.default, args)
         nodes["index"] = nodes["last"] = index

@@ -19,12 +19,17 @@ from segmo.runtime.scenes import MAX_SCENES, scene_starts
 from segmo.runtime.selection import scene_budgets, scene_shares
 
 # A share such as 3/7 of 7 frames is 3 frames, although 3/7 has no exact binary form.
-ROUNDING = 1e-9
+ROUNDING = 1e-6
 
 
 def frame_count(frames: int, share: float) -> int:
     """M: frames kept of a video, ``ceil(share * F)``, at least one."""
     return max(1, math.ceil(share * frames - ROUNDING))
+
+
+def frame_share(wanted: int, frames: int) -> float:
+    """The share with which :func:`frame_count` is ``min(wanted, F)`` and ``floor(share * V)`` all of their tokens."""
+    return min(1.0, wanted / frames + 1e-10)
 
 
 def frame_budgets(share: list[float], size: list[int], total: int) -> list[int]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._library.custom_ops import CustomOpDef
 
 from segmo.errors import PromptError
-from segmo.runtime import external, features, layout, relevance, scenes, schedule, segments, selection
+from segmo.runtime import encoded, external, features, layout, relevance, scenes, schedule, segments, selection
 from segmo.runtime.attention.choice import implementation as attention_implementation
 from segmo.runtime.kernels import question as generated_question
 from segmo.runtime.kernels import scan as generated_scan
@@ -75,28 +75,81 @@ def _(video_BN: Tensor, positions_RBN: Tensor | None, cells_per_frame: int, trai
     )
 
 
+@_op("encoded_tokens")
+def encoded_tokens(embeds_BNH: Tensor, cell_BN: Tensor) -> Tensor:
+    """See :func:`segmo.runtime.encoded.encoded_tokens`."""
+    return encoded.encoded_tokens(embeds_BNH, cell_BN)
+
+
+@encoded_tokens.register_fake
+def _(embeds_BNH: Tensor, cell_BN: Tensor) -> Tensor:
+    return cell_BN.new_empty(cell_BN.shape, dtype=torch.bool)
+
+
+@_op("encoded_cells")
+def encoded_cells(cell_BN: Tensor, encoded_BN: Tensor) -> Tensor:
+    """Cells with -1, as for text, at tokens whose frame was not encoded."""
+    return torch.where(encoded_BN, cell_BN, -1)
+
+
+@encoded_cells.register_fake
+def _(cell_BN: Tensor, encoded_BN: Tensor) -> Tensor:
+    return torch.empty_like(cell_BN)
+
+
+@_op("take_rows")
+def take_rows(x: Tensor, rows: Tensor) -> Tensor:
+    """The given rows of a tensor."""
+    return x.index_select(0, rows)
+
+
+@take_rows.register_fake
+def _(x: Tensor, rows: Tensor) -> Tensor:
+    return x.new_empty((rows.shape[0], *x.shape[1:]))
+
+
+@_op("place_rows")
+def place_rows(kept: Tensor, rows: Tensor, total: int) -> Tensor:
+    """See :func:`segmo.runtime.encoded.place_rows`."""
+    return encoded.place_rows(kept, rows, total)
+
+
+@place_rows.register_fake
+def _(kept: Tensor, rows: Tensor, total: int) -> Tensor:
+    return kept.new_empty((total, *kept.shape[1:]))
+
+
 @_op("scan_video")
-def scan_video(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor) -> tuple[Tensor, Tensor]:
-    """See :func:`segmo.runtime.features.scan_video`."""
-    if can_generate(embeds_BNH):
-        return generated_scan.scan_video(embeds_BNH, frame_BN, cell_BN)
-    return features.scan_video(embeds_BNH, frame_BN, cell_BN)
+def scan_video(
+    embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor, encoded_BN: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """See :func:`segmo.runtime.features.scan_video`; ``encoded_BN`` tells which tokens are there at all."""
+    scan = generated_scan.scan_video if can_generate(embeds_BNH) else features.scan_video
+    if encoded_BN is None:
+        return scan(embeds_BNH, frame_BN, cell_BN)
+    return encoded.scan_encoded(scan, embeds_BNH, frame_BN, cell_BN, encoded_BN)
 
 
 @scan_video.register_fake
-def _(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor) -> tuple[Tensor, Tensor]:
+def _(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor, encoded_BN: Tensor | None = None) -> tuple[Tensor, Tensor]:
     shape = frame_BN.shape
     return embeds_BNH.new_empty(shape, dtype=torch.float32), embeds_BNH.new_empty(shape, dtype=torch.float32)
 
 
 @_op("find_scenes")
-def find_scenes(similarity_BN: Tensor, frame_BN: Tensor, cell_BN: Tensor, max_scenes: int) -> Tensor:
-    """See :func:`segmo.runtime.scenes.find_scenes`."""
-    return scenes.find_scenes(similarity_BN, frame_BN, cell_BN, max_scenes)
+def find_scenes(
+    similarity_BN: Tensor, frame_BN: Tensor, cell_BN: Tensor, max_scenes: int, encoded_BN: Tensor | None = None
+) -> Tensor:
+    """See :func:`segmo.runtime.scenes.find_scenes`; ``encoded_BN`` tells which tokens are there at all."""
+    if encoded_BN is None:
+        return scenes.find_scenes(similarity_BN, frame_BN, cell_BN, max_scenes)
+    return encoded.find_encoded_scenes(scenes.find_scenes, similarity_BN, frame_BN, cell_BN, encoded_BN, max_scenes)
 
 
 @find_scenes.register_fake
-def _(similarity_BN: Tensor, frame_BN: Tensor, cell_BN: Tensor, max_scenes: int) -> Tensor:
+def _(
+    similarity_BN: Tensor, frame_BN: Tensor, cell_BN: Tensor, max_scenes: int, encoded_BN: Tensor | None = None
+) -> Tensor:
     return torch.empty_like(frame_BN)
 
 
@@ -168,6 +221,7 @@ def select_tokens(
     features: Tensor,
     keep: float,
     balance: float,
+    encoded_BN: Tensor | None = None,
 ) -> Tensor:
     """Positions of the kept tokens, (B, K) int64; K from shapes alone.
 
@@ -175,7 +229,7 @@ def select_tokens(
     """
     batch, length = frame_BN.shape
     kept = selection.kept_count(length, _video_total(features), batch, keep)
-    return selection.select_tokens(novelty_BN, frame_BN, cell_BN, scene_BN, relevance_BS, kept, balance)
+    return selection.select_tokens(novelty_BN, frame_BN, cell_BN, scene_BN, relevance_BS, kept, balance, encoded_BN)
 
 
 @select_tokens.register_fake
@@ -188,6 +242,7 @@ def _(
     features: Tensor,
     keep: float,
     balance: float,
+    encoded_BN: Tensor | None = None,
 ) -> Tensor:
     batch, length = frame_BN.shape
     kept = selection.kept_count(length, _video_total(features), batch, keep)

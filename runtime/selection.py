@@ -136,6 +136,7 @@ def select_tokens(
     relevance_BS: Tensor,
     kept: int,
     balance: float,
+    encoded_BN: Tensor | None = None,
 ) -> Tensor:
     """Positions of the tokens to keep, ascending, (B, K) int64: all text and the best video tokens.
 
@@ -149,6 +150,7 @@ def select_tokens(
         relevance_BS: from a scorer of :mod:`segmo.runtime.relevance`.
         kept: K, from :func:`kept_count`.
         balance: weight of relevance against dynamics.
+        encoded_BN: False at video tokens whose frame was never encoded, which cannot be kept.
 
     Raises:
         PromptError: a row's video tokens do not fit ``kept``, or a relevance is NaN or infinite.
@@ -157,9 +159,15 @@ def select_tokens(
     index_BK = torch.empty(batch, kept, dtype=torch.long, device=frame_BN.device)
     for row in range(batch):
         keep_N = cell_BN[row] < 0
-        video_V = (~keep_N).nonzero()[:, 0]
+        there_N = ~keep_N if encoded_BN is None else ~keep_N & encoded_BN[row]
+        video_V = there_N.nonzero()[:, 0]
         video, total = video_V.numel(), kept - int(keep_N.sum())
         ends_in_video = not bool(keep_N[-1])
+        if ends_in_video and not bool(there_N[-1]):
+            raise PromptError(
+                f"row {row} ends in a video whose last frame was not encoded, so there is no next token to predict; "
+                "put the question behind the video, or set frames=1"
+            )
         if not ends_in_video <= total <= video:
             raise PromptError(
                 f"row {row} has {video} video tokens of {keep_N.numel()}, which does not fit {kept} kept "

@@ -11,6 +11,8 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from segmo.errors import OptionError, SegMoError
 from segmo.families import FAMILIES, family_of
+from segmo.frames.encoder import choose_before_encoding, encode_all
+from segmo.frames.prompt import prompt_known
 from segmo.options import Options
 from segmo.report import forget
 from segmo.runtime.distributed.session import memory_explained
@@ -42,17 +44,20 @@ def compile(  # noqa: A001  # the name that torch uses too
     if family_of(model) is None:
         found = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         raise OptionError(f"SegMo does not know the model family {found!r}; known: {', '.join(FAMILIES)}")
-    forget(model)
+    uncompile(model)
     # Graphs of other models, and of this one under other options, do not count towards Dynamo's limit of graphs.
     model.compile(backend="segmo", dynamic=dynamic, options=parsed.as_dict(), isolate_recompiles=True)
     untyped: Any = model
+    if parsed.frames < 1:
+        choose_before_encoding(untyped, parsed)
     compiled = untyped._compiled_call_impl
 
     @functools.wraps(compiled)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            with memory_explained():
-                return compiled(**_encoded(untyped, _named(untyped, args, kwargs)))
+            named = _named(untyped, args, kwargs)
+            with memory_explained(), prompt_known(named):
+                return compiled(**_encoded(untyped, named))
         except BackendCompilerFailed as failure:  # Dynamo's wrapping hides what was wrong behind how it was found
             if isinstance(failure.inner_exception, SegMoError):
                 raise failure.inner_exception from None
@@ -74,6 +79,7 @@ def uncompile(model: torch.nn.Module) -> torch.nn.Module:
     forget(model)
     untyped: Any = model
     untyped._compiled_call_impl = None
+    encode_all(untyped)
     return model
 
 

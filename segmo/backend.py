@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch._dynamo.exc import RestartAnalysis
 from torch.fx import GraphModule
 
-from segmo.capture import calling_model, set_up_dynamo
+from segmo.capture import calling_model, chooses_frames, set_up_dynamo
 from segmo.errors import CompileError, NotRewrittenError, SegMoError
 from segmo.options import Options
-from segmo.passes.analyse import analyse
+from segmo.passes.analyse import Facts, analyse
 from segmo.passes.pipeline import build_pipeline
 from segmo.passes.runner import Result, run_pipeline
-from segmo.report import GraphReport, Prefill, Report, ran, report_for
+from segmo.report import Prefill, Report, complain, ran, report_for
 
 log = logging.getLogger(__name__)
 
@@ -50,26 +50,28 @@ def segmo(
 def _compile(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
     passes = build_pipeline(options)
     model = calling_model()
-    facts = analyse(gm, getattr(model, "config", None))
+    facts = replace(analyse(gm, getattr(model, "config", None)), frames_chosen=chooses_frames(model))
     result = run_pipeline(gm, facts, options, passes)
+    _refuse_missing_frames(facts, result, options)
     run = _lower(gm, example_inputs, options)
     report = report_for(model, options, SETUP)
     graph = report.add(facts.kind, result)
     report.save()
-    _complain(graph, options)
+    complain(graph, options)
     return _recording(run, result, report)
 
 
-def _complain(graph: GraphReport, options: Options) -> None:
-    """A pass that should have applied and did not is an error under ``strict``, and one warning otherwise."""
-    lost = graph.unexpected()
-    if not lost:
+def _refuse_missing_frames(facts: Facts, result: Result, options: Options) -> None:
+    """Tokens of frames that were never encoded are zeros; a decoder that does not drop them would read those."""
+    if options.frames == 1 or not facts.frames_chosen or facts.kind == "decode" or "index" in result.recorded:
         return
-    text = "; ".join(f"{name}: {miss.reason} (to change that: {miss.remedy})" for name, miss in lost)
-    message = f"SegMo left a {graph.kind} graph as it was. {text}"
-    if options.strict:
-        raise NotRewrittenError(message)
-    warnings.warn(message, stacklevel=2)
+    if facts.merge is None and (facts.miss is None or facts.miss.expected):  # no video enters here
+        return
+    why = next((miss.reason for record in result.records for miss in record.misses if not miss.expected), "")
+    raise NotRewrittenError(
+        f"frames={options.frames:g} leaves frames out of the vision encoder, and their tokens cannot be left out of "
+        f"this {facts.kind} graph: {why or 'select-tokens is switched off'}. Set frames=1, or let select-tokens apply"
+    )
 
 
 def _lower(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> Callable[..., Any]:

@@ -86,3 +86,9 @@ def calling_model() -> torch.nn.Module | None:
         frame = frame.f_back  # type: ignore[assignment]
     known = [m for m in candidates if getattr(m.config, "model_type", None) in FAMILIES]
     return (known or candidates or [None])[-1]
+
+
+def chooses_frames(model: torch.nn.Module | None) -> bool:
+    """Whether SegMo stands between this model and its vision encoder (see :mod:`segmo.frames.encoder`)."""
+    base = getattr(model, "base_model", None)
+    return hasattr(getattr(base, "get_video_features", None), "segmo")

@@ -61,6 +61,12 @@ class Options:
         "a number with 0 < keep <= 1",
         "fraction of the video tokens that is kept (CAS)",
     )
+    frames: float = _option(
+        1.0,
+        lambda v: _is_number(v) and 0 < v <= 1,
+        "a number with 0 < frames <= 1",
+        "fraction of each video's frames that the vision encoder sees; below 1, keep is at most frames",
+    )
     segments: str | int = _option(
         "scene",
         _is_segments,
@@ -158,3 +164,16 @@ class Options:
     def as_dict(self) -> dict[str, Any]:
         """Plain, JSON-able form."""
         return {**dataclasses.asdict(self), "disable": list(self.disable)}
+
+
+def check_frames(frames: float, scorer: str) -> None:
+    """Frames are chosen before the encoder runs, so what scores them must not need the decoder.
+
+    Raises:
+        OptionError: ``frames`` below 1 with ``scorer="attention"``.
+    """
+    if frames < 1 and scorer == "attention":
+        raise OptionError(
+            'frames below 1 does not go with scorer="attention", which scores inside the decoder, behind the vision '
+            'encoder; use scorer="embedding" or scorer="external"'
+        )

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 import weakref
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segmo.errors import SegMoError
+from segmo.errors import NotRewrittenError, SegMoError
 from segmo.options import Options
 from segmo.timeline import Timeline
 
@@ -166,6 +167,21 @@ class Prefill:
         return found
 
 
+@dataclass(frozen=True)
+class FrameCounts:
+    """What the vision encoder saw of the last prompt's videos.
+
+    Attributes:
+        video: frames there were.
+        encoded: frames that were encoded; all of them where the encoder does not treat frames alone.
+        kept: the frames whose tokens may be kept, for each video.
+    """
+
+    video: int
+    encoded: int
+    kept: tuple[tuple[int, ...], ...]
+
+
 @dataclass
 class Report:
     """All graphs of one compiled model, and its last prefill.
@@ -177,6 +193,7 @@ class Report:
         prefill: the last prefill that was rewritten, None before it has run.
         timeline: of a run from video files, by ``segmo run``.
         answers: of such a run.
+        frames: which frames were encoded for it; None with ``frames=1``.
     """
 
     options: Options
@@ -186,6 +203,7 @@ class Report:
     prefill: Prefill | None = None
     timeline: Timeline | None = None
     answers: list[dict[str, Any]] = field(default_factory=list)
+    frames: FrameCounts | None = None
 
     def add(self, kind: str, result: Result) -> GraphReport:
         """Adds a graph that was compiled."""
@@ -204,6 +222,7 @@ class Report:
                 "one_graph_for_all_lengths": self.setup.one_graph_for_all_lengths,
             },
             "graphs": [graph.to_dict() for graph in self.graphs],
+            "frames": asdict(self.frames) if self.frames else None,
             "tokens": prefill.tokens() if prefill else None,
             "scenes": prefill.scenes() if prefill else [],
             "segments": prefill.segments() if prefill else [],
@@ -228,6 +247,9 @@ class Report:
             lines.append("  this version of torch compiles again for every length of video")
         for number, graph in enumerate(self.graphs):
             lines += _graph_lines(number, graph)
+        if self.frames:
+            kept = sum(map(len, self.frames.kept))
+            lines.append(f"  frames: {self.frames.video}, {self.frames.encoded} of them encoded, {kept} kept")
         if self.prefill:
             lines += _prefill_lines(self.to_dict())
         else:
@@ -262,6 +284,23 @@ def _prefill_lines(report: dict[str, Any]) -> list[str]:
         context = sum(segment["context"] for segment in report["segments"])
         line += f", {len(report['segments'])} segments, {context} context tokens"
     return [line]
+
+
+def complain(graph: GraphReport, options: Options) -> None:
+    """A pass that should have applied and did not is an error under ``strict``, and one warning otherwise.
+
+    Raises:
+        NotRewrittenError: see above.
+    """
+    lost = graph.unexpected()
+    if not lost:
+        return
+    text = "; ".join(f"{name}: {miss.reason} (to change that: {miss.remedy})" for name, miss in lost)
+    part = "a part of " if graph.rewritten else ""
+    message = f"SegMo left {part}a {graph.kind} graph as it was. {text}"
+    if options.strict:
+        raise NotRewrittenError(message)
+    warnings.warn(message, stacklevel=2)
 
 
 _reports: weakref.WeakKeyDictionary[torch.nn.Module, Report] = weakref.WeakKeyDictionary()

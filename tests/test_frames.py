@@ -15,6 +15,7 @@ from segmo.runtime.frames import (
     frame_budgets,
     frame_count,
     frame_scenes,
+    frame_share,
     representative,
     scene_means,
     spread_frames,
@@ -56,6 +57,9 @@ def test_the_three_cases_by_hand() -> None:
 def test_a_share_that_stands_for_a_number_of_frames_is_that_number(frames: int, wanted: int) -> None:
     wanted = min(frames, wanted)
     assert frame_count(frames, wanted / frames) == wanted
+    share = frame_share(wanted, frames)
+    assert frame_count(frames, share) == wanted
+    assert all(int(share * frames * cells) == wanted * cells for cells in (1, 4, 6, 196, 1001))
 
 
 @given(st.integers(1, 60), st.floats(0.01, 1), st.integers(1, 8), st.floats(0, 1), st.integers(0, 2**16))

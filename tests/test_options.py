@@ -18,6 +18,7 @@ NUMBERS = st.one_of(st.integers(), st.floats(), st.booleans(), st.none(), st.tex
 
 VALID: dict[str, st.SearchStrategy[Any]] = {
     "keep": st.one_of(st.just(1), st.floats(0, 1, exclude_min=True)),
+    "frames": st.one_of(st.just(1), st.floats(0, 1, exclude_min=True)),
     "segments": st.one_of(st.just("scene"), st.integers(1, 10**6), st.integers(1, 99).map(lambda n: f"equal:{n}")),
     "context": st.integers(0, 10**6),
     "scorer": st.sampled_from(SCORERS),
@@ -38,6 +39,8 @@ INVALID = [
     ("keep", True),
     ("keep", "0.5"),
     ("keep", 10**400),
+    ("frames", 0),
+    ("frames", 8),
     ("segments", 0),
     ("segments", True),
     ("segments", 2.0),

@@ -48,7 +48,7 @@ def test_parse_reads_what_was_written(fields: dict[str, int]) -> None:
     [
         ("select-token", "did you mean 'select-tokens'"),
         ("select-tokens{keep}", "not of the form field=value"),
-        ("select-tokens{kep=1}", "no field 'kep'; its fields: keep, scorer, layer, balance"),
+        ("select-tokens{kep=1}", "no field 'kep'; its fields: keep, frames, scorer, layer, balance"),
         ("select-tokens{", "cannot read the pipeline at"),
     ],
 )

@@ -110,6 +110,10 @@ class ImageTextScorer:
         image_PD, text_CD = self.image_features(pictures), self.text_features(question)
         return (image_PD @ text_CD.T).amax(dim=1).cpu()
 
+    def score_frames(self, frames: Sequence[NDArray[np.uint8]], question: str) -> Tensor:
+        """As :meth:`score`, for frames of one or more pictures (pictures, height, width, 3): the first one counts."""
+        return self.score([pictures[0] for pictures in frames], question)
+
 
 def _pooled(features: Any) -> Tensor:
     """The pooled features, which transformers 5 returns inside an output object."""
