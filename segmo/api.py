@@ -13,7 +13,7 @@ from segmo.errors import OptionError, SegMoError
 from segmo.families import FAMILIES, family_of
 from segmo.frames.encoder import choose_before_encoding, encode_all
 from segmo.frames.prompt import prompt_known
-from segmo.options import Options
+from segmo.options import Options, check_frames
 from segmo.report import forget
 from segmo.runtime.distributed.session import memory_explained
 
@@ -44,6 +44,7 @@ def compile(  # noqa: A001  # the name that torch uses too
     if family_of(model) is None:
         found = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         raise OptionError(f"SegMo does not know the model family {found!r}; known: {', '.join(FAMILIES)}")
+    check_frames(parsed.frames, parsed.scorer)
     uncompile(model)
     # Graphs of other models, and of this one under other options, do not count towards Dynamo's limit of graphs.
     model.compile(backend="segmo", dynamic=dynamic, options=parsed.as_dict(), isolate_recompiles=True)

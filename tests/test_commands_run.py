@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from image_text_models import save_image_text_model
 from typer.testing import CliRunner
 from video_files import noise_shots, write_file
 
@@ -38,6 +39,23 @@ def test_one_question(tmp_path: Path) -> None:
     assert report["answers"][0]["tokens"] == {"prompt": 69, "video": 60, "kept": 30}
     assert report["answers"][0]["cuts"] == [1.2, 3.04, 5.48, 7.48, 9.68]
     assert "come from the cache" in run(*common)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("kind", ["own", "clip"])
+def test_frames_are_chosen_before_they_are_encoded(kind: str, tmp_path: Path) -> None:
+    video, question = str(clip_path("bikes")), "which digit in red dots"
+    more = () if kind == "own" else ("--relevance", str(save_image_text_model("clip", tmp_path / "clip")))
+    found = run(video, question, "--max-new-tokens", "1", "--frames", "4", "--keep", "0.5", "--no-cache", *more)
+    assert "24 of the video, 12 of them kept" in found  # 4 frames of 6 tokens
+    assert "choose " in found
+
+
+def test_what_relevance_needs_is_said() -> None:
+    with pytest.raises(OptionError, match="say how many"):
+        run("x.mp4", "which", "--relevance", "clip")
+    with pytest.raises(OptionError, match="at least one frame"):
+        run("x.mp4", "which", "--frames", "0")
 
 
 @pytest.mark.usefixtures("fresh_dynamo")

@@ -21,6 +21,7 @@ from segmo.ask.loaded import Loaded
 from segmo.ask.settings import Settings, checked_question
 from segmo.ask.store import Store, file_hash
 from segmo.errors import SegMoError
+from segmo.frames.clips import frame_choice
 from segmo.timeline import Timeline
 from segmo.video import Clip, read
 
@@ -103,6 +104,10 @@ class Asker:
         self._making: set[str] = set()
         self._lock = threading.Lock()
         self._warm = False
+        self._choose = settings.choose
+        if settings.frames is not None:
+            balance = settings.options.balance
+            self._choose = frame_choice(loaded.model, loaded.processor, settings.frames, settings.relevance, balance)
         if compiled_with(loaded.model) != settings.options:  # its graphs serve further videos and questions
             segmo.compile(loaded.model, **settings.options.as_dict())
 
@@ -159,9 +164,9 @@ class Asker:
                     return _Ready(key, None)  # the request before is about to encode this video
                 self._making.add(key)
         clip = self._read(request)
-        if self.settings.choose is not None:
+        if self._choose is not None:
             with self.timeline.measure("choose", request.name):
-                clip = clip.only(self.settings.choose(clip, question))
+                clip = clip.only(self._choose(clip, question))
         with self.timeline.measure("process", request.name):
             return _Ready(key, None, clip, process(self.loaded, clip, question))
 
@@ -189,8 +194,8 @@ class Asker:
         settings, loaded = self.settings, self.loaded
         parts: list[Any] = [VERSION, file_hash(video), loaded.fingerprint, settings.fps or loaded.fps, loaded.size]
         parts += [loaded.max_pixels, settings.max_frames, dataclasses.astuple(settings.scenes)]
-        if settings.choose is not None:
-            parts += [question, getattr(settings.choose, "key", repr(settings.choose))]
+        if self._choose is not None:
+            parts += [question, getattr(self._choose, "key", repr(self._choose))]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def _features(self, request: Request, ready: _Ready) -> tuple[Features, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,9 @@ class Settings:
         compare: answer with full attention too.
         choose: picks frames before they are encoded, by the question; all frames when None. Features are then kept on
             disk for each choice by itself.
+        frames: instead of ``choose``: so many frames of the language model, by scene and question
+            (:class:`segmo.frames.clips.ClipFrames`); all when None.
+        relevance: folder of a CLIP or SigLIP model that scores scenes for ``frames``; the model itself when None.
     """
 
     options: Options = field(default_factory=Options)
@@ -40,12 +44,18 @@ class Settings:
     new_tokens: int = 64
     compare: bool = False
     choose: ChooseFrames | None = None
+    frames: int | None = None
+    relevance: Path | None = None
 
     def __post_init__(self) -> None:
         if self.new_tokens < 1:
             raise OptionError(f"an answer has at least one token, got {self.new_tokens}")
         if self.max_frames < 1:
             raise OptionError(f"at least one frame of a video is sampled, got {self.max_frames} at most")
+        if self.frames is not None and (self.frames < 1 or self.choose is not None):
+            raise OptionError(f"frames={self.frames}: at least one frame is chosen, and by one rule alone")
+        if self.relevance is not None and self.frames is None:
+            raise OptionError("a model for relevance chooses frames; say how many (--frames)")
 
 
 def checked_question(question: str) -> str:

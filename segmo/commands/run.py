@@ -28,6 +28,12 @@ def run(
     compare: Annotated[bool, typer.Option("--compare", help="run full attention beside it")] = False,
     fps: Annotated[float | None, typer.Option(help="frames to sample per second (default: the model's)")] = None,
     max_frames: Annotated[int, typer.Option(help="frames of a video at most")] = 768,
+    frames: Annotated[
+        int | None, typer.Option(help="encode so many of them, chosen by scene and question (default: all)")
+    ] = None,
+    relevance: Annotated[
+        Path | None, typer.Option(help="CLIP or SigLIP folder that scores scenes for --frames (default: the model)")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens of an answer at most")] = 64,
     keep: Annotated[float, typer.Option(help="fraction of the video tokens to keep")] = 0.25,
     segments: Annotated[str, typer.Option(help='"scene", a number, or "equal:N"')] = "scene",
@@ -82,7 +88,7 @@ def run(
         }
     )
     scenes = SceneOptions(adaptive_threshold, min_content_val, min_scene_len)
-    settings = Settings(options, fps, max_frames, scenes, workers, max_new_tokens, compare)
+    settings = Settings(options, fps, max_frames, scenes, workers, max_new_tokens, compare, None, frames, relevance)
     if dtype != "auto":
         dtype_named(dtype)
     store = Store(cache_folder or default_folder(), int(cache_gib * GIB)) if cache else None
@@ -156,6 +162,7 @@ def _batch(
     total = len(read_lines(source))
     asker, bars = _asker(console, settings, store, model, dtype, device)
     told = {"model": str(model or "embedded"), "new_tokens": settings.new_tokens, "fps": settings.fps}
+    told |= {"frames": settings.frames, "relevance": str(settings.relevance or "")}
     told |= {"max_frames": settings.max_frames, "options": settings.options.as_dict() | {"report": None}}
     earlier: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []

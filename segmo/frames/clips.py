@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmo.families import family_of
+from segmo.frames.image_text import ImageTextScorer
 from segmo.frames.scores import GRID, words_and_features
 from segmo.frames.tower import Tower
 from segmo.runtime.frames import choose_frames, representative
@@ -108,3 +110,23 @@ class OwnScorer:
 def pictures_per_frame(processor: Any) -> int:
     """Pictures that a model's processor joins into one frame."""
     return int(getattr(processor.video_processor, "temporal_patch_size", None) or 1)
+
+
+def frame_choice(model: Any, processor: Any, frames: int, relevance: Path | None, balance: float) -> ClipFrames:
+    """The rule of ``segmo run --frames``.
+
+    Args:
+        model, processor: of the Video LLM.
+        frames: frames of the language model to keep.
+        relevance: folder of a CLIP or SigLIP model; the Video LLM scores by itself when None.
+        balance: weight of relevance against novelty.
+
+    Raises:
+        OptionError: the folder holds no such model.
+    """
+    if relevance is None:
+        score: Scorer = OwnScorer(model, processor)
+    else:
+        score = ImageTextScorer.load(relevance, model.device).score_frames
+    key = f"{frames} frames, balance {balance:g}, {'' if relevance is None else relevance.resolve()}"
+    return ClipFrames(frames, score, key, pictures_per_frame(processor), balance)

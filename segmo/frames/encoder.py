@@ -22,7 +22,7 @@ from segmo.frames.prompt import Prompt, current_prompt, prompt_known
 from segmo.frames.proof import prove_independence
 from segmo.frames.scores import descriptors, frame_scores, rows_of_videos, words_and_features
 from segmo.frames.tower import Tower, VideoCall
-from segmo.options import Options, check_frames
+from segmo.options import Options
 from segmo.passes.analyse import Facts
 from segmo.passes.pipeline import build_pass
 from segmo.passes.push_selection import PushSelection, vision_graph
@@ -175,12 +175,7 @@ class FrameEncoder:
 
 
 def choose_before_encoding(model: Any, options: Options) -> None:
-    """Puts a :class:`FrameEncoder` in front of the encoder of a model that is being compiled.
-
-    Raises:
-        OptionError: the scorer needs the decoder.
-    """
-    check_frames(options.frames, options.scorer)
+    """Puts a :class:`FrameEncoder` in front of the encoder of a model that is being compiled."""
     encoder = FrameEncoder(model, options)
     original = encoder.tower.original
 
