@@ -95,6 +95,17 @@ def graph_text(gm: GraphModule) -> str:
     return text
 
 
+def changed_in_place(node: Node) -> Node | None:
+    """The node whose tensor a call changes in place, if it does: ``x.add_(y)``, ``x[i] = y``, ``x += y``."""
+    name = op_name(node)
+    in_place = node.op == "call_method" and name.endswith("_") and not name.endswith("__")
+    if node.op == "call_function":
+        augmented = getattr(operator, name, None) is node.target and name in _AUGMENTED
+        in_place = node.target is operator.setitem or augmented or (name.endswith("_") and name not in ("and_", "or_"))
+    return node.args[0] if in_place and node.args and isinstance(node.args[0], Node) else None
+
+
+_AUGMENTED = frozenset(name for name in dir(operator) if name[0] == "i" and hasattr(operator, f"__{name[1:]}__"))
 _KEPT_CALLS = (operator.setitem, torch._check)
 
 

@@ -1,23 +1,62 @@
-"""``lower-kernels``: which implementation each inserted attention runs on."""
+"""``lower-kernels``: which implementation each inserted operator runs on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from torch.fx import Node
+
+import segmo.runtime.distributed.ops  # noqa: F401  # registers torch.ops.segmo
 from segmo.passes.base import Outcome, Rewrite, Tier
+from segmo.passes.fuse_selection import find_selection, fuse
 from segmo.passes.graph import example
 from segmo.passes.reasons import Miss
-from segmo.passes.scene_nodes import OPS
-from segmo.runtime.attention.choice import Shape, choose
+from segmo.passes.scene_nodes import OPS, merge_of
+from segmo.runtime import lowering as lowerings
+from segmo.runtime.attention import choice
+from segmo.runtime.distributed.kernels import rank_kernels
+from segmo.runtime.ops import question_kernel, scan_kernel
+from segmo.runtime.token_ops import selection_kernel
+
+Choice = tuple[str, str]  # implementation, and the reason for it
+
+
+def _segment_attention(lowering: str, q: Any, k: Any) -> Choice:
+    return choice.choose(lowering, choice.Shape(q.device, q.dtype, q.shape[3], q.shape[1], k.shape[1]))
+
+
+def _over_ranks(lowering: str, q: Any, k: Any) -> Choice:
+    shape = (q.device, q.dtype, q.shape[3], q.shape[1], k.shape[1])
+    return lowerings.choose(lowering, q.device, q.dtype, lambda: rank_kernels(*shape))
+
+
+def _scan(lowering: str, embeds: Any, _: Any) -> Choice:
+    return lowerings.choose(lowering, embeds.device, embeds.dtype, lambda: scan_kernel(embeds))
+
+
+def _question(lowering: str, q: Any, k: Any) -> Choice:
+    return lowerings.choose(lowering, q.device, q.dtype, lambda: question_kernel(q, k))
+
+
+# Operators whose last argument names the implementation, chosen by the first two.
+_CHOICES: dict[str, Callable[[str, Any, Any], Choice]] = {
+    "segment_attention": _segment_attention,
+    "rank_attention": _over_ranks,
+    "rank_decode_attention": _over_ranks,
+    "scan_video": _scan,
+    "attention_relevance": _question,
+}
 
 
 @dataclass(frozen=True)
 class LowerKernels:
-    """Picks the generated Triton kernel on a GPU, flash attention with a logsumexp merge on the CPU, the
-    dense-mask reference on request.
+    """Picks generated Triton kernels on a GPU; on the CPU flash attention with a logsumexp merge, and torch
+    for the rest; the dense-mask reference on request.
 
-    Exact: all implementations equal the reference to rounding.
+    On a GPU the selection and the gathers that follow it become one node, which is one launch. Exact: all
+    implementations equal the reference to rounding.
 
     Trap avoided: the choice, with the hash of a generated kernel's source, is an argument of the op, so no
     cache of compiled code can hold another one.
@@ -30,15 +69,42 @@ class LowerKernels:
 
     def run(self, rewrite: Rewrite) -> Outcome:
         """See :class:`segmo.passes.base.Pass`."""
-        if rewrite.facts.miss:
-            return Outcome(misses=(rewrite.facts.miss,))
-        nodes = [n for n in rewrite.graph.nodes if n.target is OPS.segment_attention.default]
+        matches = sum(self._lower(rewrite, name) for name in _CHOICES) + self._select(rewrite)
+        if not matches:
+            return Outcome(misses=(rewrite.facts.miss or Miss.of("no-segments"),))
+        return Outcome(matches=matches)
+
+    def _lower(self, rewrite: Rewrite, name: str) -> int:
+        """Sets the implementation of one operator's nodes; how many have another one than before."""
+        target = getattr(OPS, name).default
+        nodes: list[Node] = [node for node in rewrite.graph.nodes if node.target is target]
         if not nodes:
-            return Outcome(misses=(Miss.of("no-segments"),))
-        q, k = example(nodes[0].args[0]), example(nodes[0].args[1])
-        shape = Shape(q.device, q.dtype, int(q.shape[3]), int(q.shape[1]), int(k.shape[1]))
-        implementation, reason = choose(self.lowering, shape)
-        for node in nodes:
-            node.args = (*node.args[:5], implementation)
-        rewrite.notes.append(f"lower-kernels: {implementation}, because {reason}")
-        return Outcome(matches=len(nodes))
+            return 0
+        first, second = (example(arg) for arg in nodes[0].args[:2] if isinstance(arg, Node))
+        implementation, reason = _CHOICES[name](self.lowering, first, second)
+        if implementation != lowerings.TORCH:
+            for node in nodes:
+                node.args = (*node.args[:-1], implementation)
+        self._note(rewrite, "" if name == "segment_attention" else f"{name}: ", implementation, reason)
+        return len(nodes) if implementation != lowerings.TORCH else 0
+
+    def _select(self, rewrite: Rewrite) -> int:
+        """Fuses the selection with its gathers where there is a kernel that does both."""
+        if not any(node.target is OPS.select_tokens.default for node in rewrite.graph.nodes):
+            return 0
+        found = find_selection(rewrite)
+        if found is None:
+            self._note(rewrite, "select_tokens: ", lowerings.TORCH, "what it reads changes in place before its use")
+            return 0
+        embeds = example(merge_of(rewrite).node)
+        implementation, reason = lowerings.choose(
+            self.lowering, embeds.device, embeds.dtype, lambda: selection_kernel(embeds.device, list(found.payloads))
+        )
+        if not lowerings.is_generated(implementation):
+            self._note(rewrite, "select_tokens: ", implementation, reason)
+            return 0
+        self._note(rewrite, f"select_tokens with {len(found.gathers)} gathers: ", implementation, reason)
+        return fuse(rewrite, found, implementation)
+
+    def _note(self, rewrite: Rewrite, what: str, implementation: str, reason: str) -> None:
+        rewrite.notes.append(f"lower-kernels: {what}{implementation}, because {reason}")

@@ -11,6 +11,7 @@ from torch.fx import Node
 import segmo.runtime.ops  # noqa: F401  # registers torch.ops.segmo
 from segmo.passes.analyse import Merge
 from segmo.passes.base import Rewrite
+from segmo.runtime.lowering import TORCH
 from segmo.runtime.scenes import MAX_SCENES
 
 OPS: Any = torch.ops.segmo
@@ -42,7 +43,7 @@ def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
             nodes["encoded"] = call(OPS.encoded_tokens.default, (merge.node, nodes["cell"]))
             nodes["seen"] = call(OPS.encoded_cells.default, (nodes["cell"], nodes["encoded"]))
         encoded = nodes.get("encoded")
-        scan = call(OPS.scan_video.default, (merge.node, nodes["frame"], nodes["cell"], encoded))
+        scan = call(OPS.scan_video.default, (merge.node, nodes["frame"], nodes["cell"], encoded, TORCH))
         nodes["novelty"], nodes["similarity"] = (call(operator.getitem, (scan, i)) for i in (0, 1))
         found = (nodes["similarity"], nodes["frame"], nodes["cell"], MAX_SCENES, encoded)
         nodes["scene"] = call(OPS.find_scenes.default, found)
@@ -85,6 +86,7 @@ def attention_relevance_node(rewrite: Rewrite, layer: int) -> Node:
             nodes.get("valid"),
             scale_of(attention.query, attention.scale),
             MAX_SCENES,
+            TORCH,
         )
         node = rewrite.graph.call_function(OPS.attention_relevance.default, args)
     nodes["relevance"] = nodes["last"] = node

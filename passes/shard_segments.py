@@ -24,6 +24,7 @@ from segmo.runtime.cost.store import planning_device
 from segmo.runtime.distributed.preflight import exchange_facts, weights_fingerprint
 from segmo.runtime.distributed.ranks import Ranks
 from segmo.runtime.distributed.session import Settings
+from segmo.runtime.lowering import TORCH
 
 _CHECKS = itertools.count()
 
@@ -114,7 +115,7 @@ class ShardSegments:
             with rewrite.graph.inserting_before(node):
                 scale = scale_of(attention.query, attention.scale)
                 group = _name_of(ranks)
-                args = (attention.query, attention.key, attention.value, scale, group, attention.layer)
+                args = (attention.query, attention.key, attention.value, scale, group, attention.layer, TORCH)
                 new = rewrite.graph.call_function(OPS.rank_decode_attention.default, args)
             new.meta = {k: v for k, v in node.meta.items() if k in ("example_value", "stack_trace")}
             node.replace_all_uses_with(new)
@@ -158,4 +159,4 @@ def _reads(node: Node, schedule: Node) -> bool:
 def _replace(node: Node, packed: Node, group: str, layer: int) -> None:
     """Puts attention over ranks in the place of segment attention."""
     node.target = OPS.rank_attention.default
-    node.args = (*node.args[:3], packed, node.args[4], group, layer)
+    node.args = (*node.args[:3], packed, node.args[4], group, layer, TORCH)

@@ -13,7 +13,7 @@ from typing import Any
 from segmo.errors import OptionError
 
 SCORERS = ("embedding", "attention", "external")
-LOWERINGS = ("auto", "flash", "reference", "inductor")
+LOWERINGS = ("auto", "flash", "reference", "inductor", "triton")
 _EQUAL_SEGMENTS = re.compile(r"equal:([1-9][0-9]*)")
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -46,16 +47,23 @@ def _prepare() -> None:
 def _child() -> ProcessPoolExecutor:
     pytest.importorskip("triton", reason="Triton ships with torch on Linux only")
     pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare)
+    with interpreting_children():
+        pool.submit(os.getpid).result()  # starts the child
+    return pool
+
+
+@contextmanager
+def interpreting_children() -> Iterator[None]:
+    """Processes that are started meanwhile interpret kernels: they inherit ``TRITON_INTERPRET=1``."""
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
     try:
-        pool.submit(os.getpid).result()  # starts the child, which inherits the variable
+        yield
     finally:
         if before is None:
             del os.environ["TRITON_INTERPRET"]
         else:
             os.environ["TRITON_INTERPRET"] = before
-    return pool
 
 
 def interpret(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:

@@ -9,6 +9,7 @@ import random
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,11 +18,12 @@ from torch import Tensor
 from segmo.runtime.cost.device import DEVICES
 from segmo.runtime.cost.shape import PRESETS
 from segmo.runtime.distributed.attention import gather_cache, rank_attention, rank_decode_attention
+from segmo.runtime.distributed.kernels import PartKernels, rank_kernels
 from segmo.runtime.distributed.ops import plan_ranks
 from segmo.runtime.distributed.preflight import exchange_facts
 from segmo.runtime.distributed.ranks import Ranks
 from segmo.runtime.distributed.schedule import RankSchedule, pack_rank, unpack_rank
-from segmo.runtime.distributed.session import Settings, memory_explained
+from segmo.runtime.distributed.session import Settings, memory_explained, session_of
 from segmo.runtime.schedule import RowSchedule, pack
 
 
@@ -55,7 +57,9 @@ class Case:
         return unpack_rank(pack_rank(RankSchedule(self.row, self.spans, rank, self.home)))
 
 
-def attend(rank: int, world: int, case: Case, group_ranks: int) -> tuple[Tensor, Tensor, Tensor, int] | None:
+def attend(
+    rank: int, world: int, case: Case, group_ranks: int, generated: bool = False
+) -> tuple[Tensor, Tensor, Tensor, int] | None:
     """Output of a rank's rows, their positions, and the gathered keys; None on ranks outside the group."""
     schedule = case.schedule(rank) if rank < group_ranks else None
     if schedule is None:
@@ -63,17 +67,35 @@ def attend(rank: int, world: int, case: Case, group_ranks: int) -> tuple[Tensor,
     ranks = Ranks.of() if group_ranks == world else Ranks(None)
     positions = schedule.positions()
     q, k, v = (x[:, positions] for x in case.whole())
-    out = rank_attention(q, k, v, schedule, case.scale, ranks)
+    out = rank_attention(q, k, v, schedule, case.scale, ranks, kernels=PartKernels(generated))
     keys = gather_cache(k, schedule, ranks, "cache")
     return out, positions, keys, ranks.traffic.bytes_received
 
 
-def decode(rank: int, world: int, case: Case, new: int) -> Tensor:
+def decode(rank: int, world: int, case: Case, new: int, generated: bool = False) -> Tensor:
     """Attention of the newest tokens over caches that stayed where they were."""
     schedule = case.schedule(rank)
     q, k, v = case.whole(new)
     rows = torch.cat([schedule.positions(), torch.arange(case.row.end, case.row.end + new)])
-    return rank_decode_attention(q[:, -new:], k[:, rows], v[:, rows], schedule, case.scale, Ranks.of())
+    kernels = PartKernels(generated)
+    return rank_decode_attention(q[:, -new:], k[:, rows], v[:, rows], schedule, case.scale, Ranks.of(), kernels=kernels)
+
+
+def check_ops(rank: int, world: int, case: Case) -> dict[str, str]:
+    """``torch.library.opcheck`` of the operators over ranks, on generated kernels."""
+    ranks = Ranks.of()
+    assert ranks.group is not None
+    group, schedule = ranks.group.group_name, case.schedule(rank)
+    q, k, v = (x[None, :, schedule.positions()] for x in case.whole())
+    name = rank_kernels(q.device, q.dtype, case.size, case.heads, case.groups)
+    session_of(group).schedule = schedule
+    ops: Any = torch.ops.segmo
+    tests = ("test_schema", "test_faketensor", "test_autograd_registration")
+    whole = (q, k, v, pack_rank(schedule), case.scale, group, 0, name)
+    found = torch.library.opcheck(ops.rank_attention.default, whole, test_utils=tests)
+    one = (q[:, :, -1:], *(torch.cat([x, x[:, :, -1:]], 2) for x in (k, v)), case.scale, group, 0, name)
+    decoded = torch.library.opcheck(ops.rank_decode_attention.default, one, test_utils=tests)
+    return {**found, **{f"decode {test}": result for test, result in decoded.items()}}
 
 
 def attend_with_delays(rank: int, world: int, case: Case, runs: int, seed: int) -> Tensor:

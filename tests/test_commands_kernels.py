@@ -18,7 +18,7 @@ APP.command()(kernels)
 def _run(*arguments: str) -> str:
     result = CliRunner().invoke(APP, arguments, catch_exceptions=False)
     assert result.exit_code == 0
-    return result.output
+    return result.stdout
 
 
 def test_list_names_every_kernel_for_every_target() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from interpreter import interpret
 
 from segmo.errors import KernelError, PromptError
-from segmo.runtime.kernels.compact import Runs, compact, selection_runs
+from segmo.runtime.kernels.compact import Runs, Source, compact, selection_runs
 from segmo.runtime.layout import QUERY, SINK
 from segmo.runtime.selection import kept_count, select_tokens
 
@@ -47,7 +47,7 @@ def test_keeps_what_select_tokens_keeps(data: st.DataObject) -> None:
     positions = torch.arange(3 * length).reshape(3, 1, length)
     runs = selection_runs(novelty, frame, cell, scene, relevance, kept, 0.5)
     assert sum(run[3] for run in runs.table) == kept
-    index, cut = interpret(compact, runs, kept, {"hidden": hidden, "positions": positions})
+    index, cut = interpret(compact, runs, kept, {"hidden": Source(hidden), "positions": Source(positions, 2, 1)})
     expected = select_tokens(novelty, frame, cell, scene, relevance, kept, 0.5)
     assert torch.equal(index, expected)
     assert torch.equal(cut["hidden"], hidden[:, expected[0]])
@@ -59,9 +59,28 @@ def test_rows_of_a_batch_keep_different_tokens() -> None:
     key = torch.tensor([[3.0, 1, 2, 0], [0, 2, 1, 3]])
     runs = Runs(key, [[0, 0, 4, 2, 0], [1, 0, 4, 2, 0]])
     cos = torch.arange(4 * 6, dtype=torch.float32).reshape(1, 4, 6)
-    index, cut = interpret(compact, runs, 2, {"cos": cos})
+    index, cut = interpret(compact, runs, 2, {"cos": Source(cos)})
     assert index.tolist() == [[0, 2], [1, 3]]
     assert torch.equal(cut["cos"], torch.stack([cos[0, [0, 2]], cos[0, [1, 3]]]))
+
+
+def test_tokens_of_frames_that_were_not_encoded_are_never_kept() -> None:
+    frame = torch.tensor([[SINK, *[0] * 4, *[1] * 4, *[2] * 4, QUERY]])
+    cell = torch.tensor([[-1, *[*range(4)] * 3, -1]])
+    encoded, scene = (frame != 1), frame.clamp(max=0)
+    arguments = (torch.zeros(1, 14), frame, cell, scene, torch.ones(1, 1), 9, 0.5, encoded)
+    index, _ = interpret(compact, selection_runs(*arguments), 9, {})
+    assert torch.equal(index, select_tokens(*arguments))
+    assert bool(encoded[0, index[0]].all())
+
+
+def test_heads_stand_between_batch_rows_and_tokens() -> None:
+    """Queries of a prefill that is cut inside the decoder, transposed in memory as a model makes them."""
+    runs = Runs(torch.tensor([[3.0, 1, 2, 0], [0, 2, 1, 3]]), [[0, 0, 4, 2, 0], [1, 0, 4, 2, 0]])
+    q = torch.arange(2 * 4 * 3 * 16, dtype=torch.float32).reshape(2, 4, 3, 16).transpose(1, 2)
+    _, cut = interpret(compact, runs, 2, {"q": Source(q, 2)})
+    assert torch.equal(cut["q"], torch.stack([q[0][:, [0, 2]], q[1][:, [1, 3]]]))
+    assert cut["q"].is_contiguous()
 
 
 def test_long_runs_need_several_passes_over_their_keys() -> None:
@@ -80,10 +99,10 @@ def test_equal_keys_are_kept_in_order(value: float) -> None:
 
 def test_what_cannot_be_copied_is_an_error() -> None:
     runs = Runs(torch.zeros(1, 4), [[0, 0, 4, 2, 0]])
-    with pytest.raises(KernelError, match="is neither"):
-        interpret(compact, runs, 2, {"wrong": torch.zeros(1, 5, 3)})
+    with pytest.raises(KernelError, match="has not 1 batch rows in dimension 0 and 4 tokens in dimension 1"):
+        interpret(compact, runs, 2, {"wrong": Source(torch.zeros(1, 5, 3))})
     with pytest.raises(KernelError, match="cannot copy"):
-        interpret(compact, runs, 2, {"wrong": torch.zeros(1, 4, 3, dtype=torch.complex64)})
+        interpret(compact, runs, 2, {"wrong": Source(torch.zeros(1, 4, 3, dtype=torch.complex64))})
 
 
 def test_a_budget_that_does_not_fit_is_an_error() -> None:

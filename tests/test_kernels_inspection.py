@@ -7,6 +7,8 @@ order.
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from segmo.errors import KernelError
@@ -15,13 +17,18 @@ from segmo.runtime.kernels.configs import attention_config, family
 from segmo.runtime.kernels.hardware import A100, H100, MI300X, machine
 from segmo.runtime.kernels.inspection import Inspection
 from segmo.runtime.kernels.inventory import Entry, compile_and_inspect, entries, expected_matrix, problems
-from segmo.runtime.kernels.targets import TARGETS, gpu_target
+from segmo.runtime.kernels.render import render
+from segmo.runtime.kernels.specs import DTYPES
+from segmo.runtime.kernels.targets import TARGETS, compile_entry, gpu_target, specialized
 
 COMPILED = [
     *((target, "segment_attention_kernel", 128, "bf16") for target in TARGETS),
     ("sm_80", "segment_attention_kernel", 80, "bf16"),
     ("sm_90", "segment_attention_kernel", 64, "fp16"),
     ("sm_80", "segment_attention_kernel", 64, "fp32"),
+    ("sm_100", "decode_kernel", 80, "fp32"),
+    ("sm_100", "question_lse_kernel", 256, "fp32"),
+    ("sm_90", "scan_kernel", None, "fp32"),
     ("sm_80", "decode_kernel", 128, "bf16"),
     ("sm_90", "question_lse_kernel", 128, "bf16"),
     ("sm_90", "key_scores_kernel", 128, "bf16"),
@@ -40,6 +47,32 @@ def _entry(target: str, function: str, head_size: int | None, dtype: str) -> Ent
         if (entry.function, entry.head_size, entry.dtype) == (function, head_size, dtype)
     )
     return found
+
+
+ALL = os.environ.get("SEGMO_ALL_KERNELS") == "1"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ALL, reason="half an hour of a core the first time: SEGMO_ALL_KERNELS=1 compiles every kernel")
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_default_config(target: str, dtype: str) -> None:
+    wrong = {
+        (entry.function, entry.head_size): found
+        for entry in entries(target)
+        if entry.dtype == dtype and (found := problems(entry, target, compile_and_inspect(entry, target)))
+    }
+    assert wrong == {}
+
+
+# Compiled with all integer arguments equal to one, which Triton makes constants of: a batch of one, a stride of one.
+@pytest.mark.parametrize("function", sorted({entry.function for entry in entries("sm_80")}))
+def test_arguments_that_are_one_compile(function: str) -> None:
+    entry = _entry("sm_80", function, None if "scan" in function or "compact" in function else 64, "bf16")
+    kernel = render(entry.spec)
+    ones = specialized(kernel.load().SIGNATURES[function])
+    assert ones
+    assert compile_entry(kernel, function, "sm_80", ones).code
 
 
 @pytest.mark.slow

@@ -48,3 +48,25 @@ def test_other_kernels_move_what_they_must() -> None:
     assert model.scan(A100, 1000, 10, 3584, "bf16").bytes == pytest.approx(1000 * 3584 * 2, rel=0.1)
     assert model.compact(A100, 100, 25, 64).bytes == 100 * 4 + 25 * (2 * 64 + 8)
     assert model.merge(A100, 10, 3, 64, "fp32", "bf16").bytes == 10 * (3 * (64 * 4 + 4) + 64 * 2 + 4)
+
+
+# Clock in MHz, dense FLOPs per clock and multiprocessor in bf16 and in fp32's substitute (TF32 on NVIDIA, fp32 on AMD),
+# width of the memory bus in bits and Gbit/s of a pin: NVIDIA's A100 and H100 white papers, published clocks of B200
+# (1.86 GHz in the matrix units), AMD's CDNA 3 white paper.
+CLOCKED = {
+    "A100-SXM-80GB": (1410, 2048, 1024, 5120, 3.186),
+    "H100-SXM": (1830, 4096, 2048, 5120, 5.23),
+    "B200": (1860, 8192, 4096, 8192, 7.8),
+    "MI300X": (2100, 2048, 256, 8192, 5.2),
+}
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=lambda machine: machine.name)
+def test_peaks_are_those_of_clocks_and_units(machine: Machine) -> None:
+    """The data sheets' peaks a second way. A number that counts sparsity would be twice too large."""
+    clock, half, single, bits, pin = CLOCKED[machine.name]
+    per_flop = machine.processors * clock * 1e6
+    assert machine.matrix_flops["bf16"] == machine.matrix_flops["fp16"] == pytest.approx(per_flop * half, rel=0.01)
+    passes = 1 if machine.target.startswith("gfx") else 3  # an fp32 product takes three of TF32
+    assert machine.matrix_flops["fp32"] * passes == pytest.approx(per_flop * single, rel=0.03)
+    assert machine.bandwidth == pytest.approx(bits * pin * 1e9 / 8, rel=0.01)

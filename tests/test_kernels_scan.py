@@ -10,7 +10,6 @@ from interpreter import interpret
 
 from segmo.errors import PromptError
 from segmo.runtime import features
-from segmo.runtime.kernels.device import can_generate
 from segmo.runtime.kernels.scan import scan_video
 from segmo.runtime.kernels.specs import Config, ScanSpec, dtype_name
 from segmo.runtime.layout import QUERY, SINK
@@ -45,23 +44,6 @@ def test_equals_the_torch_implementation(
         scan_video, x, frame_BN, cell_BN, ScanSpec(hidden, dtype_name(dtype), Config(16, 32, 4, 2))
     )
     expected_novelty, expected_similarity = features.scan_video(x, frame_BN, cell_BN)
-    torch.testing.assert_close(novelty, expected_novelty, rtol=1e-5, atol=2e-6)
-    torch.testing.assert_close(similarity, expected_similarity, rtol=1e-5, atol=2e-6)
-
-
-def _op(*arguments: torch.Tensor) -> tuple[bool, torch.Tensor, torch.Tensor]:
-    import segmo.runtime.ops  # noqa: F401
-
-    return can_generate(arguments[0]), *torch.ops.segmo.scan_video(*arguments)
-
-
-def test_the_op_uses_the_kernel_where_it_can() -> None:
-    frame_N, cell_N = layout([6, 6, 3], 1)
-    arguments = (torch.randn(1, len(frame_N), 32), frame_N[None], cell_N[None])
-    assert not can_generate(arguments[0])  # on the CPU, without the interpreter
-    generated, novelty, similarity = interpret(_op, *arguments)
-    assert generated
-    expected_novelty, expected_similarity = features.scan_video(*arguments)
     torch.testing.assert_close(novelty, expected_novelty, rtol=1e-5, atol=2e-6)
     torch.testing.assert_close(similarity, expected_similarity, rtol=1e-5, atol=2e-6)
 

@@ -27,10 +27,10 @@ KEYS = torch.randn(2, 2, LENGTH, HIDDEN)
 CASES = {
     "valid_tokens": (torch.ones(2, LENGTH, dtype=torch.long), None, FRAME),
     "video_layout": (CELL >= 0, None, CELLS, 0),
-    "scan_video": (EMBEDS, FRAME, CELL),
+    "scan_video": (EMBEDS, FRAME, CELL, None, "torch"),
     "find_scenes": (torch.rand(2, LENGTH), FRAME, CELL, 8),
     "embedding_relevance": (EMBEDS, SCENE, CELL, None, 8),
-    "attention_relevance": (HEADS, KEYS, SCENE, CELL, None, 0.3, 8),
+    "attention_relevance": (HEADS, KEYS, SCENE, CELL, None, 0.3, 8, "torch"),
     "select_tokens": (torch.rand(2, LENGTH), FRAME, CELL, SCENE, torch.rand(2, 8), torch.zeros(24, HIDDEN), 0.5, 0.5),
     "gather_tokens": (EMBEDS, INDEX, 1),
     "scatter_tokens": (EMBEDS[:, :6], INDEX, LENGTH, 1),

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from segmo.errors import CompileError, KernelError
+from segmo.runtime import lowering as lowerings
 from segmo.runtime.attention import flash, reference
+from segmo.runtime.lowering import kernel_name
 
 Implementation = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
 
@@ -35,10 +37,8 @@ class Shape:
 def generated_kernel(shape: Shape) -> str:
     """``"triton@HASH"``: the generated kernel for a shape, named by the hash of its source.
 
-    The hash covers the template, the tile sizes (tuned ones too) and the precision, so a graph that was
-    compiled for another
-    version of the kernel does not match. The strides of keys and values are left out: they are found at run
-        time.
+    The hash covers the template, the tile sizes (tuned ones too) and the precision. The strides of keys and
+    values are left out: they are found at run time.
 
     Raises:
         KernelError: there is no kernel for this shape, dtype or device.
@@ -53,46 +53,33 @@ def generated_kernel(shape: Shape) -> str:
     repeats = shape.heads // shape.groups
     target = architecture(shape.device)
     spec = tuned_attention_spec(target, shape.device, shape.head_size, dtype_name(shape.dtype), repeats)
-    return f"triton@{render(spec).hash}"
+    return kernel_name(render(spec))
 
 
 def choose(lowering: str, shape: Shape) -> tuple[str, str]:
     """Implementation and the reason for it.
 
     Args:
-        lowering: the user's option: ``"auto"``, ``"flash"``, ``"reference"`` or ``"inductor"``.
+        lowering: the user's option, see :class:`segmo.options.Options`.
         shape: of the graph's attention.
 
     Raises:
-        CompileError: ``lowering="flash"`` was asked for where there is none.
+        CompileError: ``lowering="flash"`` or ``"triton"`` was asked for where there is none.
     """
-    dtype = str(shape.dtype).removeprefix("torch.")
-    if lowering == "reference":
-        return "reference", "it was asked for"
-    if shape.device.type == "cpu":
-        return "flash", f"the tensors are {dtype} on the CPU"
-    if lowering == "flash":
+    on_cpu = shape.device.type == "cpu"
+    if lowering == "flash" and not on_cpu:
         raise CompileError(
             f"lowering='flash' is the CPU's flash attention; the model is on {shape.device}. Use lowering='auto'"
         )
-    if shape.device.type != "cuda":
-        return "reference", f"there is no kernel for {shape.device.type} in this version"
-    try:
-        return generated_kernel(shape), f"the tensors are {dtype} with head size {shape.head_size} on a GPU"
-    except KernelError as error:
-        return "reference", f"no kernel can be generated: {error}"
+    fallback = "flash" if on_cpu and lowering != "reference" else "reference"
+    return lowerings.choose(lowering, shape.device, shape.dtype, lambda: generated_kernel(shape), fallback)
 
 
 def _triton(expected: str, q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float) -> Tensor:
     from segmo.runtime.attention import triton
 
     shape = Shape(q_BAKD.device, q_BAKD.dtype, q_BAKD.shape[3], q_BAKD.shape[1], k_BGKD.shape[1])
-    found = generated_kernel(shape)
-    if found != expected:
-        raise KernelError(
-            f"the graph was compiled for kernel {expected}, this version of SegMo on this device makes {found}; "
-            "compile the model again (torch.compiler.reset())"
-        )
+    lowerings.runs_generated(expected, lambda: generated_kernel(shape))
     return triton.segment_attention(q_BAKD, k_BGKD, v_BGKD, schedule, scale)
 
 
@@ -102,7 +89,7 @@ def implementation(name: str) -> Implementation:
     Raises:
         KernelError: there is no such implementation.
     """
-    if name.startswith("triton@"):
+    if lowerings.is_generated(name):
         return functools.partial(_triton, name)
     known: dict[str, Implementation] = {
         "reference": reference.segment_attention,

@@ -16,11 +16,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from segmo.runtime.attention.flash import merge
-from segmo.runtime.attention.partial import merge_parts, partial_attention
+from segmo.runtime.attention.partial import partial_attention
+from segmo.runtime.distributed.kernels import PartKernels
 from segmo.runtime.distributed.ranks import Ranks
 from segmo.runtime.distributed.schedule import RankSchedule
 from segmo.runtime.partition.exchange import parts_are_gathered
+
+_IN_TORCH = PartKernels()
 
 
 def _grouped(x_ALD: Tensor, groups: int) -> Tensor:
@@ -67,7 +69,7 @@ def _start_broadcasts(mine_2GED: Tensor, schedule: RankSchedule, ranks: Ranks, s
 
 
 def _question_part(
-    q_GRLD: Tensor, k_GLD: Tensor, v_GLD: Tensor, schedule: RankSchedule, scale: float
+    q_GRLD: Tensor, k_GLD: Tensor, v_GLD: Tensor, schedule: RankSchedule, scale: float, kernels: PartKernels
 ) -> tuple[Tensor, Tensor]:
     """This rank's part of the question's attention: output (G, R, Q, D) and fp32 logsumexp (G, R, Q)."""
     first = schedule.sinks + schedule.own
@@ -76,12 +78,12 @@ def _question_part(
     out, lse = partial_attention(q_GRQD, k_GLD[:, keys], v_GLD[:, keys], scale, causal=False)
     if schedule.is_home:
         own = partial_attention(q_GRQD, k_GLD[:, first:], v_GLD[:, first:], scale, causal=True)
-        out, lse = merge_parts(torch.stack([out, own[0]]), torch.stack([lse, own[1]]))
+        out, lse = kernels.merge(torch.stack([out, own[0]]), torch.stack([lse, own[1]]), torch.float32)
     return out, lse
 
 
 def _start_merge(
-    out_GRQD: Tensor, lse_GRQ: Tensor, dtype: torch.dtype, ranks: Ranks, step: str
+    out_GRQD: Tensor, lse_GRQ: Tensor, dtype: torch.dtype, ranks: Ranks, step: str, kernels: PartKernels
 ) -> Callable[[], Tensor]:
     """Starts to merge the ranks' parts of the question; the function gives (G, R, Q, D), equal on all.
 
@@ -95,7 +97,7 @@ def _start_merge(
         def merged() -> Tensor:
             parts = wait()
             lse = parts[..., size:].contiguous().view(torch.float32)[..., 0]
-            return merge_parts(parts[..., :size], lse)[0].to(dtype)
+            return kernels.merge(parts[..., :size], lse, dtype)[0]
 
         return merged
 
@@ -120,6 +122,7 @@ def rank_attention(
     scale: float,
     ranks: Ranks,
     layer: int = 0,
+    kernels: PartKernels = _IN_TORCH,
 ) -> Tensor:
     """Segment attention of this rank's tokens, (A, L, D). All ranks must call it together.
 
@@ -130,6 +133,7 @@ def rank_attention(
         q_ALD, k_GLD, v_GLD: of this rank's tokens, laid out as (sinks | own | question).
         schedule: from :func:`segmo.runtime.distributed.schedule.rank_schedule`.
         layer: names the step if an exchange fails.
+        kernels: what merges the parts.
 
     Raises:
         RankError: another rank died, hung or disagrees.
@@ -143,8 +147,8 @@ def rank_attention(
     wait_exports = _start_exports(k_GLD, v_GLD, schedule, ranks, f"layer {layer}: context")
     wait_question = None
     if schedule.query:
-        part = _question_part(q_GRLD, k_GLD, v_GLD, schedule, scale)
-        wait_question = _start_merge(*part, q_ALD.dtype, ranks, f"layer {layer}: question")
+        part = _question_part(q_GRLD, k_GLD, v_GLD, schedule, scale, kernels)
+        wait_question = _start_merge(*part, q_ALD.dtype, ranks, f"layer {layer}: question", kernels)
 
     sinks = slice(0, schedule.sinks)
     out_GRLD[:, :, sinks] = partial_attention(
@@ -160,7 +164,7 @@ def rank_attention(
         keys = _seen(shared_k, block.visible, block.visible_prefix, schedule.sinks)
         values = _seen(shared_v, block.visible, block.visible_prefix, schedule.sinks)
         if keys.shape[1]:
-            out = merge(out, lse, *partial_attention(q_GRLD[:, :, rows], keys, values, scale, causal=False))
+            out = kernels.merge_two(out, lse, *partial_attention(q_GRLD[:, :, rows], keys, values, scale, causal=False))
         out_GRLD[:, :, rows] = out
     if wait_question is not None:
         out_GRLD[:, :, schedule.sinks + schedule.own :] = wait_question()
@@ -182,6 +186,7 @@ def rank_decode_attention(
     scale: float,
     ranks: Ranks,
     layer: int = 0,
+    kernels: PartKernels = _IN_TORCH,
 ) -> Tensor:
     """Attention of new tokens over a cache that stays where prefill left it, (A, T, D); all ranks call it.
 
@@ -191,17 +196,22 @@ def rank_decode_attention(
     Args:
         q_ATD: queries of the T newest tokens, which are the last T of the cache; T > 1 is causal.
         k_GND, v_GND: the rank's cache with the new tokens, N = L + new.
+        kernels: what attends to one new token, and merges the parts.
     """
     groups, new = k_GND.shape[0], q_ATD.shape[1]
     q_GRTD = _grouped(q_ATD, groups)
     last = k_GND.shape[1] - new
     own = slice(schedule.sinks, schedule.sinks + schedule.own)
+    if new == 1:
+        seen = slice(None) if schedule.is_home else own
+        part = kernels.decode(q_GRTD, k_GND[:, seen], v_GND[:, seen], scale)
+        return _start_merge(*part, q_ATD.dtype, ranks, f"decode, layer {layer}", kernels)().flatten(0, 1)
     before = slice(0, last) if schedule.is_home else own
     out, lse = partial_attention(q_GRTD, k_GND[:, before], v_GND[:, before], scale, causal=False)
     if schedule.is_home:
         newest = partial_attention(q_GRTD, k_GND[:, last:], v_GND[:, last:], scale, causal=True)
-        out, lse = merge_parts(torch.stack([out, newest[0]]), torch.stack([lse, newest[1]]))
-    return _start_merge(out, lse, q_ATD.dtype, ranks, f"decode, layer {layer}")().flatten(0, 1)
+        out, lse = kernels.merge(torch.stack([out, newest[0]]), torch.stack([lse, newest[1]]), torch.float32)
+    return _start_merge(out, lse, q_ATD.dtype, ranks, f"decode, layer {layer}", kernels)().flatten(0, 1)
 
 
 def gather_cache(x_GLD: Tensor, schedule: RankSchedule, ranks: Ranks, step: str) -> Tensor:

@@ -16,17 +16,15 @@ from torch import Tensor
 
 from segmo.errors import PromptError, RankError
 from segmo.runtime.distributed import attention
+from segmo.runtime.distributed.kernels import PartKernels
 from segmo.runtime.distributed.schedule import pack_rank, rank_schedule, unpack_rank
 from segmo.runtime.distributed.session import Settings, fingerprint, session_of
 from segmo.runtime.partition.planner import make_plan
 from segmo.runtime.partition.workload import Workload
+from segmo.runtime.register import operator
 from segmo.runtime.schedule import unpack
 
 _Function = TypeVar("_Function", bound=Callable[..., Tensor])
-
-
-def _op(name: str) -> Callable[[Callable[..., Tensor]], Any]:
-    return torch.library.custom_op(f"segmo::{name}", mutates_args=())
 
 
 def _fake(op: Any) -> Callable[[_Function], _Function]:
@@ -39,7 +37,7 @@ def _fake(op: Any) -> Callable[[_Function], _Function]:
     return register
 
 
-@_op("plan_ranks")
+@operator("plan_ranks")
 def plan_ranks(schedule: Tensor, index_BK: Tensor | None, settings: str) -> Tensor:
     """Plans one prefill and gives this rank's schedule, packed; made once, read by every layer.
 
@@ -89,7 +87,7 @@ def _(schedule: Tensor, index_BK: Tensor | None, settings: str) -> Tensor:
     return torch.empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.long)
 
 
-@_op("rank_positions")
+@operator("rank_positions")
 def rank_positions(packed: Tensor, like: Tensor) -> Tensor:
     """Which of the kept tokens are on this rank, (1, L) int64 on ``like``'s device."""
     return unpack_rank(packed).positions(like.device)[None]
@@ -100,39 +98,60 @@ def _(packed: Tensor, like: Tensor) -> Tensor:
     return like.new_empty((1, torch.library.get_ctx().new_dynamic_size()), dtype=torch.long)
 
 
-@_op("rank_attention")
+@operator("rank_attention")
 def rank_attention(
-    q_BALD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor, packed: Tensor, scale: float, group: str, layer: int
+    q_BALD: Tensor,
+    k_BGLD: Tensor,
+    v_BGLD: Tensor,
+    packed: Tensor,
+    scale: float,
+    group: str,
+    layer: int,
+    implementation: str,
 ) -> Tensor:
     """See :func:`segmo.runtime.distributed.attention.rank_attention`; B is 1, laid out (B, L, A, D)."""
     schedule, ranks = unpack_rank(packed), session_of(group).ranks
-    out = attention.rank_attention(q_BALD[0], k_BGLD[0], v_BGLD[0], schedule, scale, ranks, layer)
+    kernels = PartKernels.of(implementation, q_BALD[0], k_BGLD[0])
+    out = attention.rank_attention(q_BALD[0], k_BGLD[0], v_BGLD[0], schedule, scale, ranks, layer, kernels)
     return out.transpose(0, 1).contiguous().transpose(0, 1)[None]
 
 
 @_fake(rank_attention)
-def _(q_BALD: Tensor, k_BGLD: Tensor, v_BGLD: Tensor, packed: Tensor, scale: float, group: str, layer: int) -> Tensor:
+def _(
+    q_BALD: Tensor,
+    k_BGLD: Tensor,
+    v_BGLD: Tensor,
+    packed: Tensor,
+    scale: float,
+    group: str,
+    layer: int,
+    implementation: str,
+) -> Tensor:
     batch, heads, length, _ = q_BALD.shape
     return q_BALD.new_empty((batch, length, heads, v_BGLD.shape[3])).transpose(1, 2)
 
 
-@_op("rank_decode_attention")
+@operator("rank_decode_attention")
 def rank_decode_attention(
-    q_BATD: Tensor, k_BGND: Tensor, v_BGND: Tensor, scale: float, group: str, layer: int
+    q_BATD: Tensor, k_BGND: Tensor, v_BGND: Tensor, scale: float, group: str, layer: int, implementation: str
 ) -> Tensor:
     """See :func:`segmo.runtime.distributed.attention.rank_decode_attention`; B is 1."""
     session = session_of(group)
     schedule = session.decoding(k_BGND.shape[2], q_BATD.shape[2])
     ranks = session.ranks
-    return attention.rank_decode_attention(q_BATD[0], k_BGND[0], v_BGND[0], schedule, scale, ranks, layer)[None]
+    kernels = PartKernels.of(implementation, q_BATD[0], k_BGND[0])
+    q_ATD, k_GND, v_GND = q_BATD[0], k_BGND[0], v_BGND[0]
+    return attention.rank_decode_attention(q_ATD, k_GND, v_GND, schedule, scale, ranks, layer, kernels)[None]
 
 
 @_fake(rank_decode_attention)
-def _(q_BATD: Tensor, k_BGND: Tensor, v_BGND: Tensor, scale: float, group: str, layer: int) -> Tensor:
+def _(
+    q_BATD: Tensor, k_BGND: Tensor, v_BGND: Tensor, scale: float, group: str, layer: int, implementation: str
+) -> Tensor:
     return q_BATD.new_empty((*q_BATD.shape[:3], v_BGND.shape[3]))
 
 
-@_op("rank_rows")
+@operator("rank_rows")
 def rank_rows(features_RH: Tensor, mask_BK: Tensor, index_BL: Tensor) -> Tensor:
     """Of features with one row per flagged token, in order of the prompt, the rows of this rank's tokens."""
     row_K = mask_BK[0].long().cumsum(0) - 1
@@ -145,7 +164,7 @@ def _(features_RH: Tensor, mask_BK: Tensor, index_BL: Tensor) -> Tensor:
     return features_RH.new_empty((torch.library.get_ctx().new_dynamic_size(), *features_RH.shape[1:]))
 
 
-@_op("join_tokens")
+@operator("join_tokens")
 def join_tokens(x: Tensor, packed: Tensor, group: str) -> Tensor:
     """All ranks' tokens in order of the prompt, equal on every rank: (..., L, D) to (..., K, D)."""
     whole = attention.gather_cache(
@@ -161,7 +180,7 @@ def _(x: Tensor, packed: Tensor, group: str) -> Tensor:
     return x.new_empty((*x.shape[:-2], size, x.shape[-1]))
 
 
-@_op("from_home")
+@operator("from_home")
 def from_home(x: Tensor, packed: Tensor, group: str) -> Tensor:
     """The home rank's copy of a replicated tensor; copies may differ by rounding, and then greedy tokens might."""
     return session_of(group).ranks.share(x, unpack_rank(packed).home, "logits").clone()

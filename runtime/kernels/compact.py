@@ -5,7 +5,8 @@ Legend: B batch, N prompt tokens, K kept tokens, V video tokens of a row, S scen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from segmo.errors import KernelError, PromptError
 from segmo.runtime.kernels.device import architecture
-from segmo.runtime.kernels.render import render
+from segmo.runtime.kernels.render import Kernel, render
 from segmo.runtime.kernels.specs import CompactSpec, Payload
 from segmo.runtime.scenes import head_frames
 from segmo.runtime.selection import row_budgets
@@ -50,20 +51,29 @@ def selection_runs(
     relevance_BS: Tensor,
     kept: int,
     balance: float,
+    encoded_BN: Tensor | None = None,
 ) -> Runs:
     """Keys and budgets of the choice that :func:`segmo.runtime.selection.select_tokens` makes, with its
     arguments.
 
     Raises:
-        PromptError: a row's video tokens do not fit ``kept``.
+        PromptError: a row's video tokens do not fit ``kept``, or a video at its end has no last token.
     """
     key_BN = novelty_BN.float().masked_fill(cell_BN < 0, torch.inf)
     table: list[list[int]] = []
     for row in range(frame_BN.shape[0]):
-        video_V = (cell_BN[row] >= 0).nonzero()[:, 0]
+        inside_N = cell_BN[row] >= 0
+        there_N = inside_N if encoded_BN is None else inside_N & encoded_BN[row]
+        video_V = there_N.nonzero()[:, 0]
         length, video = frame_BN.shape[1], video_V.numel()
-        total = kept - (length - video)
-        ends_in_video = bool(cell_BN[row, -1] >= 0)
+        total = kept - (length - int(inside_N.sum()))
+        ends_in_video = bool(inside_N[-1])
+        if ends_in_video and not bool(there_N[-1]):
+            raise PromptError(
+                f"row {row} ends in a video whose last frame was not encoded, so there is no next token to predict; "
+                "put the question behind the video, or set frames=1"
+            )
+        key_BN[row, inside_N & ~there_N] = -torch.inf  # below every budget
         if not ends_in_video <= total <= video:
             raise PromptError(
                 f"row {row} has {video} video tokens of {length}, which does not fit {kept} kept tokens: every row "
@@ -91,65 +101,119 @@ def _row_runs(row: int, scene_N: Tensor, cell_N: Tensor, budget_S: list[int]) ->
     table, start, place = [], 0, 0
     for scene, size in zip(values.tolist(), counts.tolist(), strict=True):
         end = start + size
-        budget = text[end] - text[start] + (budget_S[scene] if scene >= 0 else 0)
+        budget = text[end] - text[start] + (budget_S[scene] if 0 <= scene < len(budget_S) else 0)
         table.append([row, start, end, budget, place])
         start, place = end, place + budget
     return table
 
 
-def _payload(name: str, tensor: Tensor, batch: int, length: int) -> tuple[Payload, Tensor]:
-    """The payload's spec and its tensor as (outer, B, N, width)."""
-    if tensor.dtype not in _TYPES:
-        raise KernelError(f"payload {name!r} has dtype {tensor.dtype}, which the compaction kernel cannot copy")
-    for token_dim in (1, 2):
-        lead = tensor.shape[:token_dim]
-        if tensor.dim() > token_dim and tensor.shape[token_dim] == length and lead[-1] in (1, batch):
-            outer = lead[0] if token_dim == 2 else 1
-            width = tensor.shape[token_dim + 1 :].numel()
-            shaped = tensor.reshape(outer, lead[-1], length, width).expand(outer, batch, length, width)
-            shaped = shaped if width == 1 or shaped.stride(3) == 1 else shaped.contiguous()
-            return Payload(name, _TYPES[tensor.dtype], outer, width), shaped
-    raise KernelError(
-        f"payload {name!r} of shape {tuple(tensor.shape)} is neither (B, N, ...) nor (X, B, N, ...) for "
-        f"B = {batch} and N = {length}"
-    )
+@dataclass(frozen=True)
+class Source:
+    """A tensor to be cut to the kept tokens.
+
+    Attributes:
+        tensor: with a dimension that counts tokens and one that counts batch rows, the latter B long, or 1
+            where all rows share it.
+        token_dim, batch_dim: which ones; batch rows come first or right before the tokens.
+    """
+
+    tensor: Tensor
+    token_dim: int = 1
+    batch_dim: int = 0
+
+    @property
+    def outer(self) -> int:
+        """Product of the other dimensions before the tokens."""
+        sizes = self.tensor.shape[: self.token_dim]
+        return math.prod(size for dim, size in enumerate(sizes) if dim != self.batch_dim)
+
+    @property
+    def width(self) -> int:
+        """Values per token."""
+        return math.prod(self.tensor.shape[self.token_dim + 1 :])
+
+    def check(self, name: str, batch: int, length: int) -> None:
+        """Refuses a tensor whose dimensions are not those of the prompt.
+
+        Raises:
+            KernelError: with the payload's ``name``.
+        """
+        shape = self.tensor.shape
+        fits = self.batch_dim in (0, self.token_dim - 1) and 0 < self.token_dim < len(shape)
+        if not fits or shape[self.token_dim] != length or shape[self.batch_dim] not in (1, batch):
+            raise KernelError(
+                f"payload {name!r} of shape {tuple(shape)} has not {batch} batch rows in dimension {self.batch_dim} "
+                f"and {length} tokens in dimension {self.token_dim}"
+            )
+
+    def rows(self, batch: int) -> Tensor:
+        """The tensor as (outer, B, N, width)."""
+        x = self.tensor.movedim(self.batch_dim, self.token_dim - 1)
+        x = x.reshape(self.outer, *x.shape[self.token_dim - 1 : self.token_dim + 1], self.width)
+        x = x.expand(-1, batch, -1, -1)
+        return x if self.width == 1 or x.stride(3) == 1 else x.contiguous()
+
+    def cut(self, batch: int, kept: int) -> Tensor:
+        """Room for the result: the tensor's shape with B batch rows and K tokens."""
+        size = list(self.tensor.shape)
+        size[self.batch_dim], size[self.token_dim] = batch, kept
+        return self.tensor.new_empty(size)
+
+
+def payload_of(name: str, dtype: torch.dtype, outer: int, width: int) -> Payload:
+    """The payload's spec.
+
+    Raises:
+        KernelError: the kernel cannot copy this dtype.
+    """
+    if dtype not in _TYPES:
+        raise KernelError(f"payload {name!r} has dtype {dtype}, which the compaction kernel cannot copy")
+    return Payload(name, _TYPES[dtype], outer, width)
+
+
+def compact_kernel(device: torch.device, payloads: Iterable[Payload], block_r: int = 1024) -> Kernel:
+    """The kernel that copies these payloads on a device.
+
+    Raises:
+        KernelError: generated kernels cannot run on the device.
+    """
+    architecture(device)  # refuses devices that cannot run the kernel, which is the same for all that can
+    return render(CompactSpec(tuple(payloads), block_r=block_r))
 
 
 def compact(
-    runs: Runs, kept: int, payloads: Mapping[str, Tensor], block_r: int = 1024
+    runs: Runs, kept: int, sources: Mapping[str, Source], block_r: int = 1024
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Positions of the kept tokens, ascending, (B, K) int64, and the payloads cut to them, in one launch.
+    """Positions of the kept tokens, ascending, (B, K) int64, and the sources cut to them, in one launch.
 
     Args:
         runs: from :func:`selection_runs`; the budgets of a batch row add up to ``kept``.
         kept: K.
-        payloads: tensors (B, N, ...) or (X, B, N, ...), where B may be 1 for all rows: hidden states, cos and
-            sin, positions. The names are those of the kernel's arguments.
+        sources: hidden states, cos and sin, positions. The names are those of the kernel's arguments.
 
     Raises:
-        KernelError: a payload has another shape or dtype, or there is no kernel for the device.
+        KernelError: a source has another shape or dtype, or there is no kernel for the device.
     """
     key_BN = _ordered(runs.key_BN)
     batch, length = key_BN.shape
     device = key_BN.device
-    architecture(device)  # refuses devices that cannot run the kernel
-    shaped = [_payload(name, tensor, batch, length) for name, tensor in payloads.items()]
-    spec = CompactSpec(tuple(payload for payload, _ in shaped), block_r=block_r)
-    kernels: Any = render(spec).load()
+    for name, source in sources.items():
+        source.check(name, batch, length)
+    payloads = [payload_of(name, x.tensor.dtype, x.outer, x.width) for name, x in sources.items()]
+    kernels: Any = compact_kernel(device, payloads, block_r).load()
     tiles = [
         [run, first]
         for run, (_, start, end, budget, _) in enumerate(runs.table)
         if budget
-        for first in range(start, end, spec.block_t)
+        for first in range(start, end, kernels.BLOCK_T)
     ]
     index_BK = torch.empty(batch, kept, dtype=torch.long, device=device)
-    outputs = [
-        torch.empty(payload.outer, batch, kept, payload.width, dtype=tensor.dtype, device=device)
-        for payload, tensor in shaped
-    ]
+    cut = {name: source.cut(batch, kept) for name, source in sources.items()}
     arguments: list[Any] = []
-    for (_, tensor), out in zip(shaped, outputs, strict=True):
-        arguments += [tensor, out, *tensor.stride()[:3]]
+    for name, source in sources.items():
+        rows = source.rows(batch)
+        written = Source(cut[name], source.token_dim, source.batch_dim).rows(batch)
+        arguments += [rows, cut[name], *rows.stride()[:3], *written.stride()[:2]]
     if tiles and kept:
         kernels.compact_kernel[(len(tiles),)](
             key_BN,
@@ -159,14 +223,9 @@ def compact(
             *arguments,
             length,
             kept,
-            batch,
             num_warps=kernels.NUM_WARPS,
             num_stages=kernels.NUM_STAGES,
         )
-    cut = {
-        name: out.reshape(_cut_shape(tensor, batch, length, kept))
-        for (name, tensor), out in zip(payloads.items(), outputs, strict=True)
-    }
     return index_BK, cut
 
 
@@ -174,8 +233,3 @@ def _ordered(key_BN: Tensor) -> Tensor:
     """fp32 as int64 in [0, 2^32) with the same order; -0 counts as 0."""
     bits_BN = (key_BN.contiguous() + 0.0).view(torch.int32)
     return (bits_BN ^ ((bits_BN >> 31) & 0x7FFFFFFF)).long() + 2**31
-
-
-def _cut_shape(tensor: Tensor, batch: int, length: int, kept: int) -> tuple[int, ...]:
-    token_dim = 1 if tensor.shape[1] == length and tensor.shape[0] in (1, batch) else 2
-    return (*tensor.shape[: token_dim - 1], batch, kept, *tensor.shape[token_dim + 1 :])

@@ -111,7 +111,10 @@ def decode_spec(architecture: str, head_size: int, dtype: str, repeats: int) -> 
     """
     block_m = max(16, 1 << (repeats - 1).bit_length())
     wide = head_size * _size(dtype) > 256
-    config = _fit(Config(block_m, 32 if wide else 64, 4, 2), architecture, head_size, dtype)
+    config = Config(block_m, 32 if wide else 64, 4, 2)
+    if _size(dtype) == 4 and head_size % 32:  # the last part of the head takes a whole product's registers too
+        config = Config(block_m, 16, 8 if family(architecture) == "sm_100" else 4, 2)
+    config = _fit(config, architecture, head_size, dtype)
     return DecodeSpec(head_size, dtype, repeats, config, 512, _precision(architecture))
 
 
@@ -121,11 +124,12 @@ def question_spec(architecture: str, head_size: int, dtype: str, repeats: int) -
     """
     config = Config(64, 32, 4, 2)
     if _size(dtype) == 4:
-        config = Config(64, 16, 8, 2) if head_size <= 128 else Config(16, 16, 4, 2)
+        wide = Config(16, 32 if family(architecture) == "sm_100" else 16, 4, 2)
+        config = Config(64, 16, 8, 2) if head_size <= 128 else wide
     return QuestionSpec(head_size, dtype, repeats, config, 1024, _precision(architecture))
 
 
 def scan_spec(architecture: str, hidden: int, dtype: str) -> ScanSpec:
     """The spec of the pass over the video features: slices of 256 values, or all of a smaller hidden size."""
     block_h = min(256, 1 << (hidden - 1).bit_length())
-    return ScanSpec(hidden, dtype, Config(16, block_h, 4, 2))
+    return ScanSpec(hidden, dtype, Config(16, block_h, 8 if _size(dtype) == 4 else 4, 2))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from segmo.errors import KernelError
-from segmo.runtime.kernels.specs import DTYPES
 
 INTERPRETED_WORKERS = 8  # enough to see tiles split in a small test
 
@@ -17,14 +14,6 @@ def interpreted() -> bool:
     import triton
 
     return bool(triton.knobs.runtime.interpret)
-
-
-def can_generate(x: torch.Tensor) -> bool:
-    """Generated kernels can take this tensor: its dtype has some, and it is on a GPU or kernels are
-    interpreted.
-    """
-    on_cpu = x.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
-    return x.dtype in DTYPES.values() and (x.device.type == "cuda" or on_cpu)
 
 
 def architecture(device: torch.device) -> str:

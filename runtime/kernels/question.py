@@ -22,6 +22,16 @@ from segmo.runtime.kernels.specs import QuestionSpec, dtype_name
 from segmo.runtime.layout import QUERY
 
 
+def spec_for(q_BAND: Tensor, k_BGND: Tensor) -> QuestionSpec:
+    """The spec of the kernels for these heads, on this device.
+
+    Raises:
+        KernelError: there are none for the dtype, head size or device.
+    """
+    heads, groups, head_size = int(q_BAND.shape[1]), int(k_BGND.shape[1]), int(q_BAND.shape[3])
+    return question_spec(architecture(q_BAND.device), head_size, dtype_name(q_BAND.dtype), heads // groups)
+
+
 def key_scores(
     q_AND: Tensor,
     k_GND: Tensor,
@@ -87,10 +97,8 @@ def attention_relevance(
     Raises:
         KernelError: there is no kernel for the dtype, head size or device.
     """
-    heads, groups = q_BAND.shape[1], k_BGND.shape[1]
-    spec = spec or question_spec(
-        architecture(q_BAND.device), q_BAND.shape[3], dtype_name(q_BAND.dtype), heads // groups
-    )
+    heads = q_BAND.shape[1]
+    spec = spec or spec_for(q_BAND, k_BGND)
     q_BAND, k_BGND = dense_heads(q_BAND), dense_heads(k_BGND)
     out_BS = torch.full((scene_BN.shape[0], max_scenes), -torch.inf, device=q_BAND.device)
     for row in range(scene_BN.shape[0]):

@@ -67,6 +67,15 @@ def frame_table(frame_BN: Tensor, cell_BN: Tensor) -> FrameTable:
     )
 
 
+def spec_for(embeds_BNH: Tensor) -> ScanSpec:
+    """The spec of the kernels for features on this device, with this dtype and hidden size.
+
+    Raises:
+        KernelError: there are none.
+    """
+    return scan_spec(architecture(embeds_BNH.device), int(embeds_BNH.shape[2]), dtype_name(embeds_BNH.dtype))
+
+
 def scan_video(
     embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor, spec: ScanSpec | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -83,7 +92,7 @@ def scan_video(
     """
     batch, length, hidden = embeds_BNH.shape
     device = embeds_BNH.device
-    spec = spec or scan_spec(architecture(device), hidden, dtype_name(embeds_BNH.dtype))
+    spec = spec or spec_for(embeds_BNH)
     table = frame_table(frame_BN, cell_BN)
     novelty_BN = torch.zeros(batch, length, device=device)
     similarity_BN = torch.ones(batch, length, device=device)

@@ -68,8 +68,20 @@ class Config:
     stages: int
 
 
+class _Heads:
+    """What the specs of all kernels with heads have."""
+
+    head_size: int
+    dtype: str
+
+    @property
+    def parts(self) -> tuple[tuple[int, int], ...]:
+        """(offset, width) of the parts that a head is cut into."""
+        return head_parts(self.head_size, self.dtype)
+
+
 @dataclass(frozen=True)
-class AttentionSpec:
+class AttentionSpec(_Heads):
     """Segment attention of one layer's shape.
 
     Attributes:
@@ -94,11 +106,6 @@ class AttentionSpec:
     precision: str = "tf32x3"
 
     @property
-    def parts(self) -> tuple[tuple[int, int], ...]:
-        """(offset, width) of the parts that a head is cut into."""
-        return head_parts(self.head_size, self.dtype)
-
-    @property
     def edge(self) -> int:
         """Keys of a tile that needs a mask: fewer, because masks take registers and the diagonal cuts a
         large tile in half.
@@ -114,7 +121,7 @@ class AttentionSpec:
 
 
 @dataclass(frozen=True)
-class MergeSpec:
+class MergeSpec(_Heads):
     """Merge of attention over disjoint sets of keys.
 
     Attributes:
@@ -130,57 +137,40 @@ class MergeSpec:
     dtype: str
     block_m: int = 16
 
-    @property
-    def parts(self) -> tuple[tuple[int, int], ...]:
-        """(offset, width) of the parts that a head is cut into."""
-        return head_parts(self.head_size, self.dtype)
-
 
 @dataclass(frozen=True)
-class DecodeSpec:
-    """Attention of one new token per batch row over one piece of a cache.
+class _ChunkedSpec(_Heads):
+    """What kernels over chunks of keys share.
 
     Attributes:
         head_size, dtype, repeats, precision: as in :class:`AttentionSpec`.
-        config: ``block_m`` is R rounded up to what a matrix instruction takes.
+        config: tile sizes and launch parameters.
         chunk: keys of a program, a multiple of ``config.block_n``.
     """
 
-    template: ClassVar[str] = "decode"
+    template: ClassVar[str]
     head_size: int
     dtype: str
     repeats: int
     config: Config
     chunk: int
     precision: str = "tf32x3"
-
-    @property
-    def parts(self) -> tuple[tuple[int, int], ...]:
-        """(offset, width) of the parts that a head is cut into."""
-        return head_parts(self.head_size, self.dtype)
 
 
 @dataclass(frozen=True)
-class QuestionSpec:
-    """Attention that the question pays to each key.
-
-    Attributes:
-        head_size, dtype, repeats, config, precision: as in :class:`AttentionSpec`.
-        chunk: keys of a program of the first kernel, a multiple of ``config.block_n``.
+class DecodeSpec(_ChunkedSpec):
+    """Attention of one new token per batch row over one piece of a cache; ``config.block_m`` is R rounded up
+    to what a matrix instruction takes.
     """
 
-    template: ClassVar[str] = "question"
-    head_size: int
-    dtype: str
-    repeats: int
-    config: Config
-    chunk: int
-    precision: str = "tf32x3"
+    template: ClassVar[str] = "decode"
 
-    @property
-    def parts(self) -> tuple[tuple[int, int], ...]:
-        """(offset, width) of the parts that a head is cut into."""
-        return head_parts(self.head_size, self.dtype)
+
+@dataclass(frozen=True)
+class QuestionSpec(_ChunkedSpec):
+    """Attention that the question pays to each key; the first of its kernels works on chunks."""
+
+    template: ClassVar[str] = "question"
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,21 @@ def _typed(signature: dict[str, str]) -> tuple[dict[str, str], dict[tuple[int], 
     return types, aligned
 
 
-def compile_entry(kernel: Kernel, entry: str, target: str) -> Binary:
+def specialized(signature: dict[str, str]) -> dict[str, int]:
+    """Arguments that a launch may turn into constants: Triton compiles an integer that is 1 as such.
+
+    A constant has no ``.to()``, among other things, so a kernel must compile for it too.
+    """
+    return {name: 1 for name, kind in signature.items() if kind == "i32"}
+
+
+def compile_entry(kernel: Kernel, entry: str, target: str, constants: dict[str, int] | None = None) -> Binary:
     """Compiles one entry point with Triton and the target's own assembler. No GPU is needed.
+
+    Args:
+        kernel, entry: what to compile.
+        target: such as ``"sm_90"``.
+        constants: values of arguments that are compiled in, as a launch does with ones.
 
     Raises:
         KernelError: Triton runs as an interpreter, or the kernel needs more than the target has.
@@ -73,8 +86,10 @@ def compile_entry(kernel: Kernel, entry: str, target: str) -> Binary:
     if not hasattr(function, "cache_key"):
         raise KernelError("kernels cannot be compiled while TRITON_INTERPRET=1 is set; unset it")
     types, aligned = _typed(module.SIGNATURES[entry])
+    constants = constants or {}
+    types |= dict.fromkeys(constants, "constexpr")
     options = {"num_warps": module.NUM_WARPS, "num_stages": module.NUM_STAGES}
-    source = ASTSource(function, types, attrs=aligned)
+    source = ASTSource(function, types, constants, aligned)
     try:
         compiled = triton.compile(source, target=gpu_target(target), options=options)
     except (RuntimeError, triton.CompilationError) as error:

@@ -108,9 +108,16 @@ def _compile_all(work: list[tuple[str, Entry]], jobs: int) -> list[dict[str, Any
 
     targets, chosen = [target for target, _ in work], [entry for _, entry in work]
     if jobs == 1:
-        return [_row(*item) for item in work]
+        return [_shown(_row(*item), at, len(work)) for at, item in enumerate(work)]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        return list(pool.map(_row, targets, chosen))
+        return [_shown(row, at, len(work)) for at, row in enumerate(pool.map(_row, targets, chosen))]
+
+
+def _shown(row: dict[str, Any], at: int, count: int) -> dict[str, Any]:
+    """Says on stderr how far it is: compiling everything takes long. Triton's cache goes on where one stopped."""
+    what = f"{row['target']} {row['kernel']} {row['head_size'] or ''} {row['dtype']}"
+    typer.echo(f"{at + 1}/{count} {what}: {'; '.join(row['problems']) or 'ok'}", err=True)
+    return row
 
 
 def _print_source(entry: Entry) -> None:

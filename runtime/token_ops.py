@@ -1,0 +1,191 @@
+"""The operators that choose tokens and cut tensors to them, and put results back: ``torch.ops.segmo.*``.
+
+Legend: B batch, N prompt tokens, K kept tokens, V video tokens of the batch, H hidden size, S scenes, R rows
+of features.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from segmo.errors import KernelError, PromptError
+from segmo.runtime import selection
+from segmo.runtime.kernels.compact import Source, compact, compact_kernel, payload_of, selection_runs
+from segmo.runtime.kernels.specs import Payload
+from segmo.runtime.lowering import kernel_name, runs_generated
+from segmo.runtime.register import operator
+
+
+def _video_total(features: Tensor) -> int:
+    return features.numel() // features.shape[-1]
+
+
+@operator("select_tokens")
+def select_tokens(
+    novelty_BN: Tensor,
+    frame_BN: Tensor,
+    cell_BN: Tensor,
+    scene_BN: Tensor,
+    relevance_BS: Tensor,
+    features: Tensor,
+    keep: float,
+    balance: float,
+    encoded_BN: Tensor | None = None,
+) -> Tensor:
+    """Positions of the kept tokens, (B, K) int64; K from shapes alone.
+
+    See :func:`segmo.runtime.selection.select_tokens`; ``features`` (..., H) is there for its size.
+    """
+    batch, length = frame_BN.shape
+    kept = selection.kept_count(length, _video_total(features), batch, keep)
+    return selection.select_tokens(novelty_BN, frame_BN, cell_BN, scene_BN, relevance_BS, kept, balance, encoded_BN)
+
+
+@select_tokens.register_fake
+def _(
+    novelty_BN: Tensor,
+    frame_BN: Tensor,
+    cell_BN: Tensor,
+    scene_BN: Tensor,
+    relevance_BS: Tensor,
+    features: Tensor,
+    keep: float,
+    balance: float,
+    encoded_BN: Tensor | None = None,
+) -> Tensor:
+    batch, length = frame_BN.shape
+    kept = selection.kept_count(length, _video_total(features), batch, keep)
+    return frame_BN.new_empty((batch, kept))
+
+
+@operator("select_and_gather")
+def select_and_gather(
+    novelty_BN: Tensor,
+    frame_BN: Tensor,
+    cell_BN: Tensor,
+    scene_BN: Tensor,
+    relevance_BS: Tensor,
+    features: Tensor,
+    keep: float,
+    balance: float,
+    encoded_BN: Tensor | None,
+    sources: list[Tensor],
+    dims: list[int],
+    implementation: str,
+) -> list[Tensor]:
+    """``select_tokens``, and ``gather_tokens`` of each source along its dimension, in one launch.
+
+    The positions come first, then the sources in order. There is a generated implementation only.
+    """
+    batch, length = frame_BN.shape
+    named = {f"x{i}": Source(x, dim) for i, (x, dim) in enumerate(zip(sources, dims, strict=True))}
+    payloads = [payload_of(name, x.tensor.dtype, x.outer, x.width) for name, x in named.items()]
+    if not runs_generated(implementation, lambda: selection_kernel(frame_BN.device, payloads)):
+        raise KernelError("select_and_gather has no torch implementation; use select_tokens and gather_tokens")
+    kept = selection.kept_count(length, _video_total(features), batch, keep)
+    runs = selection_runs(novelty_BN, frame_BN, cell_BN, scene_BN, relevance_BS, kept, balance, encoded_BN)
+    index_BK, cut = compact(runs, kept, named)
+    return [index_BK, *cut.values()]
+
+
+@select_and_gather.register_fake
+def _(
+    novelty_BN: Tensor,
+    frame_BN: Tensor,
+    cell_BN: Tensor,
+    scene_BN: Tensor,
+    relevance_BS: Tensor,
+    features: Tensor,
+    keep: float,
+    balance: float,
+    encoded_BN: Tensor | None,
+    sources: list[Tensor],
+    dims: list[int],
+    implementation: str,
+) -> list[Tensor]:
+    batch, length = frame_BN.shape
+    kept = selection.kept_count(length, _video_total(features), batch, keep)
+    index_BK = frame_BN.new_empty((batch, kept))
+    return [index_BK, *(_gathered(x, index_BK, dim) for x, dim in zip(sources, dims, strict=True))]
+
+
+def selection_kernel(device: torch.device, payloads: list[Payload]) -> str:
+    """Name of ``select_and_gather``'s implementation for such payloads.
+
+    Raises:
+        KernelError: generated kernels cannot run on the device.
+    """
+    return kernel_name(compact_kernel(device, payloads))
+
+
+@operator("gather_tokens")
+def gather_tokens(x: Tensor, index_BK: Tensor, dim: int) -> Tensor:
+    """``x`` at the kept positions of each row along ``dim``; dimension 0 is the batch (or 1, shared by all
+    rows).
+    """
+    if index_BK.shape[0] == 1:
+        return x.index_select(dim, index_BK[0])
+    shape = [1] * x.dim()
+    shape[0], shape[dim] = index_BK.shape
+    size = list(x.shape)
+    size[0], size[dim] = index_BK.shape
+    source = list(x.shape)
+    source[0] = index_BK.shape[0]
+    return x.expand(source).gather(dim, index_BK.view(shape).expand(size))
+
+
+def _gathered(x: Tensor, index_BK: Tensor, dim: int) -> Tensor:
+    size = list(x.shape)
+    size[0], size[dim] = index_BK.shape
+    return x.new_empty(size)
+
+
+@gather_tokens.register_fake
+def _(x: Tensor, index_BK: Tensor, dim: int) -> Tensor:
+    return _gathered(x, index_BK, dim)
+
+
+@operator("scatter_tokens")
+def scatter_tokens(x: Tensor, index_BK: Tensor, length: int, dim: int) -> Tensor:
+    """Back to the prompt's length along ``dim``: NaN (the lowest value for integers) at dropped tokens.
+
+    A dropped position has no result. NaN says so in any use of it, where 0 would look like an answer.
+    """
+    size = list(x.shape)
+    size[dim] = length
+    out = x.new_full(size, torch.nan if x.dtype.is_floating_point else torch.iinfo(x.dtype).min)
+    shape = [1] * x.dim()
+    shape[0], shape[dim] = index_BK.shape
+    return out.scatter_(dim, index_BK.view(shape).expand_as(x), x)
+
+
+@scatter_tokens.register_fake
+def _(x: Tensor, index_BK: Tensor, length: int, dim: int) -> Tensor:
+    size = list(x.shape)
+    size[dim] = length
+    return x.new_empty(size)
+
+
+@operator("gather_rows")
+def gather_rows(features_RH: Tensor, mask_BN: Tensor, index_BK: Tensor) -> Tensor:
+    """Of features with one row per flagged token, in prompt order, the rows of the kept tokens.
+
+    Raises:
+        PromptError: the flags do not cover the dropped tokens, so that the count would not fit.
+    """
+    flagged_BN = mask_BN.long().flatten().cumsum(0).view_as(mask_BN) - 1
+    rows = flagged_BN.gather(1, index_BK)[mask_BN.gather(1, index_BK)]
+    expected = features_RH.shape[0] - index_BK.shape[0] * (mask_BN.shape[1] - index_BK.shape[1])
+    if rows.shape[0] != expected:
+        raise PromptError(
+            f"{rows.shape[0]} rows of vision features belong to kept tokens where {expected} were expected; "
+            "the model adds features at tokens that are not video tokens"
+        )
+    return features_RH[rows]
+
+
+@gather_rows.register_fake
+def _(features_RH: Tensor, mask_BN: Tensor, index_BK: Tensor) -> Tensor:
+    rows = features_RH.shape[0] - index_BK.shape[0] * (mask_BN.shape[1] - index_BK.shape[1])
+    return features_RH.new_empty((rows, *features_RH.shape[1:]))

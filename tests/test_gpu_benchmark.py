@@ -1,0 +1,95 @@
+"""``benchmarks/gpu.py``, tiny and interpreted: whoever has a GPU should meet no error that can be met without one."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from interpreter import interpret
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+
+def _measure(folder: str, starts: int) -> tuple[int, dict[str, Any], str]:
+    """In the interpreter. The parts are those of the full plan; sizes alone are others. ``starts`` measurements may
+    begin before time is up.
+    """
+    sys.path.insert(0, str(BENCHMARKS))
+    os.environ["SEGMO_CACHE"] = folder
+    import gpu
+    from gpu_attention import Heads
+    from gpu_place import Place
+    from gpu_prefill import Shape
+    from rich.console import Console
+
+    plan = gpu.Plan(
+        head_sizes=(64,),
+        check_length=60,
+        scan=(5, 6, 32, 64),
+        heads=(Heads(4, 2, 64, 2),),
+        tuned_length=40,
+        candidates=2,
+        lengths=(128,),  # FlexAttention's block
+        shape=Shape(64, 32, 4, 2, 2, side=2),
+        check_frames=12,
+        frames=(16,),
+        lowering="triton",
+    )
+    place = Place(torch.device("cpu"))
+    result = gpu.measure(place, plan, torch.float32, iter([True] * starts + [False] * 9).__next__)
+    console = Console(width=160, file=io.StringIO(), record=True)
+    code = gpu.report(result, Path(folder), console)
+    return code, json.loads((Path(folder) / "gpu.json").read_text()), console.export_text()
+
+
+def test_all_parts_run_and_all_checks_pass(tmp_path: Path) -> None:
+    code, result, output = interpret(_measure, str(tmp_path), 7)
+    assert [check for check in result["checks"] if not check["ok"]] == []
+    assert code == 0
+    assert len(result["checks"]) == 1 * 3 * 2 + 6 + 2
+    assert len(list((tmp_path / "tuned").iterdir())) == len(result["tuned"]) == 1
+    assert [row["way"] for row in result["prefill"]] == ["eager", "CAS+LSP 0.25", "LSP+GCI", "CAS 0.25"]
+    kept = {row["way"]: row["kept"] for row in result["prefill"]}
+    assert kept["CAS+LSP 0.25"] == kept["eager"] - 3 * 16
+    assert any("segment_attention" not in note and "triton@" in note for note in result["prefill"][1]["notes"])
+    (attention,) = result["attention"]
+    assert attention["differs_from_flex"] < 1e-5
+    assert "14 of 14 checks of numerics passed" in output
+    for row in ("prefill, 2 layers, CAS+LSP 0.25", "attention, one layer", "attention, 2 layers"):
+        assert row in output
+    assert result["left_out"] == []
+
+
+def test_what_there_is_no_time_for_is_named(tmp_path: Path) -> None:
+    _, result, output = interpret(_measure, str(tmp_path), 3)
+    assert [row["way"] for row in result["prefill"]] == ["eager"]
+    assert result["attention"] == []
+    left = ["prefill: CAS+LSP 0.25", "prefill: LSP+GCI", "prefill: CAS 0.25", "attention: 128 tokens"]
+    assert len(result["left_out"]) == 4
+    for what, found in zip(left, result["left_out"], strict=True):
+        assert found.startswith(what)
+        assert f"left out, because time was up: {found}" in output
+
+
+def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import gpu
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert gpu.main([]) == 2
+    assert capsys.readouterr().out.startswith("There is no GPU here, so nothing was measured")
+
+
+def test_the_full_plan_leaves_weights_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from gpu_prefill import QWEN_7B
+
+    assert QWEN_7B.layers_that_fit(80 << 30, 2) == 28
+    assert 5 < QWEN_7B.layers_that_fit(24 << 30, 2) < 28
+    assert QWEN_7B.layers_that_fit(1 << 20, 2) == 1
