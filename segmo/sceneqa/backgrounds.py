@@ -47,14 +47,15 @@ def _field(texture: str, y: NDArray[np.float32], x: NDArray[np.float32], wave: f
     return np.asarray(value, dtype=np.float32)
 
 
-def draw_background(pair: int, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """One instance of a background, (height, width, 3) float32 in [0, 1]; never bright, so white ink shows.
+def draw_texture(
+    texture: str, tint: tuple[float, float, float], height: int, width: int, rng: np.random.Generator
+) -> NDArray[np.float32]:
+    """One instance of a texture, (height, width, 3) float32 in [0, 1]; never bright, so white ink shows.
 
     Args:
-        pair: index into ``PAIRS``.
+        tint: red, green and blue in [0, 1].
         rng: draws scale, phase, shade and contrast.
     """
-    colour, texture = PAIRS[pair]
     wave, top, left = rng.uniform(0.65, 0.95), rng.uniform(0, 12), rng.uniform(0, 12)
     y, x = np.meshgrid(
         np.arange(height, dtype=np.float32) + np.float32(top),
@@ -62,5 +63,11 @@ def draw_background(pair: int, height: int, width: int, rng: np.random.Generator
         indexing="ij",
     )
     shade = rng.uniform(0.32, 0.42) * (1 + rng.uniform(0.3, 0.5) * _field(texture, y, x, wave))
-    tint = np.clip(np.array(COLOURS[colour]) + rng.uniform(-0.06, 0.06, 3), 0, 1)
-    return np.asarray(shade[..., None] * tint, dtype=np.float32).clip(0, 0.8)
+    shifted = np.clip(np.array(tint) + rng.uniform(-0.06, 0.06, 3), 0, 1)
+    return np.asarray(shade[..., None] * shifted, dtype=np.float32).clip(0, 0.8)
+
+
+def draw_background(pair: int, height: int, width: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """One instance of a background, an index into ``PAIRS``; see :func:`draw_texture`."""
+    colour, texture = PAIRS[pair]
+    return draw_texture(texture, COLOURS[colour], height, width, rng)

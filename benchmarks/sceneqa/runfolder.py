@@ -1,0 +1,48 @@
+"""A training run's folder: checkpoint, log, and the record of the commands and commits that filled it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class RunFolder:
+    """``checkpoint.pt``, ``log.jsonl`` and ``stages.json`` in one folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True, exist_ok=True)
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Add one JSON line."""
+        with (self.path / "log.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def save(self, record: dict[str, Any]) -> None:
+        """Write the checkpoint; a run that is broken off meanwhile keeps the one before."""
+        torch.save(record, self.path / "checkpoint.part")
+        (self.path / "checkpoint.part").replace(self.path / "checkpoint.pt")
+
+    def load(self) -> dict[str, Any] | None:
+        """The checkpoint, or None."""
+        path = self.path / "checkpoint.pt"
+        if not path.is_file():
+            return None
+        record: dict[str, Any] = torch.load(path, weights_only=True)
+        return record
+
+    def note_start(self, update: int) -> None:
+        """Write down the command and the commit from this update on, for the record that ships with the weights."""
+        path = self.path / "stages.json"
+        stages = json.loads(path.read_text()) if path.is_file() else []
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
+        )
+        command = " ".join(["train.py", *sys.argv[1:]])
+        stages.append({"from update": update, "commit": commit.stdout.strip(), "command": command})
+        path.write_text(json.dumps(stages, indent=2))
