@@ -1,43 +1,60 @@
-"""Training batches, made as training goes: videos of one level of the curriculum, their questions, token
-dropout."""
+"""Training batches of the decoder, made as training goes: videos, questions, and what there is to find in a video.
+
+Legend: B videos, F frames of the language model, V video tokens, Q questions, R rows of a question.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from forward import CELLS, patchify
+from alignment import IGNORE
+from forward import CELLS, COLUMNS, patchify
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
-from untrained import TURN_END, VISION_END
+from untrained import MERGE, PATCH, TURN_END, VISION_END
 
-from segmo.sceneqa.backgrounds import PAIRS
-from segmo.sceneqa.glyphs import SHAPES, load_digits
+from segmo.sceneqa.backgrounds import COLOURS, PAIRS, TEXTURES
+from segmo.sceneqa.glyphs import SHAPES, Digits
 from segmo.sceneqa.questions import KINDS, Question, choose_questions
-from segmo.sceneqa.render import render
+from segmo.sceneqa.render import PICTURES, render_with_places
 from segmo.sceneqa.script import Scene, write_script
 
-IGNORE = -100
-# Questions of each kind asked about one video of a batch; kinds that run short are filled up with the others.
-QUESTIONS = {"retrieve": 6, "moment": 4, "order": 4, "count": 4, "cross-scene": 5}
 ROWS = 8  # end of vision, five words, end of turn, answer
+FIRST_DIGIT, LAST_WORD, LAST = 3, 5, 6  # rows: the first digit of *order*; the fifth word; the one that answers
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What a video token should know beyond what its frame shows.
+
+    Attributes:
+        before: colour and texture (indices) of the scene before, IGNORE in the first scene, (B, F, 2).
+        arrives: the digit of a scene is seen here for the first time, at its top left corner, (B, V) bool.
+    """
+
+    before: Tensor
+    arrives: Tensor
 
 
 @dataclass(frozen=True)
 class Batch:
-    """B videos of F frames. ``target`` is the answer; ``kind`` an index into KINDS, -1 for a row that is not
-    asked.
+    """B videos of F frames and what is asked about them.
 
     Attributes:
         patches: (B * F, patches, pixels of a patch).
         frames: F.
         question_ids: (B, Q, ROWS).
-        target, kind: (B, Q).
-        where: frames that show a question's answer, (B, Q, F) bool.
-        caption: ids of the colour, the texture, the digit and the shape in each frame, IGNORE for none, (B *
-        F, 4).
+        target, kind: token id of the answer, and index into KINDS; -1 for a row that is not asked, (B, Q).
+        find: frames that a question is about, (B, Q, F) bool.
+        read: frames that show its answer, (B, Q, F) bool; none where it takes more than one look.
+        named: for rows FIRST_DIGIT and LAST_WORD the frames that show the digit of that row, (B, Q, 2, F) bool.
+        caption: ids of colour, texture, digit and shape of each frame, (B * F, 4).
         key: frames with something new (a scene's first, a digit's first, a flash), (B, F) bool.
+        notes: see :class:`Notes`.
     """
 
     patches: Tensor
@@ -45,9 +62,12 @@ class Batch:
     question_ids: Tensor
     target: Tensor
     kind: Tensor
-    where: Tensor
+    find: Tensor
+    read: Tensor
+    named: Tensor
     caption: Tensor
     key: Tensor
+    notes: Notes
 
 
 def encode_question(tokenizer: PreTrainedTokenizerFast, question: Question) -> list[int]:
@@ -56,19 +76,20 @@ def encode_question(tokenizer: PreTrainedTokenizerFast, question: Question) -> l
     return [int(number) for number in tokenizer.convert_tokens_to_ids(words)]
 
 
-def _captions(script: tuple[Scene, ...], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
+def _frames(script: Sequence[Scene]) -> int:
+    return script[-1].start + script[-1].length
+
+
+def _captions(script: Sequence[Scene], tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
     """Words that describe each frame, (F, 4), and the frames with something new, (F,)."""
-    frames = script[-1].start + script[-1].length
-    caption = torch.full((frames, 4), IGNORE)
-    key = torch.zeros(frames, dtype=torch.bool)
+    caption = torch.full((_frames(script), 4), IGNORE)
+    key = torch.zeros(_frames(script), dtype=torch.bool)
     for scene in script:
         span = slice(scene.start, scene.start + scene.length)
         caption[span, :2] = torch.tensor(tokenizer.convert_tokens_to_ids(list(PAIRS[scene.pair])))
         key[scene.start] = True
         if scene.digit >= 0:
-            caption[scene.start + scene.seen[0] : scene.start + scene.seen[1], 2] = int(
-                tokenizer.convert_tokens_to_ids(str(scene.digit))
-            )
+            caption[_digit_seen(scene), 2] = int(tokenizer.convert_tokens_to_ids(str(scene.digit)))
             key[scene.start + scene.seen[0]] = True
         if scene.shape >= 0:
             caption[scene.start + scene.flash, 3] = int(tokenizer.convert_tokens_to_ids(SHAPES[scene.shape]))
@@ -76,11 +97,48 @@ def _captions(script: tuple[Scene, ...], tokenizer: PreTrainedTokenizerFast) -> 
     return caption, key
 
 
-def _evidence(scene: Scene, kind: str) -> slice:
-    """Frames of one of a question's scenes that show what is asked for: the flash, or the digit."""
-    if kind == "moment":
-        return slice(scene.start + scene.flash, scene.start + scene.flash + 1)
+def _notes(script: Sequence[Scene], places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """``before``, (F, 2), and ``arrives``, (V,), of one video."""
+    before = torch.full((_frames(script), 2), IGNORE)
+    arrives = torch.zeros(_frames(script) * CELLS, dtype=torch.bool)
+    for number, scene in enumerate(script):
+        if number:
+            colour, texture = PAIRS[script[number - 1].pair]
+            pair = torch.tensor([tuple(COLOURS).index(colour), TEXTURES.index(texture)])
+            before[scene.start : scene.start + scene.length] = pair
+        if scene.digit >= 0:
+            frame = scene.start + scene.seen[0]
+            top, left = (places[frame * PICTURES] // (PATCH * MERGE)).tolist()
+            arrives[frame * CELLS + top * COLUMNS + left] = True
+    return before, arrives
+
+
+def _digit_seen(scene: Scene) -> slice:
     return slice(scene.start + scene.seen[0], scene.start + scene.seen[1])
+
+
+def _mark(question: Question, script: Sequence[Scene], find: Tensor, read: Tensor, named: Tensor) -> None:
+    """Fill in one question's frames, (F,), (F,) and (2, F)."""
+    scenes = [script[number] for number in question.scenes]
+    match question.kind:
+        case "moment":
+            for marks in (find, read):
+                marks[scenes[0].start + scenes[0].flash] = True
+        case "retrieve":
+            for marks in (find, read):
+                marks[_digit_seen(scenes[0])] = True
+        case "cross-scene":
+            find[scenes[0].start : scenes[0].start + scenes[0].length] = True
+            read[_digit_seen(scenes[1])] = True
+        case "order":
+            for scene, marks in zip(scenes, named, strict=True):
+                marks[_digit_seen(scene)] = True
+                find[_digit_seen(scene)] = True
+        case "count":
+            for scene in scenes:
+                find[_digit_seen(scene)] = True
+                for marks in (read, named[1]):
+                    marks[scene.start + scene.seen[0]] = True
 
 
 def make_batch(
@@ -89,35 +147,35 @@ def make_batch(
     frames: int,
     tokenizer: PreTrainedTokenizerFast,
     rng: np.random.Generator,
-    questions: dict[str, int] = QUESTIONS,
+    questions: dict[str, int],
+    digits: Digits,
     training: bool = True,
 ) -> Batch:
-    """``videos`` new videos; ``training`` chooses the digits and backgrounds of the train or the validation
-    split."""
+    """``videos`` new videos that show ``digits``; outside ``training`` they prefer held-out backgrounds."""
     total = sum(questions.values())
     ids = torch.zeros(videos, total, ROWS, dtype=torch.long)
     target = torch.full((videos, total), IGNORE)
     kind = torch.full((videos, total), -1)
-    where = torch.zeros(videos, total, frames, dtype=torch.bool)
-    digits = load_digits("train" if training else "validation")
-    patches, captions, keys = [], [], []
+    find = torch.zeros(videos, total, frames, dtype=torch.bool)
+    read, named = torch.zeros_like(find), torch.zeros(videos, total, 2, frames, dtype=torch.bool)
+    patches, captions, keys, before, arrives = [], [], [], [], []
     for row in range(videos):
         script = write_script(scenes, frames, training, rng)
-        patches.append(patchify(render(script, digits, rng)))
-        caption, key = _captions(script, tokenizer)
-        captions.append(caption)
-        keys.append(key)
-        chosen = choose_questions(script, questions, rng)
-        encoded = torch.tensor([encode_question(tokenizer, question) for question in chosen], dtype=torch.long).reshape(
-            -1, ROWS
-        )
-        ids[row, : len(chosen)] = encoded
-        target[row, : len(chosen)] = encoded[:, -1]
-        for number, question in enumerate(chosen):
-            for scene in (script[index] for index in question.scenes):
-                where[row, number, _evidence(scene, question.kind)] = True
-        kind[row, : len(chosen)] = torch.tensor([KINDS.index(question.kind) for question in chosen], dtype=torch.long)
-    return Batch(torch.cat(patches), frames, ids, target, kind, where, torch.cat(captions), torch.stack(keys))
+        pictures, places = render_with_places(script, digits, rng)
+        patches.append(patchify(pictures))
+        for parts, part in zip((captions, keys), _captions(script, tokenizer), strict=True):
+            parts.append(part)
+        for parts, part in zip((before, arrives), _notes(script, places), strict=True):
+            parts.append(part)
+        for number, question in enumerate(choose_questions(script, questions, rng)):
+            ids[row, number] = torch.tensor(encode_question(tokenizer, question))
+            target[row, number] = ids[row, number, -1]
+            kind[row, number] = KINDS.index(question.kind)
+            _mark(question, script, find[row, number], read[row, number], named[row, number])
+    notes = Notes(torch.stack(before), torch.stack(arrives))
+    return Batch(
+        torch.cat(patches), frames, ids, target, kind, find, read, named, torch.cat(captions), torch.stack(keys), notes
+    )
 
 
 def _keep(key_BX: Tensor, keep: float, generator: torch.Generator) -> Tensor:

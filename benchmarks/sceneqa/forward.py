@@ -10,7 +10,8 @@ of a question, H hidden size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -70,17 +71,17 @@ def encode_frames(model: Qwen2VLForConditionalGeneration, patches_FP: Tensor) ->
 
 @dataclass
 class Looks:
-    """Attention of each question's last token to the video in one layer, mean over heads, written down on the way.
+    """Attention of some rows of each question to the video in some layers, mean over heads, written down on the way.
 
     Attributes:
-        layer: decoder layer.
-        rows: L.
-        weights_BQV: None before the model has run.
+        rows: for a decoder layer, which rows of a question.
+        length: L.
+        weights: for a decoder layer (B, Q, rows, V); empty before the model has run.
     """
 
-    layer: int
-    rows: int
-    weights_BQV: Tensor | None = None
+    rows: dict[int, tuple[int, ...]]
+    length: int
+    weights: dict[int, Tensor] = field(default_factory=dict)
 
 
 def _shared_video_attention(
@@ -97,10 +98,10 @@ def _shared_video_attention(
     shared = key.shape[2] - attention_mask.shape[2]
     repeat = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
-    if module.layer_idx == looks.layer:
-        last = query[:, :, shared + looks.rows - 2 :: looks.rows]
-        weights = (last @ key[:, :, SINKS:shared].transpose(2, 3) * scaling).softmax(-1)
-        looks.weights_BQV = weights.mean(1)
+    if module.layer_idx in looks.rows:
+        asking = query[:, :, shared:].unflatten(2, (-1, looks.length))[:, :, :, looks.rows[module.layer_idx]]
+        weights = (asking.flatten(2, 3) @ key[:, :, SINKS:shared].transpose(2, 3) * scaling).softmax(-1)
+        looks.weights[module.layer_idx] = weights.mean(1).unflatten(1, asking.shape[2:4])
     attend = torch.nn.functional.scaled_dot_product_attention
     video = attend(query[:, :, :shared], key[:, :, :shared], value[:, :, :shared], is_causal=True, scale=scaling)
     asked = attend(query[:, :, shared:], key, value, attn_mask=attention_mask, scale=scaling)
@@ -130,18 +131,32 @@ def _positions(frames: int, questions: int, rows: int, kept_BV: Tensor) -> Tenso
     return torch.cat([text[0], video, text[1]], dim=2)
 
 
-def answer_logits(
+@dataclass(frozen=True)
+class Answered:
+    """What the decoder made of a batch.
+
+    Attributes:
+        logits: of the answer and of what follows it, (B, Q, 2, vocabulary).
+        looks: for a decoder layer the attention of some rows to the kept video tokens, (B, Q, rows, kept).
+        hidden: for a decoder layer the kept video tokens after it, (B, kept, H).
+    """
+
+    logits: Tensor
+    looks: dict[int, Tensor]
+    hidden: dict[int, Tensor]
+
+
+def answer_questions(
     model: Qwen2VLForConditionalGeneration,
     features_BVH: Tensor,
     frames: int,
     kept_BV: Tensor,
     sink_ids: Tensor,
     question_ids_BQL: Tensor,
-    look_layer: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """Logits of the answer and of what follows it, (B, Q, 2, vocabulary), and where the question's last token looked.
-
-    The latter is its attention to the kept video tokens in decoder layer ``look_layer``, mean over heads, (B, Q, kept).
+    look_rows: dict[int, tuple[int, ...]] | None = None,
+    hidden_after: tuple[int, ...] = (),
+) -> Answered:
+    """The decoder on videos and many questions about each.
 
     Args:
         model: with attention implementation ``SHARED_VIDEO``.
@@ -150,20 +165,33 @@ def answer_logits(
         kept_BV: index of each kept token in the whole video.
         sink_ids: the text before the video, (SINKS,).
         question_ids_BQL: the text after the video, with the answer as the last row.
+        look_rows: for which layers and rows of a question the attention is wanted.
+        hidden_after: after which layers the video's hidden states are wanted.
     """
     batch, questions, rows = question_ids_BQL.shape
     language: Any = model.model.language_model
     embed = language.embed_tokens
     embeds = torch.cat([embed(sink_ids).expand(batch, -1, -1), features_BVH, embed(question_ids_BQL.flatten(1))], dim=1)
     shared = SINKS + features_BVH.shape[1]
-    looks = Looks(look_layer, rows)
-    out = language(
-        inputs_embeds=embeds,
-        position_ids=_positions(frames, questions, rows, kept_BV),
-        attention_mask={"full_attention": _question_mask(questions, rows, shared)},
-        use_cache=False,
-        looks=looks,
-    ).last_hidden_state
+    looks, hidden = Looks(look_rows or {}, rows), {}
+
+    def remember(layer: int) -> Callable[[Any, Any, Any], None]:
+        def hook(module: Any, args: Any, output: Any) -> None:
+            hidden[layer] = (output if isinstance(output, Tensor) else output[0])[:, SINKS:shared]
+
+        return hook
+
+    hooks = [language.layers[layer].register_forward_hook(remember(layer)) for layer in hidden_after]
+    try:
+        out = language(
+            inputs_embeds=embeds,
+            position_ids=_positions(frames, questions, rows, kept_BV),
+            attention_mask={"full_attention": _question_mask(questions, rows, shared)},
+            use_cache=False,
+            looks=looks,
+        ).last_hidden_state
+    finally:
+        for hook in hooks:
+            hook.remove()
     ends = out[:, shared:].unflatten(1, (questions, rows))[:, :, -2:]
-    assert looks.weights_BQV is not None
-    return model.lm_head(ends), looks.weights_BQV
+    return Answered(model.lm_head(ends), looks.weights, hidden)

@@ -48,7 +48,10 @@ def _far_corner(place: NDArray[np.int64], rng: np.random.Generator) -> NDArray[n
     return np.array([spot // RASTER * RASTER] * PICTURES, dtype=np.int64)
 
 
-def _render_scene(scene: Scene, digits: Digits, pictures: NDArray[np.float32], rng: np.random.Generator) -> None:
+def _render_scene(
+    scene: Scene, digits: Digits, pictures: NDArray[np.float32], rng: np.random.Generator
+) -> NDArray[np.int64]:
+    """Draw a scene into its pictures; the digit's top left corner in each of them, (pictures, 2)."""
     pictures[:] = draw_background(scene.pair, HEIGHT, WIDTH, rng)
     path = _path(scene.moving, len(pictures), rng)
     if scene.digit >= 0:
@@ -59,14 +62,23 @@ def _render_scene(scene: Scene, digits: Digits, pictures: NDArray[np.float32], r
         first = scene.flash * PICTURES
         place = _far_corner(path[first], rng)
         _stamp(pictures[first : first + PICTURES], shape_alpha()[scene.shape], place, DARK)
+    return path
+
+
+def render_with_places(
+    script: Sequence[Scene], digits: Digits, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """What :func:`render` draws, and where a digit's top left corner is, or would be, in each picture, (2 * frames, 2)."""
+    frames = script[-1].start + script[-1].length
+    pictures = np.empty((frames * PICTURES, HEIGHT, WIDTH, 3), dtype=np.float32)
+    places = np.empty((frames * PICTURES, 2), dtype=np.int64)
+    for scene in script:
+        span = slice(scene.start * PICTURES, (scene.start + scene.length) * PICTURES)
+        places[span] = _render_scene(scene, digits, pictures[span], rng)
+    pictures += (rng.random(pictures.shape, dtype=np.float32) - np.float32(0.5)) * np.float32(2 * NOISE)
+    return (pictures * 255 + 0.5).clip(0, 255).astype(np.uint8), places
 
 
 def render(script: Sequence[Scene], digits: Digits, rng: np.random.Generator) -> NDArray[np.uint8]:
     """All pictures of a video, (2 * frames, HEIGHT, WIDTH, 3) uint8 RGB."""
-    frames = script[-1].start + script[-1].length
-    pictures = np.empty((frames * PICTURES, HEIGHT, WIDTH, 3), dtype=np.float32)
-    for scene in script:
-        first = scene.start * PICTURES
-        _render_scene(scene, digits, pictures[first : first + scene.length * PICTURES], rng)
-    pictures += (rng.random(pictures.shape, dtype=np.float32) - np.float32(0.5)) * np.float32(2 * NOISE)
-    return (pictures * 255 + 0.5).clip(0, 255).astype(np.uint8)
+    return render_with_places(script, digits, rng)[0]

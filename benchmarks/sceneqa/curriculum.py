@@ -1,0 +1,33 @@
+"""From short videos to long ones: what each level shows and when the next one starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Level:
+    """Videos of one level; the next one starts at ``enough`` accuracy of *retrieve*, or after ``most`` updates."""
+
+    scenes: int
+    frames: int
+    videos: int
+    questions: dict[str, int]
+    most: int
+    enough: float
+
+
+FEW = {"retrieve": 4, "moment": 3, "order": 4, "count": 4, "cross-scene": 4}
+SOME = {"retrieve": 6, "moment": 4, "order": 6, "count": 5, "cross-scene": 6}
+MANY = {"retrieve": 7, "moment": 5, "order": 7, "count": 7, "cross-scene": 8}
+LEVELS = (
+    Level(5, 10, 14, FEW, 1500, 0.85),
+    Level(8, 24, 8, SOME, 1200, 0.88),
+    Level(12, 56, 5, MANY, 1000, 0.88),
+    Level(16, 128, 3, MANY, 10**9, 2.0),
+)
+REVIEW = 0.5  # of the batches are from an earlier level
+# In most batches frames, and in half of those tokens too, are left out at random: videos of many rates.
+DROPOUT, LEAST_FRAMES, LEAST_TOKENS = 0.6, 0.1, 0.3
+# Weight of a kind's questions: there are fewest flashes, and most is left to learn about several scenes.
+KIND_WEIGHT = {"retrieve": 1.0, "moment": 1.5, "order": 1.0, "count": 1.0, "cross-scene": 1.5}
