@@ -11,7 +11,7 @@ import torch
 from batches import encode_question
 from cohesion import local_cohesion
 from decoder import run_decoder
-from forward import SHARED_VIDEO, answer_logits, encode_frames, patchify
+from forward import SHARED_VIDEO, answer_questions, encode_frames, patchify
 from numpy.typing import NDArray
 
 from segmo.errors import SegMoError
@@ -86,7 +86,7 @@ def test_training_forward_equals_single_prompts(loaded: tuple[Any, Any], sample:
     try:
         every = torch.arange(len(prompts.features))[None]
         with torch.no_grad():
-            logits, _ = answer_logits(model, prompts.features[None], 12, every, prompts.input_ids[0, :2], ids)
+            logits = answer_questions(model, prompts.features[None], 12, every, prompts.input_ids[0, :2], ids).logits
     finally:
         model.set_attn_implementation("sdpa")
     torch.testing.assert_close(logits[0, :, 0], answer_full(model, prompts).logits, atol=1e-4, rtol=1e-4)

@@ -17,13 +17,13 @@ class Level:
     enough: float
 
 
-FEW = {"retrieve": 4, "moment": 3, "order": 4, "count": 4, "cross-scene": 4}
-SOME = {"retrieve": 6, "moment": 4, "order": 6, "count": 5, "cross-scene": 6}
-MANY = {"retrieve": 7, "moment": 5, "order": 7, "count": 7, "cross-scene": 8}
+FEW = {"retrieve": 4, "moment": 2, "order": 4, "count": 3, "cross-scene": 4}
+SOME = {"retrieve": 5, "moment": 4, "order": 6, "count": 5, "cross-scene": 6}
+MANY = {"retrieve": 6, "moment": 5, "order": 6, "count": 6, "cross-scene": 7}
 LEVELS = (
-    Level(5, 10, 14, FEW, 1500, 0.85),
-    Level(8, 24, 8, SOME, 1200, 0.88),
-    Level(12, 56, 5, MANY, 1000, 0.88),
+    Level(5, 10, 9, FEW, 500, 0.75),
+    Level(8, 24, 6, SOME, 400, 0.80),
+    Level(12, 56, 4, MANY, 400, 0.84),
     Level(16, 128, 3, MANY, 10**9, 2.0),
 )
 REVIEW = 0.5  # of the batches are from an earlier level

@@ -76,45 +76,45 @@ class Looks:
     Attributes:
         rows: for a decoder layer, which rows of a question.
         length: L.
+        shared: number of tokens up to the end of the video, which all questions share.
         weights: for a decoder layer (B, Q, rows, V); empty before the model has run.
     """
 
     rows: dict[int, tuple[int, ...]]
     length: int
+    shared: int
     weights: dict[int, Tensor] = field(default_factory=dict)
 
 
+def _asked_attention(query: Tensor, key: Tensor, value: Tensor, scaling: float, looks: Looks, layer: int) -> Tensor:
+    """Attention of the questions' rows, (B, A, Q * L, D), to the video and to their own question up to themselves."""
+    length, shared = looks.length, key.shape[2] - query.shape[2]
+    to_video = query @ key[:, :, :shared].transpose(2, 3) * scaling  # (B, A, Q * L, shared)
+    if layer in looks.rows:
+        rows = to_video[..., SINKS:].unflatten(2, (-1, length))[:, :, :, looks.rows[layer]]
+        looks.weights[layer] = rows.softmax(-1).mean(1)
+    own_key, own_value = (part[:, :, shared:].unflatten(2, (-1, length)) for part in (key, value))
+    to_own = query.unflatten(2, (-1, length)) @ own_key.transpose(3, 4) * scaling  # (B, A, Q, L, L)
+    later = torch.ones(length, length, dtype=torch.bool).triu(1)
+    weights = torch.cat([to_video, to_own.masked_fill(later, -torch.inf).flatten(2, 3)], dim=-1).softmax(-1)
+    mixed_own = weights[..., shared:].unflatten(2, (-1, length)) @ own_value
+    return weights[..., :shared] @ value[:, :, :shared] + mixed_own.flatten(2, 3)
+
+
 def _shared_video_attention(
-    module: Any,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float,
-    looks: Looks,
-    **_: Any,
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: None, scaling: float, looks: Looks, **_: Any
 ) -> tuple[Tensor, None]:
-    """Causal over the video; the questions' rows by ``attention_mask``, (1, 1, Q * L, N)."""
-    shared = key.shape[2] - attention_mask.shape[2]
+    """Causal over the text before the video and the video; then the questions."""
+    shared = looks.shared
     repeat = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(repeat, dim=1), value.repeat_interleave(repeat, dim=1)
-    if module.layer_idx in looks.rows:
-        asking = query[:, :, shared:].unflatten(2, (-1, looks.length))[:, :, :, looks.rows[module.layer_idx]]
-        weights = (asking.flatten(2, 3) @ key[:, :, SINKS:shared].transpose(2, 3) * scaling).softmax(-1)
-        looks.weights[module.layer_idx] = weights.mean(1).unflatten(1, asking.shape[2:4])
     attend = torch.nn.functional.scaled_dot_product_attention
     video = attend(query[:, :, :shared], key[:, :, :shared], value[:, :, :shared], is_causal=True, scale=scaling)
-    asked = attend(query[:, :, shared:], key, value, attn_mask=attention_mask, scale=scaling)
+    asked = _asked_attention(query[:, :, shared:], key, value, scaling, looks, module.layer_idx)
     return torch.cat([video, asked], dim=2).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(SHARED_VIDEO, _shared_video_attention)
-
-
-def _question_mask(questions: int, rows: int, shared: int) -> Tensor:
-    """True where a question's row may look: the video and the question's own rows up to itself."""
-    own = torch.block_diag(*[torch.ones(rows, rows).tril()] * questions).bool()
-    return torch.cat([torch.ones(questions * rows, shared, dtype=torch.bool), own], dim=1)[None, None]
 
 
 def _positions(frames: int, questions: int, rows: int, kept_BV: Tensor) -> Tensor:
@@ -173,7 +173,7 @@ def answer_questions(
     embed = language.embed_tokens
     embeds = torch.cat([embed(sink_ids).expand(batch, -1, -1), features_BVH, embed(question_ids_BQL.flatten(1))], dim=1)
     shared = SINKS + features_BVH.shape[1]
-    looks, hidden = Looks(look_rows or {}, rows), {}
+    looks, hidden = Looks(look_rows or {}, rows, shared), {}
 
     def remember(layer: int) -> Callable[[Any, Any, Any], None]:
         def hook(module: Any, args: Any, output: Any) -> None:
@@ -186,7 +186,7 @@ def answer_questions(
         out = language(
             inputs_embeds=embeds,
             position_ids=_positions(frames, questions, rows, kept_BV),
-            attention_mask={"full_attention": _question_mask(questions, rows, shared)},
+            attention_mask={"full_attention": None},
             use_cache=False,
             looks=looks,
         ).last_hidden_state

@@ -23,6 +23,12 @@ class RunFolder:
         with (self.path / "log.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
 
+    def cut_log(self, update: int) -> None:
+        """Take out the lines after ``update``: a run that goes on from its checkpoint writes them again."""
+        path = self.path / "log.jsonl"
+        lines = path.read_text().splitlines(keepends=True) if path.is_file() else []
+        path.write_text("".join(line for line in lines if json.loads(line)["step"] <= update))
+
     def save(self, record: dict[str, Any]) -> None:
         """Write the checkpoint; a run that is broken off meanwhile keeps the one before."""
         torch.save(record, self.path / "checkpoint.part")
