@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from cohesion import draw_cohesion, local_cohesion
 from rich.console import Console
 from rivals.methods import rival_methods
 from rivals.saliency import encoder_saliency
+from shared import answer_full_shared
 from torch import Tensor
 
 from segmo.sceneqa.evaluate import QuestionSet, build_set, evaluate, time_methods
@@ -26,10 +29,13 @@ from segmo.sceneqa.plot import draw_results
 from segmo.sceneqa.results import Row, result_table, summarise, write_csv
 from segmo.sceneqa.task import DIFFICULTIES, make_sample
 
+FULL = "full attention"
 BUDGETS = (0.5, 0.25, 0.125, 0.0625)
 SEGMENTS = (2, 4, 8)
 CONTEXT = 2
 ATTENTION_LAYER = 1  # the layer whose look training guides
+# Questions about a video; few digits of a video are shown once, so of *order* all there are (a pair in both orders).
+PER_KIND = {"retrieve": 4, "moment": 4, "order": 10, "count": 4, "cross-scene": 4}
 COHESION_VIDEOS = 8
 
 
@@ -47,32 +53,38 @@ def segmo_methods() -> list[Method]:
     return [*found, lsp_method("scene", 0), lsp_method("scene", CONTEXT)]
 
 
+def all_methods(saliency: Mapping[int, Tensor]) -> list[Method]:
+    """Every row of the table; the first is what the others are compared with."""
+    return [Method(FULL, 1.0, answer_full_shared), *rival_methods(BUDGETS, saliency), *segmo_methods()]
+
+
 def run(args: argparse.Namespace, console: Console) -> None:
     """Build the set, run every method, write table, CSV and pictures."""
     out, difficulty = Path(args.out), DIFFICULTIES[args.difficulty]
     model, processor = load_model(Path(args.model))
-    questions = build_set(model, processor, args.split, difficulty, args.videos)
+    questions = build_set(model, processor, args.split, difficulty, args.videos, PER_KIND)
     console.print(questions.label)
     console.print(f"weights: {json.loads((Path(args.model) / 'made.json').read_text())}")
-    saliency: dict[int, Tensor] = {}
-    for index in range(args.videos):
-        pictures = make_sample(args.split, difficulty, index).pictures
-        saliency[index] = encoder_saliency(model, processor, pictures)
-    methods = [
-        Method("full attention", 1.0, answer_full),
-        *rival_methods(BUDGETS, saliency),
-        *segmo_methods(),
-    ]
+    pictures = [make_sample(args.split, difficulty, index, PER_KIND).pictures for index in range(args.videos)]
+    saliency = {index: encoder_saliency(model, processor, frames) for index, frames in enumerate(pictures)}
+    methods = [method for method in all_methods(saliency) if re.search(args.only, method.key)]
     path = out / "results.jsonl"
     records = evaluate(model, methods, questions, path, lambda done, total: console.print(f"{done}/{total}"))
-    times = _times(out / "times.json", model, methods, questions)
+    if args.answers_only:
+        return
+    times = _times(out / "times.json", model, _one_by_one(methods), questions) if args.times else {}
     _write(summarise(records, times), questions, out, console)
     shares, even = [], 0.0
     for prompts in questions.prompts[:COHESION_VIDEOS]:
-        scene_F = make_sample(args.split, difficulty, prompts.video).scene_F
+        scene_F = make_sample(args.split, difficulty, prompts.video, PER_KIND).scene_F
         share, even = local_cohesion(model, prompts, scene_F)
         shares.append(share)
     draw_cohesion(shares, even).savefig(out / "cohesion.png")
+
+
+def _one_by_one(methods: Sequence[Method]) -> list[Method]:
+    """The methods as a single question runs them: full attention is the model as it is."""
+    return [replace(method, answer=answer_full) if method.name == FULL else method for method in methods]
 
 
 def _times(path: Path, model: object, methods: Sequence[Method], questions: QuestionSet) -> dict[str, float]:
@@ -98,7 +110,12 @@ def main() -> None:
     parser.add_argument("--model", default=str(MODEL_PATH), help="folder of the trained model")
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--difficulty", default="standard", choices=tuple(DIFFICULTIES))
-    parser.add_argument("--videos", type=int, default=140, help="up to 25 questions about each")
+    parser.add_argument("--videos", type=int, default=135, help="up to 26 questions about each")
+    parser.add_argument("--only", default="", help="regular expression that names rows of the table")
+    parser.add_argument(
+        "--answers-only", action="store_true", help="save answers, draw nothing: one of several processes"
+    )
+    parser.add_argument("--times", action="store_true", help="measure prefill times too")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -137,9 +137,7 @@ class Trainer:
         return self._make(level, rng), keep
 
     def _make(self, level: Level, rng: np.random.Generator) -> Batch:
-        return make_batch(
-            level.videos, level.scenes, level.frames, self.tokenizer, rng, level.questions, self.digits
-        )
+        return make_batch(level.videos, level.scenes, level.frames, self.tokenizer, rng, level.questions, self.digits)
 
     def train_step(self) -> dict[str, float]:
         """One update; what it sees depends on seed and update alone, so a resumed run is an unbroken one."""
@@ -243,9 +241,7 @@ class Trainer:
                 recent = {}
             if self.state.step % VALIDATE == 0:
                 if self.state.level >= 0:
-                    self.folder.log(
-                        {"step": self.state.step, "level": self.state.level, "validation": self.validate()}
-                    )
+                    self.folder.log({"step": self.state.step, "level": self.state.level, "validation": self.validate()})
                 self.save()
         self.save()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def build_set(
     split: str,
     difficulty: Difficulty,
     videos: int,
-    per_kind: int = 5,
+    per_kind: int | Mapping[str, int] = 5,
     progress: Progress = lambda done, total: None,
 ) -> QuestionSet:
     """Encode the first ``videos`` videos of a split."""

@@ -114,6 +114,47 @@ def summarise(records: Iterable[Mapping[str, Any]], times: Mapping[str, float]) 
     return rows
 
 
+@dataclass(frozen=True)
+class Difference:
+    """Accuracy of one method minus that of another on the same questions, with a 95% interval.
+
+    Attributes:
+        value, half: the difference, and half the interval's width (normal approximation over paired questions).
+        total: questions.
+    """
+
+    value: float
+    half: float
+    total: int
+
+    def __str__(self) -> str:
+        return f"{100 * self.value:+.1f} +- {100 * self.half:.1f}"
+
+
+def paired_difference(
+    ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], kinds: Iterable[str] = KINDS
+) -> Difference:
+    """Compare two methods question by question, which tells smaller differences apart than two intervals do.
+
+    Args:
+        ours, theirs: records of one method each, over the same videos.
+        kinds: of questions that count.
+    """
+    wanted = set(kinds)
+    by_video = {record["video"]: record for record in theirs}
+    values: list[int] = []
+    for record in ours:
+        other = by_video[record["video"]]
+        for kind, mine, his in zip(record["kinds"], record["right"], other["right"], strict=True):
+            if kind in wanted:
+                values.append(mine - his)
+    if not values:
+        return Difference(math.nan, math.nan, 0)
+    mean = sum(values) / len(values)
+    variance = sum((value - mean) ** 2 for value in values) / max(len(values) - 1, 1)
+    return Difference(mean, 1.959964 * math.sqrt(variance / len(values)), len(values))
+
+
 def result_table(rows: Sequence[Row], title: str) -> Table:
     """The table that is printed; accuracies in percent with 95% intervals."""
     table = Table(title=title, title_justify="left")

@@ -6,7 +6,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,8 +63,8 @@ class Sample:
         return np.repeat(np.arange(len(self.script)), [scene.length for scene in self.script])
 
 
-def make_sample(split: str, difficulty: Difficulty, index: int, per_kind: int = 5) -> Sample:
-    """Video number ``index`` of a split, with up to ``per_kind`` questions of each kind.
+def make_sample(split: str, difficulty: Difficulty, index: int, per_kind: int | Mapping[str, int] = 5) -> Sample:
+    """Video number ``index`` of a split, with up to ``per_kind`` questions of each kind (one number, or one for each).
 
     Raises:
         SegMoError: there is no such split, or scikit-learn is missing.
@@ -74,11 +74,12 @@ def make_sample(split: str, difficulty: Difficulty, index: int, per_kind: int = 
     seed = [VERSION, SPLITS.index(split), difficulty.scenes, difficulty.frames, index]
     rng = np.random.default_rng(seed)
     script = write_script(difficulty.scenes, difficulty.frames, split == "train", rng)
-    questions = choose_questions(script, dict.fromkeys(KINDS, per_kind), rng)
+    wanted = dict.fromkeys(KINDS, per_kind) if isinstance(per_kind, int) else dict(per_kind)
+    questions = choose_questions(script, wanted, rng)
     return Sample(index, script, render(script, load_digits(split), rng), tuple(questions))
 
 
-def samples(split: str, difficulty: Difficulty, videos: int, per_kind: int = 5) -> Iterator[Sample]:
+def samples(split: str, difficulty: Difficulty, videos: int, per_kind: int | Mapping[str, int] = 5) -> Iterator[Sample]:
     """The first ``videos`` samples of a split."""
     for index in range(videos):
         yield make_sample(split, difficulty, index, per_kind)

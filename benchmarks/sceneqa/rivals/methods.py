@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from decoder import run_decoder
 from forward import CELLS
+from shared import answer_shared
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 
@@ -20,19 +21,12 @@ Selector = Callable[[Tensor, float, int], Tensor]
 FASTV_LAYER = 1  # attention of the second layer chooses, as in the paper (K = 2)
 
 
-def _run_kept(model: Qwen2VLForConditionalGeneration, prompts: Prompts, kept_K: Tensor, features_KH: Tensor) -> Answers:
-    count, layers = len(prompts.input_ids), model.config.text_config.num_hidden_layers
-    logits = run_decoder(model, prompts, kept_K.expand(count, -1), features_KH.expand(count, -1, -1))
-    rows = prompts.input_ids.shape[1] - len(prompts.features) + len(kept_K)
-    return Answers(logits, len(kept_K), prefill_flops(model, [rows] * layers, [causal_pairs(rows)] * layers))
-
-
 def _blind(select: Selector, keep: float) -> Answer:
     """A rival that does not look at the question."""
 
     def answer(model: Qwen2VLForConditionalGeneration, prompts: Prompts) -> Answers:
         kept = select(prompts.features.unflatten(0, (-1, CELLS)), keep, prompts.video)
-        return _run_kept(model, prompts, kept, prompts.features[kept])
+        return answer_shared(model, prompts, kept, prompts.features[kept])
 
     return answer
 
@@ -40,7 +34,7 @@ def _blind(select: Selector, keep: float) -> Answer:
 def _fastvid(keep: float, saliency: Mapping[int, Tensor]) -> Answer:
     def answer(model: Qwen2VLForConditionalGeneration, prompts: Prompts) -> Answers:
         frames = prompts.features.unflatten(0, (-1, CELLS))
-        return _run_kept(model, prompts, *fastvid(frames, saliency[prompts.video], keep))
+        return answer_shared(model, prompts, *fastvid(frames, saliency[prompts.video], keep))
 
     return answer
 

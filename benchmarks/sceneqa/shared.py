@@ -1,0 +1,39 @@
+"""Answers of the model to all questions about one video at once, where they all see the same video tokens.
+
+The same figures as one prompt for each question (``tests/test_sceneqa_model.py``), for a part of the time.
+"""
+
+from __future__ import annotations
+
+import torch
+from forward import CELLS, SHARED_VIDEO, SINKS, answer_questions
+from torch import Tensor
+from transformers import Qwen2VLForConditionalGeneration
+
+from segmo.sceneqa.methods import Answers, causal_pairs, prefill_flops
+from segmo.sceneqa.model import Prompts
+
+
+@torch.no_grad()
+def answer_shared(
+    model: Qwen2VLForConditionalGeneration, prompts: Prompts, kept_K: Tensor, features_KH: Tensor
+) -> Answers:
+    """Answers from the video tokens with indices ``kept_K``, ascending, and their features."""
+    video, layers = len(prompts.features), model.config.text_config.num_hidden_layers
+    rows = torch.cat([prompts.input_ids[:, SINKS + video :], prompts.answer[:, None]], dim=1)
+    before = model.config.text_config._attn_implementation
+    model.set_attn_implementation({"text_config": SHARED_VIDEO})
+    try:
+        answered = answer_questions(
+            model, features_KH[None], video // CELLS, kept_K[None], prompts.input_ids[0, :SINKS], rows[None]
+        )
+    finally:
+        model.set_attn_implementation({"text_config": before})
+    tokens = prompts.input_ids.shape[1] - video + len(kept_K)
+    flops = prefill_flops(model, [tokens] * layers, [causal_pairs(tokens)] * layers)
+    return Answers(answered.logits[0, :, 0], len(kept_K), flops)
+
+
+def answer_full_shared(model: Qwen2VLForConditionalGeneration, prompts: Prompts) -> Answers:
+    """Full attention over all tokens, all questions at once."""
+    return answer_shared(model, prompts, torch.arange(len(prompts.features)), prompts.features)
