@@ -68,7 +68,7 @@ def _render_scene(
 def render_with_places(
     script: Sequence[Scene], digits: Digits, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """What :func:`render` draws, and where a digit's top left corner is, or would be, in each picture, (2 * frames, 2)."""
+    """What :func:`render` draws, and the digit's top left corner in each picture, shown or not, (2 * frames, 2)."""
     frames = script[-1].start + script[-1].length
     pictures = np.empty((frames * PICTURES, HEIGHT, WIDTH, 3), dtype=np.float32)
     places = np.empty((frames * PICTURES, 2), dtype=np.int64)
