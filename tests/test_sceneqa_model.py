@@ -13,6 +13,7 @@ from cohesion import local_cohesion
 from decoder import run_decoder
 from forward import SHARED_VIDEO, answer_questions, encode_frames, patchify
 from numpy.typing import NDArray
+from shared import answer_full_shared, answer_shared
 
 from segmo.errors import SegMoError
 from segmo.sceneqa.methods import answer_full
@@ -90,6 +91,20 @@ def test_training_forward_equals_single_prompts(loaded: tuple[Any, Any], sample:
     finally:
         model.set_attn_implementation("sdpa")
     torch.testing.assert_close(logits[0, :, 0], answer_full(model, prompts).logits, atol=1e-4, rtol=1e-4)
+
+
+def test_shared_answers_equal_single_prompts(loaded: tuple[Any, Any], prompts: Prompts) -> None:
+    """Also on a part of the tokens, where every token keeps its place."""
+    model = loaded[0]
+    full, shared = answer_full(model, prompts), answer_full_shared(model, prompts)
+    torch.testing.assert_close(shared.logits, full.logits, atol=1e-4, rtol=1e-4)
+    assert (shared.kept, shared.flops) == (full.kept, full.flops)
+    kept = torch.arange(0, len(prompts.features), 3)
+    count = len(prompts.input_ids)
+    by_hand = run_decoder(model, prompts, kept.expand(count, -1), prompts.features[kept].expand(count, -1, -1))
+    shared = answer_shared(model, prompts, kept, prompts.features[kept])
+    torch.testing.assert_close(shared.logits, by_hand, atol=1e-4, rtol=1e-4)
+    assert model.config.text_config._attn_implementation == "sdpa"
 
 
 def test_decoder_by_hand_equals_the_model(loaded: tuple[Any, Any], prompts: Prompts) -> None:

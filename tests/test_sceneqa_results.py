@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from claims import claim_table
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -16,7 +18,15 @@ from scipy.stats import binomtest
 
 from segmo.sceneqa.plot import draw_results
 from segmo.sceneqa.questions import KINDS
-from segmo.sceneqa.results import OVERALL, Share, read_results, result_table, summarise, write_csv
+from segmo.sceneqa.results import (
+    OVERALL,
+    Share,
+    paired_difference,
+    read_results,
+    result_table,
+    summarise,
+    write_csv,
+)
 
 
 @given(st.integers(1, 2000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
@@ -79,3 +89,29 @@ def test_a_half_written_line_is_left_out(tmp_path: Path) -> None:
     path.write_text(json.dumps(RECORDS[0]) + "\n" + json.dumps(RECORDS[1])[:30])
     assert read_results(path) == RECORDS[:1]
     assert read_results(tmp_path / "missing.jsonl") == []
+
+
+def _answers(rights: list[list[int]]) -> list[dict[str, Any]]:
+    return [{"video": number, "kinds": list(KINDS), "right": right} for number, right in enumerate(rights)]
+
+
+def test_paired_difference_is_by_question_and_sees_through_hard_ones() -> None:
+    """Two methods that differ on one question in ten differ by a tenth, however many questions both miss."""
+    theirs = _answers([[1, 0, 0, 0, 0], [0, 0, 1, 0, 0]] * 50)
+    ours = _answers([[1, 0, 0, 1, 0], [0, 0, 1, 0, 0]] * 50)
+    difference = paired_difference(ours, list(reversed(theirs)))
+    assert difference.total == 500
+    assert difference.value == pytest.approx(0.1)
+    assert difference.half == pytest.approx(1.96 * math.sqrt(0.1 * 0.9 / 499), rel=1e-3)
+    assert paired_difference(ours, theirs, ["count"]).value == pytest.approx(0.5)
+    assert paired_difference(ours, theirs, ["retrieve"]).value == 0
+    assert math.isnan(paired_difference([], []).value)
+
+
+def test_claims_compare_what_was_run() -> None:
+    records = {"CAS+LSP @ 0.25": _answers([[1, 1, 1, 1, 1]]), "full attention @ 1": _answers([[1, 1, 1, 1, 0]])}
+    table = claim_table(records, "claims")
+    assert table.row_count == 1
+    console = Console(width=250, record=True, file=io.StringIO())
+    console.print(table)
+    assert "+20.0" in console.export_text()
