@@ -49,20 +49,19 @@ def draw_curve(records: list[dict[str, Any]]) -> Figure:
             axes.scatter(*zip(*held, strict=True), color=COLOURS[kind], s=14, zorder=3)
         axes.axhline(CHANCE[kind], color=COLOURS[kind], linewidth=0.6, linestyle=":")
     digit = [(record["step"], record["train"]["digit"]) for record in trained]
-    axes.plot(*zip(*digit, strict=True), color="#999999", linewidth=1, label="digit of a frame (alignment)")
-    level = -1
-    for record in trained:
-        if record["level"] != level:
-            level = record["level"]
-            axes.axvline(record["since"], color="#CCCCCC", linewidth=0.8)
-            axes.text(record["since"], 1.02, f"level {level + 1}", fontsize=7, color="#777777")
+    axes.plot(*zip(*digit, strict=True), color="#999999", linewidth=1, label="digit of a single frame")
+    for level, since in sorted(
+        {(record["level"], record["since"]) for record in trained if record.get("level", -1) >= 0}
+    ):
+        axes.axvline(since, color="#CCCCCC", linewidth=0.8)
+        axes.text(since, 1.02, f"level {level + 1}", fontsize=7, color="#777777")
     axes.set_ylim(0, 1.06)
     axes.set_xlabel("update")
     axes.set_ylabel("accuracy")
     axes.legend(loc="lower right", fontsize=8, frameon=False)
     axes.set_title(
-        "SceneQA training. Lines: training videos of all levels so far; dots: held-out digits and "
-        "backgrounds, 16 scenes, 128 frames;\ndotted: chance",
+        "SceneQA training: single frames, then videos. Lines: training videos of all levels so far; dots: held-out "
+        "digits and\nbackgrounds, 16 scenes, 128 frames; dotted: chance",
         loc="left",
         fontsize=8.5,
     )
