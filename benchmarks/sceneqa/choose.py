@@ -25,7 +25,6 @@ from segmo.sceneqa.questions import KINDS
 from segmo.sceneqa.results import OVERALL, paired_difference, summarise
 from segmo.sceneqa.task import DIFFICULTIES
 
-BUDGETS = (0.25, 0.125)
 LAYERS = (0, 1, 2, 3)
 BALANCES = (0.0, 0.25, 0.75, 1.0)
 CONTEXTS = (0, 1, 4)
@@ -65,12 +64,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="out/sceneqa-choose", help="folder for results")
     parser.add_argument("--videos", type=int, default=60)
+    parser.add_argument("--keep", type=float, nargs="+", default=[0.25, 0.125], help="budgets")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model, processor = load_model()
     questions = build_set(model, processor, "validation", DIFFICULTIES["standard"], args.videos, PER_KIND)
-    methods = [method for keep in BUDGETS for method in candidates(keep)]
+    methods = [method for keep in args.keep for method in candidates(keep)]
     records = evaluate(model, methods, questions, Path(args.out) / "results.jsonl")
     default = Options()
     title = (
