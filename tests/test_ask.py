@@ -129,7 +129,7 @@ def test_the_next_video_is_decoded_while_the_model_works(loaded: Loaded, lossles
 
     def progress(stage: str, done: int, total: int) -> None:
         nonlocal second
-        if stage == "decode" and done == 1:
+        if stage == "decode, scenes" and done == 1:
             if second:
                 began.set()
             second = next(reads, True)

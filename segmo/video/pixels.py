@@ -34,7 +34,7 @@ class Picture:
         width, height = self._size
         if turns % 2:
             width, height = height, width
-        scaled = self._convert.reformat(frame, width, height, "rgb24")
+        scaled = self._convert.reformat(frame, width, height, "rgb24", threads=1)
         pixels = np.rot90(scaled.to_ndarray(), turns)
         return np.ascontiguousarray(pixels).astype(np.uint8, copy=False)
 
