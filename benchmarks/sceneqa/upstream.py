@@ -30,7 +30,7 @@ from segmo.sceneqa.questions import KINDS
 from segmo.sceneqa.results import OVERALL, Share
 from segmo.sceneqa.task import DIFFICULTIES, VERSION, Checksum, Sample, samples
 
-FRAMES = (64, 32, 16, 8)
+FRAMES = (32, 16, 8)
 CELLS = 6  # tokens of a frame
 UNIFORM, CHOSEN, BLIND = "uniform frames", "CAS upstream", "CAS upstream, blind"
 Right = dict[
