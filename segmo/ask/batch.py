@@ -76,19 +76,15 @@ def run_batch(
     out: Path,
     settings: Mapping[str, Any],
     told: Callable[[dict[str, Any]], None] = lambda record: None,
-    writes: bool = True,
-    agree: Callable[[list[int]], list[int]] = lambda numbers: numbers,
 ) -> Iterator[dict[str, Any]]:
     """Answers every line that ``out`` has no answer for under the same settings; errors are tried again.
 
     Args:
         asker: answers.
         source: the input.
-        out: the output; made if missing, and written anew without what is tried again.
+        out: the output; made if missing. Errors in it are tried again, answers under other settings stay.
         settings: what the answers depend on; stands in each line.
         told: called with each line that was answered earlier.
-        writes: whether this process writes the output; of several ranks, one does.
-        agree: given the numbers of the lines to answer, returns those that all ranks answer.
 
     Yields:
         The lines of this run as they come.
@@ -98,13 +94,11 @@ def run_batch(
     """
     lines = read_lines(source)
     done = {_same(record): record for record in read_answers(out) if "answer" in record}
-    kept = [record for line in lines if (record := done.get(_key(line, settings))) is not None]
-    numbers = set(agree([line.number for line in lines if _key(line, settings) not in done]))
-    if writes:
-        _write_anew(out, kept)
-    for record in kept:
-        told(record)
-    missing = [line for line in lines if line.number in numbers]
+    _write_anew(out, list(done.values()))
+    for line in lines:
+        if (record := done.get(_key(line, settings))) is not None:
+            told(record)
+    missing = [line for line in lines if _key(line, settings) not in done]
     requests = [
         Request(source.parent / line.fields["video"], line.fields["question"], f"line {line.number}")
         for line in missing
@@ -114,14 +108,13 @@ def run_batch(
     for line in missing:
         found: Answer | SegMoError = SegMoError(line.error) if line.error else next(answers)
         record = _record(line, found, settings)
-        if writes:
-            with out.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+        with out.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
         yield record
 
 
 def _write_anew(out: Path, records: list[dict[str, Any]]) -> None:
-    """The output without what is tried again."""
+    """The output without errors, which are tried again; answers under other settings stay."""
     out.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out.with_name(out.name + ".part")
     unfinished.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")

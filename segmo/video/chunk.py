@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,8 +32,8 @@ class Chunk:
         damage: what could not be decoded.
     """
 
-    times: list[float] = field(default_factory=list)
-    changes: list[float] = field(default_factory=list)
+    times: array[float] = field(default_factory=lambda: array("d"))
+    changes: array[float] = field(default_factory=lambda: array("d"))
     first: NDArray[np.uint8] | None = None
     last: NDArray[np.uint8] | None = None
     damage: Damage = field(default_factory=Damage)

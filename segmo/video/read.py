@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -119,16 +120,16 @@ def _counter(progress: Progress, total: int) -> Callable[[], None]:
 
 def _join(
     chunks: Sequence[Chunk], rate: float, options: SceneOptions | None
-) -> tuple[list[float], list[tuple[int, float]]]:
+) -> tuple[array[float], list[tuple[int, float]]]:
     """Times of all frames, and the cuts as (frame, seconds)."""
-    times = [time for chunk in chunks for time in chunk.times]
-    if options is None:
-        return times, []
+    times, changes = array("d"), array("d")
     for before, after in pairwise(chunks):
         if before.last is not None and after.first is not None:
             after.changes[0] = change(before.last, after.first)
-    changes = [value for chunk in chunks for value in chunk.changes]
-    return times, list(find_cuts(times, changes, rate, options))
+    for chunk in chunks:
+        times.extend(chunk.times)
+        changes.extend(chunk.changes)
+    return times, [] if options is None else list(find_cuts(times, changes, rate, options))
 
 
 def _notes(chunks: Sequence[Chunk], index: Index, decoded: int) -> tuple[str, ...]:
