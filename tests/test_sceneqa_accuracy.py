@@ -18,7 +18,8 @@ pytestmark = pytest.mark.slow
 
 VIDEOS = 8
 KEEP = 0.125
-FULL_RETRIEVE, FOUND, LOST = 0.75, 0.65, 0.05
+FULL = {"retrieve": 0.7, "moment": 0.9, "order": 0.55, "count": 0.6, "cross-scene": 0.65}
+FOUND, BLIND, LOST = 0.75, 0.5, 0.05
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +45,13 @@ def _found(row: Row) -> float:
 
 
 def test_full_attention_answers(rows: Mapping[str, Row]) -> None:
-    assert rows["full"].accuracy["retrieve"].value >= FULL_RETRIEVE
+    for kind, bound in FULL.items():
+        assert rows["full"].accuracy[kind].value >= bound, kind
 
 
 def test_selection_finds_what_random_and_uniform_selection_miss(rows: Mapping[str, Row]) -> None:
     for blind in ("random tokens", "uniform frames"):
-        assert _found(rows[blind]) < FOUND, "the bound must tell good selection from bad"
+        assert _found(rows[blind]) < BLIND, "the bounds must tell good selection from bad"
     assert _found(rows["CAS"]) >= FOUND
     assert _found(rows["CAS+LSP"]) >= FOUND
 

@@ -13,6 +13,7 @@ import pytest
 from claims import claim_table
 from hypothesis import given
 from hypothesis import strategies as st
+from report import complete_records
 from rich.console import Console
 from scipy.stats import binomtest
 
@@ -115,3 +116,19 @@ def test_claims_compare_what_was_run() -> None:
     console = Console(width=250, record=True, file=io.StringIO())
     console.print(table)
     assert "+20.0" in console.export_text()
+
+
+def test_report_leaves_out_incomplete_rows_and_counts_no_answer_twice() -> None:
+    def records(key: str, videos: list[int]) -> list[dict[str, Any]]:
+        return [{"key": key, "video": video} for video in videos]
+
+    found = complete_records(
+        [
+            *records("CAS+LSP @ 0.25", [0, 1, 1]),
+            *records("EVS @ 0.25", [0]),
+            *records("CAS+LSP @ 0.5", [1, 0]),
+            *records("full attention @ 1", [0, 1]),
+        ]
+    )
+    assert list(found) == ["full attention @ 1", "CAS+LSP @ 0.5", "CAS+LSP @ 0.25"]
+    assert all(len(rows) == 2 for rows in found.values())

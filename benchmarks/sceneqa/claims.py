@@ -1,20 +1,14 @@
-"""The comparisons that the benchmark is for, each over the same questions: a table of differences in accuracy.
-
-python benchmarks/sceneqa/claims.py out/sceneqa-eval/results.jsonl
-"""
+"""The comparisons that the benchmark is for, each over the same questions: a table of differences in accuracy."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from segmo.sceneqa.questions import KINDS
-from segmo.sceneqa.results import paired_difference, read_results
+from segmo.sceneqa.results import paired_difference
 
 RIVALS = ("uniform frames", "random tokens", "EVS", "FastVID", "FastV")
 FOUND = ("retrieve", "moment")
@@ -29,6 +23,10 @@ def _comparisons(budgets: Sequence[str]) -> list[tuple[str, str]]:
         found.append((f"CAS attention @ {budget}", f"uniform frames @ {budget}"))
         found.append((f"CAS+LSP @ {budget}", f"uniform frames @ {budget}"))
         found.append((f"CAS+LSP @ {budget}", "full attention @ 1"))
+    variants = (*(f"{segments} segments" for segments in (2, 4, 8)), "context of 0", "context of 4")
+    for variant in variants:
+        found.append((f"CAS+LSP, {variant} @ 0.25", "CAS+LSP @ 0.25"))
+        found.append((f"CAS+LSP, {variant} @ 0.25", "full attention @ 1"))
     for segments in (2, 4, 8):
         found.append((f"LSP {segments} segments, context of 2 @ 1", f"LSP {segments} segments, no context @ 1"))
         found.append((f"LSP {segments} segments, context of 2 @ 1", "full attention @ 1"))
@@ -47,17 +45,3 @@ def claim_table(records: Records, title: str) -> Table:
             each = [str(paired_difference(*pair, [kind])) for kind in KINDS]
             table.add_row(ours, theirs, *each, str(paired_difference(*pair, FOUND)), str(paired_difference(*pair)))
     return table
-
-
-def main() -> None:
-    """Print the table of one result file."""
-    by_key: dict[str, list[Mapping[str, Any]]] = {}
-    title = ""
-    for record in read_results(Path(sys.argv[1])):
-        by_key.setdefault(record["key"], []).append(record)
-        title = record["set"]
-    Console(width=200).print(claim_table(by_key, f"{title}\nDifference in accuracy, percent, with 95% interval"))
-
-
-if __name__ == "__main__":
-    main()

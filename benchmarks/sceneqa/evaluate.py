@@ -16,20 +16,18 @@ from pathlib import Path
 
 import torch
 from cohesion import draw_cohesion, local_cohesion
+from report import FULL, write_report
 from rich.console import Console
 from rivals.methods import rival_methods
 from rivals.saliency import encoder_saliency
 from shared import answer_full_shared
 from torch import Tensor
 
-from segmo.sceneqa.evaluate import QuestionSet, build_set, evaluate, time_methods
+from segmo.sceneqa.evaluate import build_set, evaluate, time_methods
 from segmo.sceneqa.methods import Method, answer_full, both_method, cas_method, lsp_method
 from segmo.sceneqa.model import MODEL_PATH, load_model
-from segmo.sceneqa.plot import draw_results
-from segmo.sceneqa.results import Row, result_table, summarise, write_csv
 from segmo.sceneqa.task import DIFFICULTIES, make_sample
 
-FULL = "full attention"
 BUDGETS = (0.5, 0.25, 0.125, 0.0625)
 SEGMENTS = (2, 4, 8)
 CONTEXT = 2
@@ -50,6 +48,8 @@ def segmo_methods() -> list[Method]:
         ]
     for segments in SEGMENTS:
         found += [lsp_method(segments, 0), lsp_method(segments, CONTEXT)]
+    found += [both_method(0.25, f"CAS+LSP, {segments} segments", segments=segments) for segments in SEGMENTS]
+    found += [both_method(0.25, f"CAS+LSP, context of {scenes}", context=scenes) for scenes in (0, 4)]
     return [*found, lsp_method("scene", 0), lsp_method("scene", CONTEXT)]
 
 
@@ -61,19 +61,26 @@ def all_methods(saliency: Mapping[int, Tensor]) -> list[Method]:
 def run(args: argparse.Namespace, console: Console) -> None:
     """Build the set, run every method, write table, CSV and pictures."""
     out, difficulty = Path(args.out), DIFFICULTIES[args.difficulty]
+    out.mkdir(parents=True, exist_ok=True)
     model, processor = load_model(Path(args.model))
     questions = build_set(model, processor, args.split, difficulty, args.videos, PER_KIND)
     console.print(questions.label)
     console.print(f"weights: {json.loads((Path(args.model) / 'made.json').read_text())}")
-    pictures = [make_sample(args.split, difficulty, index, PER_KIND).pictures for index in range(args.videos)]
-    saliency = {index: encoder_saliency(model, processor, frames) for index, frames in enumerate(pictures)}
+    saliency: dict[int, Tensor] = {}
     methods = [method for method in all_methods(saliency) if re.search(args.only, method.key)]
+    if any(method.name == "FastVID" for method in methods):
+        for index in range(args.videos):
+            pictures = make_sample(args.split, difficulty, index, PER_KIND).pictures
+            saliency[index] = encoder_saliency(model, processor, pictures)
+    if args.times:
+        times = time_methods(model, _one_by_one(methods), questions)
+        (out / "times.json").write_text(json.dumps(times))
+        return
     path = out / "results.jsonl"
-    records = evaluate(model, methods, questions, path, lambda done, total: console.print(f"{done}/{total}"))
+    evaluate(model, methods, questions, path, lambda done, total: console.print(f"{done}/{total}"))
     if args.answers_only:
         return
-    times = _times(out / "times.json", model, _one_by_one(methods), questions) if args.times else {}
-    _write(summarise(records, times), questions, out, console)
+    write_report(out, console)
     shares, even = [], 0.0
     for prompts in questions.prompts[:COHESION_VIDEOS]:
         scene_F = make_sample(args.split, difficulty, prompts.video, PER_KIND).scene_F
@@ -85,22 +92,6 @@ def run(args: argparse.Namespace, console: Console) -> None:
 def _one_by_one(methods: Sequence[Method]) -> list[Method]:
     """The methods as a single question runs them: full attention is the model as it is."""
     return [replace(method, answer=answer_full) if method.name == FULL else method for method in methods]
-
-
-def _times(path: Path, model: object, methods: Sequence[Method], questions: QuestionSet) -> dict[str, float]:
-    """Prefill times, measured once and kept: they are only comparable within one run."""
-    if not path.is_file():
-        path.write_text(json.dumps(time_methods(model, methods, questions)))
-    times: dict[str, float] = json.loads(path.read_text())
-    return times
-
-
-def _write(rows: Sequence[Row], questions: QuestionSet, out: Path, console: Console) -> None:
-    console.print(result_table(rows, questions.label))
-    with (out / "table.txt").open("w") as file:
-        Console(file=file, width=220).print(result_table(rows, questions.label))
-    write_csv(rows, out / "results.csv")
-    draw_results(rows, questions.label).savefig(out / "results.png")
 
 
 def main() -> None:
@@ -115,7 +106,7 @@ def main() -> None:
     parser.add_argument(
         "--answers-only", action="store_true", help="save answers, draw nothing: one of several processes"
     )
-    parser.add_argument("--times", action="store_true", help="measure prefill times too")
+    parser.add_argument("--times", action="store_true", help="measure prefill times instead")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

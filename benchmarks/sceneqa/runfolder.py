@@ -43,12 +43,15 @@ class RunFolder:
         return record
 
     def note_start(self, update: int) -> None:
-        """Write down the command and the commit from this update on, for the record that ships with the weights."""
+        """Write down command and commit from this update on, for the record that ships with the weights.
+
+        The folder is written as the default one, whatever it is on this machine.
+        """
         path = self.path / "stages.json"
         stages = json.loads(path.read_text()) if path.is_file() else []
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
         )
-        command = " ".join(["train.py", *sys.argv[1:]])
+        command = " ".join(["train.py", *sys.argv[1:]]).replace(str(self.path), "out/sceneqa")
         stages.append({"from update": update, "commit": commit.stdout.strip(), "command": command})
         path.write_text(json.dumps(stages, indent=2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,9 +62,10 @@ def build_index(path: Path) -> Index:
     return Index(origin, times - origin, starts[starts >= 0], rate, max(rate, base), timed=True)
 
 
-def _packets(container: Any, stream: Any) -> tuple[array[int], array[int], int]:
+def _packets(container: Any, stream: Any) -> tuple[list[int], list[int], int]:
     """Presentation stamps, those of keyframes, and how many packets have none. A file that breaks off ends there."""
-    stamps, keys = array("q"), array("q")
+    stamps: list[int] = []
+    keys: list[int] = []
     untimed = 0
     try:
         for packet in container.demux(stream):
