@@ -16,6 +16,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import resource
 import statistics
 import tempfile
@@ -148,14 +149,17 @@ class Comparison:
         """One process; the others wait."""
         mine = way if self.ranks.rank == 0 else nothing
         outcome = self._add(name, 1, mine, self.alone, 1, None)
-        self._question[name] = outcome.question
+        if outcome is not None:
+            self._question[name] = outcome.question
 
     def parallel(self, name: str, way: Way, same_as: str, prompts: int = 1) -> None:
         """All ranks; ``prompts`` > 1 when each does a prompt of its own. Compared with a single process's way."""
         group = self.alone if prompts > 1 else self.ranks
         self._add(name, self.ranks.world, way, group, prompts, same_as)
 
-    def _add(self, name: str, used: int, way: Way, group: Ranks, prompts: int, same_as: str | None) -> Outcome:
+    def _add(self, name: str, used: int, way: Way, group: Ranks, prompts: int, same_as: str | None) -> Outcome | None:
+        if not re.search(self.args.only, name):
+            return None
         group.traffic.bytes_received = 0
         clock = clocked(lambda: way(self.decoder, self.prompt, group), self.args.runs)
         moved = int(max(exchange(group.traffic.bytes_received)) / self.args.runs)
@@ -180,8 +184,8 @@ class Comparison:
     def _error(self, outcome: Outcome, same_as: str | None) -> float | None:
         """On the rank that holds the question; with full attention over ranks only the last one may."""
         mine = float("nan")
-        if same_as is not None and self.ranks.rank == 0:
-            expected = self._question[same_as].float()
+        if same_as in self._question and self.ranks.rank == 0:
+            expected = self._question[str(same_as)].float()
             if outcome.question.shape == expected.shape and outcome.has_question:
                 mine = float((outcome.question.float() - expected).norm() / expected.norm())
         error = exchange(mine)[0]
@@ -192,8 +196,8 @@ def compare(args: argparse.Namespace, ranks: Ranks, decoder: Decoder, device: De
     """All ways on one prompt."""
     it, devices, keep = Comparison(args, ranks, decoder), [device] * ranks.world, args.keep
 
-    def lsp(keep: float, method: str) -> Way:
-        return segments(keep, args.segments, method, devices)
+    def lsp(keep: float, method: str, split: bool = True) -> Way:
+        return segments(keep, args.segments, args.context, method, devices, split)
 
     it.single("full attention", whole)
     it.parallel("full attention, data parallel", whole, "full attention", prompts=ranks.world)
@@ -201,11 +205,12 @@ def compare(args: argparse.Namespace, ranks: Ranks, decoder: Decoder, device: De
     it.parallel("full, all-gather of K/V (zigzag)", sequence_parallel(gathered_attention, True), "full attention")
     if SHAPE.kv_heads % ranks.world == 0:
         it.parallel("full, Ulysses", sequence_parallel(ulysses_attention, False), "full attention")
-    it.single("LSP", lsp(1.0, "balanced"))
+    it.single("LSP", lsp(1.0, "best"))
     it.parallel("LSP, equal token counts", lsp(1.0, "equal"), "LSP")
-    it.parallel("LSP, by the cost model", lsp(1.0, "balanced"), "LSP")
-    it.single(f"CAS {keep} + LSP", lsp(keep, "balanced"))
-    it.parallel(f"CAS {keep} + LSP, by the cost model", lsp(keep, "balanced"), f"CAS {keep} + LSP")
+    it.parallel("LSP, by the cost model", lsp(1.0, "best"), "LSP")
+    it.single(f"CAS {keep} + LSP", lsp(keep, "best"))
+    it.parallel(f"CAS {keep} + LSP, whole segments", lsp(keep, "best", split=False), f"CAS {keep} + LSP")
+    it.parallel(f"CAS {keep} + LSP, by the cost model", lsp(keep, "best"), f"CAS {keep} + LSP")
     return it.results
 
 
@@ -230,14 +235,14 @@ def predict(args: argparse.Namespace, ranks: Ranks, decoder: Decoder, device: De
     for number in range(args.plans):
         tokens = int(rng.integers(2, max(3, args.tokens // 1024 + 1))) * 1024
         prompt = make_prompt(tokens, int(rng.integers(5, 13)), DTYPES[args.dtype], seed=number)
-        index, row = select(prompt, 1.0, "scene", context=2)
+        index, row = select(prompt, 1.0, "scene", args.context, ranks)
         load, devices = Workload.of_schedule(row), [device] * ranks.world
         chosen = make_plan(load, SHAPE, devices, cache="sharded")
         plans = {
             "chosen": chosen,
             "equal": make_plan(load, SHAPE, devices, "equal", cache="sharded"),
             "zigzag": make_plan(load, SHAPE, devices, "zigzag", cache="sharded"),
-            "whole scenes": make_plan(load, SHAPE, devices, split=False, cache="sharded"),
+            "whole scenes in a row": make_plan(load, SHAPE, devices, "balanced", split=False, cache="sharded"),
             "random": random_plan(list(load.segments), chosen, rng),
         }
         for name, plan in plans.items():
@@ -337,6 +342,8 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--scenes", type=int, default=12)
     parser.add_argument("--segments", default="8", help='as the option "segments"')
+    parser.add_argument("--context", type=int, default=2, help="scenes whose head frames are context")
+    parser.add_argument("--only", default="", help="ways whose name matches this regular expression")
     parser.add_argument("--keep", type=float, default=0.25)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")
     parser.add_argument("--runs", type=int, default=3)

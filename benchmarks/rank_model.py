@@ -6,6 +6,7 @@ size, H hidden.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,8 @@ from torch import Tensor
 from transformers import AttentionInterface, Qwen2Config, Qwen2Model
 
 from segmo.runtime.cost.shape import ModelShape
-from segmo.runtime.features import scan_video
+from segmo.runtime.distributed.features import Spread, scan_spread, spread_fit
+from segmo.runtime.distributed.ranks import Ranks
 from segmo.runtime.layout import QUERY, SINK
 from segmo.runtime.relevance import embedding_relevance
 from segmo.runtime.scenes import find_scenes
@@ -104,12 +106,18 @@ def make_prompt(video_tokens: int, scenes: int, dtype: torch.dtype, seed: int = 
     return Prompt(embeds, torch.cat([before, frame, after]), torch.cat([none[0], cell, none[1]]))
 
 
-def select(prompt: Prompt, keep: float, segments: str, context: int) -> tuple[Tensor, RowSchedule]:
-    """CAS, LSP's segments and GCI with the product's own functions: kept positions (K,) and the row's schedule."""
+def select(prompt: Prompt, keep: float, segments: str, context: int, ranks: Ranks) -> tuple[Tensor, RowSchedule]:
+    """CAS, LSP's segments and GCI with the product's own functions: kept positions (K,) and the row's schedule.
+
+    Each rank scores an even share of the frames; the result is the same on all.
+    """
     embeds, frame, cell = prompt.embeds_NH[None], prompt.frame_N[None], prompt.cell_N[None]
-    novelty, similarity = scan_video(embeds, frame, cell)
+    spread = Spread.of(frame[0], cell[0], ranks)
+    novelty, similarity = (
+        x[None] for x in scan_spread(embeds[0], frame[0], cell[0], spread, missing=False, selects=keep < 1)
+    )
     scene = find_scenes(similarity, frame, cell, 64)
-    relevance = embedding_relevance(embeds, scene, cell, None, 64)
+    relevance = embedding_relevance(embeds, scene, cell, None, 64, functools.partial(spread_fit, ranks))
     video = int((cell >= 0).sum())
     kept = kept_count(frame.shape[1], video, 1, keep)
     if keep < 1:

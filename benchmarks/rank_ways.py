@@ -205,12 +205,12 @@ def sequence_parallel(make: Callable[[int, Ranks], Attention], zigzag: bool) -> 
     return run
 
 
-def segments(keep: float, count: str, method: str, devices: list[Device]) -> Way:
-    """SegMo: CAS at ``keep``, LSP in ``count`` segments, context of two scenes, spread by a plan."""
+def segments(keep: float, count: str, context: int, method: str, devices: list[Device], split: bool = True) -> Way:
+    """SegMo: CAS at ``keep``, LSP in ``count`` segments, context of so many scenes, spread by a plan."""
 
     def run(decoder: Decoder, prompt: Prompt, ranks: Ranks) -> Outcome:
-        index_K, row = select(prompt, keep, count, context=2)
-        plan = make_plan(Workload.of_schedule(row), SHAPE, devices[: ranks.world], method, cache="sharded")
+        index_K, row = select(prompt, keep, count, context, ranks)
+        plan = make_plan(Workload.of_schedule(row), SHAPE, devices[: ranks.world], method, split, cache="sharded")
         return run_plan(decoder, prompt, ranks, plan, index_K, row)
 
     return run

@@ -6,15 +6,12 @@ The same program runs alone, without torchrun. The model is tiny and its weights
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 import segmo
-from segmo.runtime.distributed.ranks import join
 from segmo.runtime.distributed.vision import encode_video
 
 VIDEO, START, END = 5, 7, 8
@@ -63,19 +60,17 @@ def tiny_prompt(frames: int) -> dict[str, torch.Tensor]:
 
 def main(frames: int = 24, tokens: int = 8) -> list[int]:
     """The generated token ids, the same on every rank."""
-    ranks = join(timedelta(minutes=2))  # 1: joins the process group that torchrun describes, if there is one
-    model, prompt = tiny_model(), tiny_prompt(frames)
+    with segmo.launched() as launch:  # 1: joins the ranks that torchrun has started, if there are any
+        ranks, model, prompt = launch.ranks, tiny_model().to(launch.device), tiny_prompt(frames)
+        prompt = {name: value.to(launch.device) for name, value in prompt.items()}
 
-    segmo.compile(model, keep=0.5)  # 2: segments are spread over the ranks of the process group
-    inputs = encode_video(model, prompt, ranks)  # 3: each rank encodes a share of the frames
-    ids = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
+        segmo.compile(model, keep=0.5, **launch.options)  # 2: segments are spread over the ranks
+        inputs = encode_video(model, prompt, ranks, spread=True)  # 3: each rank encodes its share of the frames
+        ids = model.generate(**inputs, max_new_tokens=tokens, do_sample=False)
 
-    answer: list[int] = ids[0, prompt["input_ids"].shape[1] :].tolist()
-    note = next((n for graph in segmo.last_report().graphs for n in graph.notes if "shard" in n), "one process")
-    print(f"rank {ranks.rank} of {ranks.world}: {answer} ({note}; {ranks.traffic.bytes_received} bytes of features)")
-    if ranks.world > 1:
-        dist.barrier()
-        dist.destroy_process_group()
+        answer: list[int] = ids[0, prompt["input_ids"].shape[1] :].tolist()
+        note = next((n for graph in segmo.last_report().graphs for n in graph.notes if "shard" in n), "one process")
+        print(f"rank {ranks.rank} of {ranks.world}: {answer} ({note})")
     return answer
 
 

@@ -96,6 +96,7 @@ def moved(error: float, close: float) -> Miss | None:
 
 def _follow(graph: Graph, chosen_R: Tensor) -> list[Tensor]:
     flags: dict[Node, Any] = {}
+    last_use = {source: node for node in graph.nodes for source in node.all_input_nodes}
     for node in graph.nodes:
         value = node.meta.get("example_value")
         if node.op == "placeholder":
@@ -106,6 +107,9 @@ def _follow(graph: Graph, chosen_R: Tensor) -> list[Tensor]:
             return [_any_but_first(flags[out]) for out in node.args[0]]
         else:
             flags[node] = _visit(node, flags)
+        for source in node.all_input_nodes:
+            if last_use[source] is node:
+                del flags[source]
     raise AssertionError("a recorded graph has an output")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -134,3 +134,19 @@ def erase_unused(nodes: Iterable[Node]) -> None:
         inputs = list(node.all_input_nodes)
         node.graph.erase_node(node)
         stack.extend(inputs)
+
+
+def replace_call(node: Node, target: Callable[..., Any], args: tuple[Any, ...]) -> Node:
+    """Puts another call in a node's place; what only the old one needed is erased. Its value is taken to be the same.
+
+    Returns:
+        The new node.
+    """
+    with node.graph.inserting_before(node):
+        new = node.graph.call_function(target, args)
+    new.meta = {key: value for key, value in node.meta.items() if key in ("example_value", "stack_trace")}
+    node.replace_all_uses_with(new)
+    inputs = list(node.all_input_nodes)
+    node.graph.erase_node(node)
+    erase_unused(inputs)
+    return new

@@ -48,9 +48,21 @@ class RankCut(TokenCut):
         super().__init__(graph, index, index, length, length - 1, merge, attentions)
         self.packed, self.group, self.gather_caches = packed, group, gather
         self.joined: set[Node] = set()
+        self.embeddings: set[Node] = set()
         with self.mode:
             self.values[packed] = torch.empty(8, dtype=torch.long)
             self.values[index] = torch.empty((1, self.new), dtype=torch.long)
+
+    def run(self, roots: dict[Node, int], start: Node) -> None:
+        """See :meth:`segmo.passes.cut.TokenCut.run`; roots along dimension 1 are embeddings, those along 2 are not."""
+        self.embeddings = {root for root, dim in roots.items() if dim == 1}
+        super().run(roots, start)
+
+    def _pick(self, node: Node, dim: int) -> Node:
+        if node in self.embeddings:  # a video token's may be on the rank that encoded it
+            arguments = (node, self.index, self.packed, self.group)
+            return self.graph.call_function(OPS.rank_tokens.default, arguments)
+        return super()._pick(node, dim)
 
     def _visit(self, node: Node) -> None:
         if node.target is OPS.scatter_tokens.default:  # on its way out after selection: all kept tokens are due
@@ -65,7 +77,9 @@ class RankCut(TokenCut):
     def _gather_rows(self, features: Node, mask: Node, before: Node) -> Node:
         """Rows of per-token features whose tokens are on this rank; text between frames is dealt out too."""
         with self.graph.inserting_before(before):
-            made = self.graph.call_function(OPS.rank_rows.default, (features, mask, self.index))
+            made = self.graph.call_function(
+                OPS.rank_rows.default, (features, mask, self.index, self.packed, self.group)
+            )
         rows, *rest = self.value(features).shape
         old = example(features)
         made.meta.update(example_value=old)

@@ -9,7 +9,7 @@ from torch.fx import Node
 
 from segmo.passes.analyse import Attention
 from segmo.passes.base import Outcome, Rewrite, Tier
-from segmo.passes.graph import erase_unused
+from segmo.passes.graph import replace_call
 from segmo.passes.reasons import Miss
 from segmo.passes.scene_nodes import OPS, scale_of, scene_nodes
 
@@ -48,7 +48,7 @@ class SegmentAttention:
             if attentions:
                 schedule = self._schedule(rewrite, prefix)
                 for attention in attentions:
-                    _replace(rewrite, attention, schedule)
+                    _replace(attention, schedule)
         return Outcome(matches=len(facts.attentions))
 
     def _schedule(self, rewrite: Rewrite, prefix: str) -> Node:
@@ -65,20 +65,13 @@ class SegmentAttention:
         return schedule
 
 
-def _replace(rewrite: Rewrite, attention: Attention, schedule: Node) -> None:
+def _replace(attention: Attention, schedule: Node) -> None:
     """Puts segment attention in the place of one SDPA call."""
     node = attention.node
     query, key, value = (_now(node, i, name) for i, name in enumerate(("query", "key", "value")))
     key, value = _unrepeat(key, attention.key), _unrepeat(value, attention.value)
-    with rewrite.graph.inserting_before(node):
-        scale = scale_of(attention.query, attention.scale)
-        args = (query, key, value, schedule, scale, "reference")
-        new = rewrite.graph.call_function(OPS.segment_attention.default, args)
-    new.meta = {k: v for k, v in node.meta.items() if k in ("example_value", "stack_trace")}
-    node.replace_all_uses_with(new)
-    inputs = list(node.all_input_nodes)
-    rewrite.graph.erase_node(node)
-    erase_unused(inputs)
+    scale = scale_of(attention.query, attention.scale)
+    replace_call(node, OPS.segment_attention.default, (query, key, value, schedule, scale, "reference"))
 
 
 def _now(node: Node, place: int, name: str) -> Node:

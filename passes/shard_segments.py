@@ -14,7 +14,7 @@ from torch.fx import Node
 import segmo.runtime.distributed.ops  # noqa: F401  # registers torch.ops.segmo
 from segmo.capture import calling_model
 from segmo.passes.base import Outcome, Rewrite, Tier
-from segmo.passes.graph import concrete, erase_unused, example
+from segmo.passes.graph import concrete, example, replace_call
 from segmo.passes.rank_cut import RankCut
 from segmo.passes.reasons import Miss
 from segmo.passes.scene_nodes import OPS, merge_of, scale_of
@@ -50,7 +50,7 @@ class ShardSegments:
 
     cache: str = "gather"
     device: str = "auto"
-    method: str = "balanced"
+    method: str = "best"
     split: bool = True
     timeout: float = 120.0  # seconds in which every rank must have compiled its graph
 
@@ -79,7 +79,7 @@ class ShardSegments:
         attentions = [node for node in graph.nodes if _reads(node, nodes["schedule"])]
         after = max((nodes["schedule"], nodes["last"]), key=list(graph.nodes).index)
         with graph.inserting_after(after):
-            arguments = (nodes["schedule"], nodes.get("index"), settings.to_json())
+            arguments = (nodes["schedule"], nodes.get("index"), nodes["frame"], nodes["cell"], settings.to_json())
             packed = graph.call_function(OPS.plan_ranks.default, arguments)
         with graph.inserting_after(packed):
             index = graph.call_function(OPS.rank_positions.default, (packed, nodes["frame"]))
@@ -87,12 +87,24 @@ class ShardSegments:
             _replace(node, packed, settings.group, layer)
         gather = self.cache == "gather"
         merge, facts = merge_of(rewrite), rewrite.facts
+        self._spread_scoring(rewrite, settings.group)
         cut = RankCut(graph, index, packed, settings.group, gather, merge, facts.attentions)
         cut.run(self._roots(rewrite), index.next)
         rewrite.notes.append(
             f"shard-segments: {len(settings.devices)} ranks ({settings.devices[0].name}), cache {self.cache}"
         )
         return Outcome(matches=len(attentions))
+
+    def _spread_scoring(self, rewrite: Rewrite, group: str) -> None:
+        """CAS looks at each frame on the rank that encoded it; where frames may be missing, every rank looks at all."""
+        if "encoded" in rewrite.nodes:
+            return
+        early, selects = rewrite.options.scorer != "attention", "index" in rewrite.nodes
+        for node in rewrite.graph.nodes:
+            if node.target is OPS.scan_video.default:
+                node.target, node.args = OPS.rank_scan_video.default, (*node.args[:3], group, early, selects)
+            elif node.target is OPS.embedding_relevance.default:
+                node.target, node.args = OPS.rank_relevance.default, (*node.args, group)
 
     def _roots(self, rewrite: Rewrite) -> dict[Node, int]:
         """What is dealt out to the ranks, along which dimension."""
@@ -110,18 +122,11 @@ class ShardSegments:
         for attention in rewrite.facts.attentions:
             if attention.mask is not None:
                 return Outcome(misses=(Miss.of("masked-decode", node=attention.node),))
+        group = _name_of(ranks)
         for attention in rewrite.facts.attentions:
-            node = attention.node
-            with rewrite.graph.inserting_before(node):
-                scale = scale_of(attention.query, attention.scale)
-                group = _name_of(ranks)
-                args = (attention.query, attention.key, attention.value, scale, group, attention.layer, TORCH)
-                new = rewrite.graph.call_function(OPS.rank_decode_attention.default, args)
-            new.meta = {k: v for k, v in node.meta.items() if k in ("example_value", "stack_trace")}
-            node.replace_all_uses_with(new)
-            inputs = list(node.all_input_nodes)
-            rewrite.graph.erase_node(node)
-            erase_unused(inputs)
+            scale = scale_of(attention.query, attention.scale)
+            args = (attention.query, attention.key, attention.value, scale, group, attention.layer, TORCH)
+            replace_call(attention.node, OPS.rank_decode_attention.default, args)
         return Outcome(matches=len(rewrite.facts.attentions))
 
     # --- what the ranks must agree on
@@ -135,7 +140,9 @@ class ShardSegments:
             "torch": torch.__version__,
             "transformers": version("transformers"),
             "segmo": version("segmo"),
-            "options": str(rewrite.options.as_dict()),
+            "options": str(
+                {**rewrite.options.as_dict(), "report": None}
+            ),  # where one is written is a rank's own affair
             "pass": str(self),
             "weights": weights_fingerprint(model),
         }

@@ -48,6 +48,39 @@ def _check_finite(square_V: Tensor, frame_V: Tensor, cell_V: Tensor) -> None:
         )
 
 
+def scan_tokens(
+    embeds_NH: Tensor, at_T: Tensor, frame_T: Tensor, cell_T: Tensor, first_F: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Novelty of the video tokens of successive frames, and similarity of each of these frames to the one before.
+
+    Args:
+        embeds_NH: holds the tokens' features.
+        at_T: where, (T,). frame_T, cell_T: frame and cell of each, in order; the first frame may be any.
+        first_F: whether a frame of the whole row is the first one of its video, (F,) bool.
+
+    Returns:
+        (T,) and one value for each frame from ``frame_T[0]`` on, both fp32; 1 in the first of these frames.
+
+    Raises:
+        PromptError: the features hold NaN or infinity.
+    """
+    base = int(frame_T[0])
+    first = first_F[base : int(frame_T[-1]) + 1].clone()
+    first[0] = True  # nothing stands before it here
+    local_T = frame_T - base
+    previous_T = previous_cell(local_T, cell_T).masked_fill(first[local_T], -1)
+    new_T, previous_T = previous_T < 0, previous_T.clamp(min=0)
+    square_T, dot_T, sum_FH = _scan_row(embeds_NH, at_T, local_T, at_T[previous_T])
+    _check_finite(square_T, frame_T, cell_T)
+
+    norm_T = square_T.sqrt_()
+    cosine_T = dot_T / (norm_T * norm_T[previous_T]).clamp(min=1e-12)
+    descriptor_FH = torch.nn.functional.normalize(sum_FH, dim=-1)
+    similarity_F = torch.ones_like(first, dtype=torch.float32)
+    similarity_F[1:] = torch.linalg.vecdot(descriptor_FH[1:], descriptor_FH[:-1])
+    return (1 - cosine_T).masked_fill(new_T, 1), similarity_F.masked_fill(first, 1)
+
+
 def scan_video(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor) -> tuple[Tensor, Tensor]:
     """Novelty and frame similarity of every video token (CAS, steps 1 and 3).
 
@@ -72,16 +105,7 @@ def scan_video(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor) -> tuple[T
             continue
         frame_V, cell_V = frame_BN[row, video_V], cell_BN[row, video_V]
         first_F = video_starts(frame_BN[row], cell_BN[row])
-        previous_V = previous_cell(frame_V, cell_V).masked_fill(first_F[frame_V], -1)
-        new_V, previous_V = previous_V < 0, previous_V.clamp(min=0)
-        square_V, dot_V, sum_FH = _scan_row(embeds_BNH[row], video_V, frame_V, video_V[previous_V])
-        _check_finite(square_V, frame_V, cell_V)
-
-        norm_V = square_V.sqrt_()
-        cosine_V = dot_V / (norm_V * norm_V[previous_V]).clamp(min=1e-12)
-        novelty_BN[row, video_V] = (1 - cosine_V).masked_fill(new_V, 1)
-        descriptor_FH = torch.nn.functional.normalize(sum_FH, dim=-1)
-        similarity_F = torch.ones_like(first_F, dtype=torch.float32)
-        similarity_F[1:] = torch.linalg.vecdot(descriptor_FH[1:], descriptor_FH[:-1])
-        similarity_BN[row, video_V] = similarity_F.masked_fill(first_F, 1)[frame_V]
+        novelty_V, similarity_F = scan_tokens(embeds_BNH[row], video_V, frame_V, cell_V, first_F)
+        novelty_BN[row, video_V] = novelty_V
+        similarity_BN[row, video_V] = similarity_F[frame_V]
     return novelty_BN, similarity_BN

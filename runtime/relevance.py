@@ -8,6 +8,8 @@ Every scorer returns (B, S) fp32 with -inf for scenes that do not exist.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -34,28 +36,50 @@ def _scene_mean(score_V: Tensor, scene_V: Tensor) -> Tensor:
     return total / torch.bincount(scene_V, minlength=scenes)
 
 
-def _frame_similarity(question_QH: Tensor, features_VH: Tensor, frame_V: Tensor, frames: int) -> Tensor:
+def feature_sum(embeds_NH: Tensor, at_T: Tensor) -> Tensor:
+    """Sum of the features of these tokens, (H,) fp32."""
+    total_H = torch.zeros(embeds_NH.shape[1], device=embeds_NH.device)
+    for start in range(0, at_T.shape[0], CHUNK):
+        total_H += embeds_NH[at_T[start : start + CHUNK]].float().sum(0)
+    return total_H
+
+
+def frame_fit(
+    question_QH: Tensor, embeds_NH: Tensor, at_T: Tensor, frame_T: Tensor, frames: int, common_H: Tensor
+) -> Tensor:
     """Cosine of each question token with a frame's features, averaged over the frame, (Q, F).
 
-    What all features of the video have in common is taken off them first: it says nothing about a scene.
+    Args:
+        at_T, frame_T: where the frames' tokens stand in ``embeds_NH``, and the frame of each, counted from 0.
+        common_H: what all features of the video have in common, and is taken off them.
     """
-    tokens = features_VH.shape[0]
-    common_H = torch.zeros(features_VH.shape[1], device=features_VH.device)
-    for start in range(0, tokens, CHUNK):
-        common_H += features_VH[start : start + CHUNK].float().sum(0)
-    common_H /= tokens
     unit_QH = torch.nn.functional.normalize(question_QH.float(), dim=-1)
-    total_QF = torch.zeros(question_QH.shape[0], frames, device=features_VH.device)
-    for start in range(0, tokens, CHUNK):
+    total_QF = torch.zeros(question_QH.shape[0], frames, device=embeds_NH.device)
+    for start in range(0, at_T.shape[0], CHUNK):
         chunk = slice(start, start + CHUNK)
-        features = features_VH[chunk].float() - common_H
+        features = embeds_NH[at_T[chunk]].float() - common_H
         norm = torch.linalg.vecdot(features, features).sqrt_().clamp_(min=1e-12)
-        total_QF.index_add_(1, frame_V[chunk], (unit_QH @ features.T).div_(norm))
-    return total_QF / torch.bincount(frame_V, minlength=frames)
+        total_QF.index_add_(1, frame_T[chunk], (unit_QH @ features.T).div_(norm))
+    return total_QF / torch.bincount(frame_T, minlength=frames)
+
+
+def whole_fit(question_QH: Tensor, embeds_NH: Tensor, video_V: Tensor, frame_V: Tensor, frames: int) -> Tensor:
+    """:func:`frame_fit` for all frames of a row: what all its features have in common says nothing about a scene."""
+    common_H = feature_sum(embeds_NH, video_V) / video_V.shape[0]
+    return frame_fit(question_QH, embeds_NH, video_V, frame_V, frames, common_H)
+
+
+# (Q, H) question, (N, H) embeddings, (V,) video tokens, (V,) their frames, F -> (Q, F)
+Fit = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
 
 
 def embedding_relevance(
-    embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, valid_BN: Tensor | None, max_scenes: int
+    embeds_BNH: Tensor,
+    scene_BN: Tensor,
+    cell_BN: Tensor,
+    valid_BN: Tensor | None,
+    max_scenes: int,
+    fit: Fit = whole_fit,
 ) -> Tensor:
     """How well a scene's best frame fits the question's words, before the first decoder layer.
 
@@ -80,7 +104,7 @@ def embedding_relevance(
             continue
         first_V = cell_BN[row, video_V] == 0
         frame_V = first_V.long().cumsum(0) - 1
-        fit_QF = _frame_similarity(question, embeds_BNH[row, video_V], frame_V, int(frame_V[-1]) + 1)
+        fit_QF = fit(question, embeds_BNH[row], video_V, frame_V, int(frame_V[-1]) + 1)
         best_QS = torch.full((question.shape[0], scenes), -torch.inf, device=question.device)
         best_QS.scatter_reduce_(1, scene_V[first_V].expand_as(fit_QF), fit_QF, "amax")
         spread_Q = best_QS.std(dim=1, correction=0)

@@ -12,18 +12,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from segmo.api import compile, uncompile  # noqa: A004  # the name that torch uses too
     from segmo.errors import SegMoError
+    from segmo.launch import launched
     from segmo.options import Options
     from segmo.passes.runner import observe
     from segmo.report import Report, last_report
     from segmo.runtime.external import external_scores
 
-__all__ = ["Options", "Report", "SegMoError", "compile", "external_scores", "last_report", "observe", "uncompile"]
+__all__ = [
+    "Options",
+    "Report",
+    "SegMoError",
+    "compile",
+    "external_scores",
+    "last_report",
+    "launched",
+    "observe",
+    "uncompile",
+]
 
 # Imported on first use, so that "import segmo" does not import torch.
 _HOMES = {
     "compile": "segmo.api",
     "uncompile": "segmo.api",
     "SegMoError": "segmo.errors",
+    "launched": "segmo.launch",
     "Options": "segmo.options",
     "Report": "segmo.report",
     "last_report": "segmo.report",

@@ -15,7 +15,7 @@ from segmo.frames.encoder import choose_before_encoding, encode_all
 from segmo.frames.prompt import prompt_known
 from segmo.options import Options, check_frames
 from segmo.report import forget
-from segmo.runtime.distributed.session import memory_explained
+from segmo.runtime.distributed.session import check_dealt, memory_explained
 
 _PIXELS = {"video": "pixel_values_videos", "image": "pixel_values"}
 
@@ -58,7 +58,10 @@ def compile(  # noqa: A001  # the name that torch uses too
         try:
             named = _named(untyped, args, kwargs)
             with memory_explained(), prompt_known(named):
-                return compiled(**_encoded(untyped, named))
+                inputs = _encoded(untyped, named)
+                result = compiled(**inputs)
+                check_dealt(inputs)
+                return result
         except BackendCompilerFailed as failure:  # Dynamo's wrapping hides what was wrong behind how it was found
             if isinstance(failure.inner_exception, SegMoError):
                 raise failure.inner_exception from None

@@ -23,6 +23,11 @@ settings.load_profile("segmo")
 torch.set_num_threads(1)  # the tensors of tests are small, and pytest-xdist brings its own processes
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--exhaustive``: every combination and more random runs, where a test samples them by default."""
+    parser.addoption("--exhaustive", action="store_true", help="all combinations, more random runs: much longer")
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """Tests that draw from torch's generator draw the same numbers whichever tests ran before."""

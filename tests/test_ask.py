@@ -117,8 +117,8 @@ def test_one_video_asked_twice_in_a_row_is_encoded_once(loaded: Loaded, lossless
     ask = asker(loaded, Store(tmp_path))
     found = list(ask.answers([Request(lossless, QUESTION, str(number)) for number in range(3)]))
     assert [answer.cached for answer in found if isinstance(answer, Answer)] == [False, True, True]
-    assert len([event for event in ask.timeline.events if event.stage == "encode"]) == 1
-    assert len([event for event in ask.timeline.events if event.stage == "decode"]) == 1
+    for stage in ("index", "decode", "scenes", "process", "encode"):
+        assert {event.request for event in ask.timeline.events if event.stage == stage} == {"0"}
 
 
 def test_the_next_video_is_decoded_while_the_model_works(loaded: Loaded, lossless: Path, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_the_next_video_is_decoded_while_the_model_works(loaded: Loaded, lossles
 
     def progress(stage: str, done: int, total: int) -> None:
         nonlocal second
-        if stage == "decode" and done == 1:
+        if stage == "decode, scenes" and done == 1:
             if second:
                 began.set()
             second = next(reads, True)
@@ -257,6 +257,8 @@ def test_other_settings_are_answered_anew(loaded: Loaded, batch_file: Path) -> N
     list(batch(loaded, batch_file, out, []))
     ask = asker(loaded, Store(out.parent / "cache"))
     assert len(list(run_batch(ask, batch_file, out, {"keep": 0.25}))) == 7
+    answered = [record for record in read_answers(out) if "answer" in record]
+    assert [record["settings"]["keep"] for record in answered] == [0.5, 0.5, 0.25, 0.25]
 
 
 def test_what_else_fails_is_kept_apart(loaded: Loaded, lossless: Path) -> None:

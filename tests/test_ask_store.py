@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging.handlers
 import os
 import subprocess
 import sys
@@ -43,6 +44,24 @@ def test_the_least_recently_used_leave_first(tmp_path: Path) -> None:
     store.put("four", {"a": TENSOR}, "")
     assert [key for key in ("one", "two", "three", "four") if store.get(key)] == ["one", "three", "four"]
     assert store.size() <= 14_000
+
+
+def test_an_entry_that_is_too_large_is_not_kept_and_drives_no_other_out(tmp_path: Path) -> None:
+    store = Store(tmp_path, max_bytes=6000)
+    store.put("small", {"a": TENSOR}, "")
+    store.put("large", {"a": TENSOR.repeat(3)}, "")
+    assert store.get("small") is not None
+    assert store.get("large") is None
+
+
+def test_a_disk_that_does_not_take_an_entry_is_logged(tmp_path: Path) -> None:
+    store, told = Store(tmp_path), logging.handlers.BufferingHandler(9)
+    (tmp_path / "taken.safetensors").mkdir()  # a file cannot be put in a folder's place
+    log = logging.getLogger("segmo.ask.store")
+    log.addHandler(told)
+    store.put("taken", {"a": TENSOR}, "")
+    log.removeHandler(told)
+    assert ["cannot be written" in record.getMessage() for record in told.buffer] == [True]
 
 
 @given(sizes=st.lists(st.integers(1, 3000), max_size=12), limit=st.integers(1, 12_000))

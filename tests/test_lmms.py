@@ -6,18 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed: pip install 'segmo[lmms]' in another environment")
 
-import av
 from lmms_eval import evaluator
 from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
 
 from segmo.errors import OptionError
 from segmo.lmms.model import SegmoChat, generation, parse_options
+from segmo.sceneqa.files import write_sample
 from segmo.sceneqa.model import MODEL_PATH
 from segmo.sceneqa.task import DIFFICULTIES, make_sample
 
@@ -43,25 +42,12 @@ metadata:
 """
 
 
-def _write_video(path: Path, pictures: Any) -> None:
-    """Pictures two a second, as they are to within the codec's loss."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=2, options={"crf": "1"})
-        stream.height, stream.width = pictures.shape[1:3]
-        stream.pix_fmt = "yuv444p"
-        for picture in pictures:
-            for packet in stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")):
-                container.mux(packet)
-        for packet in stream.encode():
-            container.mux(packet)
-
-
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a yaml task over a JSON file and a rendered video."""
     folder = tmp_path_factory.mktemp("task")
     sample = make_sample("validation", DIFFICULTIES["easy"], 0)
-    _write_video(folder / "video.mp4", sample.pictures)
+    write_sample(sample, folder / "video.mp4", crf=None)
     rows = [
         {"video": str(folder / "video.mp4"), "question": question.text, "answer": question.answer}
         for question in sample.questions

@@ -9,7 +9,7 @@ import torch
 from eager_reference import cut_logits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import CELLS, FAMILIES, build, prompt
+from models import CELLS, FAMILIES, SIDE, build, prompt
 
 import segmo
 from segmo.errors import NotRewrittenError, OptionError, PromptError
@@ -81,6 +81,28 @@ def test_leaving_frames_out_first_equals_leaving_them_out_after(
     torch.testing.assert_close(above[0][there], full[there], rtol=1e-4, atol=1e-5)
     newlines = len(videos) * batch if family == "llava_onevision" else 0
     assert int(there.sum()) == sum(wanted) * CELLS[family] + newlines
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_encoder_itself_sees_no_other_frame(family: str) -> None:
+    """Counted inside the encoder, not by the report."""
+    model, inputs = build(family), prompt(family, frames=8)
+    base = model.base_model
+    first = base.vision_tower if family == "llava_onevision" else base.visual.patch_embed
+    choose_before_encoding(model, Options(frames=0.25, scorer="external"))
+    grid = {"video_grid_thw": inputs["video_grid_thw"]} if "video_grid_thw" in inputs else {}
+    seen: list[int] = []
+    for scores in ([9.0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 9.0]):  # the first call tries the encoder out too
+        seen.clear()
+        hook = first.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+        with prompt_known(inputs), torch.no_grad(), segmo.external_scores(scores):
+            base.get_video_features(pixel_values_videos=inputs["pixel_values_videos"], **grid)
+        hook.remove()
+    counts = segmo.last_report().frames
+    encode_all(model)
+    assert counts is not None
+    assert counts.encoded == 2
+    assert seen == [2 if family == "llava_onevision" else 2 * SIDE * SIDE]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -10,11 +11,23 @@ import models
 import pytest
 import torch
 from crew import Crew, CrewError
-from rank_prefill import answer, answer_again, answer_differently, encode
+from rank_prefill import (
+    RANDOM_OPTIONS,
+    answer_again,
+    answer_differently,
+    answers,
+    encode,
+    first_token,
+    prefill_at_random,
+    random_cases,
+    refuse,
+)
 
+import segmo
 from segmo.errors import RankError
+from segmo.passes.pipeline import DEFAULT
 
-PIPELINE = "select-tokens,segment-attention,inject-context,shard-segments{{cache={cache}}},lower-kernels"
+PIPELINE = DEFAULT.replace("shard-segments", "shard-segments{{cache={cache}}}")
 
 
 @pytest.fixture(scope="module")
@@ -35,37 +48,62 @@ def crews() -> Iterator[Callable[[int], Crew]]:
         crew.close()
 
 
-# (ranks, cache, family, keep, segments): every family with and without CAS, both caches, 2 to 4 ranks.
-CASES = [
-    *((2, "gather", family, keep, 3) for family in models.FAMILIES for keep in (1.0, 0.5)),
-    *((3, "sharded", family, keep, "scene") for family in models.FAMILIES for keep in (1.0, 0.5)),
-    (4, "gather", "qwen3_vl", 0.5, 2),  # two segments for four ranks
-    (4, "sharded", "qwen2_5_vl", 1.0, "scene"),
+GRID = [
+    (ranks, family, cache, keep)
+    for ranks in (2, 3, 4)
+    for family in models.FAMILIES
+    for cache in ("gather", "sharded")
+    for keep in (1.0, 0.5)
+]
+# By default every family with both caches on two and three ranks, with and without CAS in turn, and once on four.
+CASES = [one for at, one in enumerate(GRID) if one[0] < 4 and at % 2 == (at // 2 + at // 4 + at // 16) % 2]
+CASES += [
+    (4, "qwen2_vl", "gather", 1.0),
+    (4, "qwen2_5_vl", "sharded", 1.0),
+    (4, "qwen3_vl", "sharded", 0.5),
+    (4, "llava_onevision", "gather", 0.5),
+]
+
+# Scenes of unequal length; one scene alone, so that its tokens may all be on one rank; each rank encoding its share.
+PROMPTS = [
+    {"frames": 10, "seed": 1},
+    {"frames": 3, "seed": 2},
+    {"frames": 11, "seed": 3, "spread": True},
+    {"frames": 2, "seed": 4, "spread": True},
 ]
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``--exhaustive`` runs the whole grid."""
+    if {"ranks", "cache", "family", "keep"} <= set(metafunc.fixturenames):
+        cases = GRID if metafunc.config.getoption("--exhaustive") else CASES
+        metafunc.parametrize(("ranks", "family", "cache", "keep"), cases)
+
+
 @functools.cache
-def alone_answer(family: str, keep: float, segments: str | int) -> dict[str, Any]:
+def alone_answers(family: str, keep: float) -> list[dict[str, Any]]:
     """What one process answers."""
-    return answer(0, 1, family, {"keep": keep, "segments": segments}, {"frames": 9})
+    return answers(0, 1, family, {"keep": keep}, PROMPTS)
+
+
+def _flat(features) -> torch.Tensor:
+    parts = [features] if isinstance(features, torch.Tensor) else list(features)
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("ranks", "cache", "family", "keep", "segments"), CASES)
-def test_the_answer_is_that_of_one_process(crews, ranks, cache, family, keep, segments):
-    alone = alone_answer(family, keep, segments)
-    options = {"keep": keep, "segments": segments, "pipeline": PIPELINE.format(cache=cache)}
-    results = crews(ranks).run(answer, family, options, {"frames": 9})
-    for one in results:
-        assert one["passes"]["prefill", "shard-segments"] == models.LAYERS
-        assert torch.equal(one["tokens"], alone["tokens"])
-        torch.testing.assert_close(one["logits"], alone["logits"], rtol=1e-4, atol=1e-5)
-        assert torch.equal(one["logits"], results[0]["logits"])
-    lengths = [one["cache"] for one in results]
-    if cache == "gather":
-        assert lengths == [alone["cache"]] * ranks
-    else:
-        assert min(lengths) < alone["cache"]
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("padding", "PromptError: padding on the left: .*call the model once per prompt"),
+        ("batch", "as one process"),
+        ("attention scorer", "PromptError: .*every rank computes the first layers.*without spread=True"),
+        ("no segments", "PromptError: .*shard-segments did not apply.*without spread=True"),
+    ],
+)
+def test_what_cannot_be_spread_is_refused_or_runs_whole_on_every_rank(crews, what, said):
+    for words in crews(2).run(refuse, what):
+        assert re.match(said, words, re.DOTALL)
 
 
 @pytest.mark.slow
@@ -76,6 +114,29 @@ def test_a_second_prompt_of_another_length(crews, dynamic, cache):
     spread = {**options, "pipeline": PIPELINE.format(cache=cache)}
     for tokens in crews(2).run(answer_again, "qwen2_vl", spread, dynamic):
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(tokens, alone, strict=True))
+
+
+@pytest.mark.slow
+def test_the_answer_is_that_of_one_process(crews, ranks, cache, family, keep):
+    alone = alone_answers(family, keep)
+    # Whole scenes with one cache: then one scene leaves all ranks but one without a segment.
+    fields = cache if cache == "gather" else f"{cache}, split=False"
+    options = {"keep": keep, "pipeline": PIPELINE.format(cache=fields)}
+    results = crews(ranks).run(answers, family, options, PROMPTS)
+    for case, expected in enumerate(alone):
+        everyone = [one[case] for one in results]
+        for one in everyone:
+            assert one["passes"]["prefill", "shard-segments"] == models.LAYERS
+            assert torch.equal(one["tokens"], expected["tokens"])
+            torch.testing.assert_close(one["logits"], expected["logits"], rtol=1e-4, atol=1e-5)
+            assert torch.equal(one["logits"], everyone[0]["logits"])
+        lengths = [one["cache"] for one in everyone]
+        if cache == "gather":
+            assert lengths == [expected["cache"]] * ranks
+        else:
+            assert min(lengths) < expected["cache"]
+    if cache == "sharded":
+        assert min(one[-1]["own"] for one in results) == 0
 
 
 @pytest.mark.parametrize("family", models.FAMILIES)
@@ -90,9 +151,25 @@ def test_frames_are_encoded_once_and_features_are_whole(crews, family):
             torch.testing.assert_close(_flat(level), _flat(expected))
 
 
-def _flat(features) -> torch.Tensor:
-    parts = [features] if isinstance(features, torch.Tensor) else list(features)
-    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+@pytest.mark.slow
+def test_no_deadlock_whatever_the_layout_and_the_delays(crews, request):
+    runs, seed = 200 if request.config.getoption("--exhaustive") else 40, 5
+    model = models.build("qwen2_vl")
+    segmo.compile(model, **RANDOM_OPTIONS)
+    results = crews(4).run(prefill_at_random, seed, runs)
+    for case, *everyone in zip(random_cases(seed, runs), *results, strict=True):
+        expected = first_token(model, case)
+        for mine in everyone:
+            torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-5)
+            assert torch.equal(mine, everyone[0])
+
+
+@pytest.mark.slow
+def test_a_group_of_one_rank_is_a_process_alone(crews):
+    (one,) = crews(1).run(answers, "qwen3_vl", {"keep": 0.5}, PROMPTS)
+    for mine, expected in zip(one, alone_answers("qwen3_vl", 0.5), strict=True):
+        assert torch.equal(mine["tokens"], expected["tokens"])
+        assert torch.equal(mine["logits"], expected["logits"])
 
 
 @pytest.mark.slow

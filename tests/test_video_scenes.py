@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scenedetect import SceneManager, open_video
+from scenedetect import FrameTimecode, SceneManager, open_video
+from scenedetect.common import Timecode
 from scenedetect.detectors import AdaptiveDetector
 from video_files import flat, noise_shots, write_file
 
@@ -19,6 +21,7 @@ from segmo.video import Clip, SceneOptions, read
 from segmo.video.clip import ROUNDING
 from segmo.video.index import build_index
 from segmo.video.read import plan_spans
+from segmo.video.scenes import find_cuts
 
 BIKES = (30, 76, 137, 187, 242)
 
@@ -102,6 +105,28 @@ def test_chunks_find_what_one_pass_finds(long_file: Path, one_pass: Clip, worker
 def test_a_border_of_two_chunks_can_be_a_cut(long_file: Path, one_pass: Clip) -> None:
     borders = {span.start for workers in (2, 3, 7) for span in plan_spans(build_index(long_file), workers)}
     assert any(abs(border - cut) < ROUNDING for border in borders for cut in one_pass.cuts)
+
+
+@given(
+    changes=st.lists(st.one_of(st.floats(0, 20), st.floats(10, 255), st.just(0.0)), min_size=1, max_size=80),
+    window=st.integers(1, 4),
+    shortest=st.integers(0, 20),
+    least=st.sampled_from([0.0, 10.0, 15.0]),
+)
+def test_frames_that_change_little_decide_nothing(
+    changes: list[float], window: int, shortest: int, least: float
+) -> None:
+    """The detector finds the same cuts when it is given all frames."""
+    options = SceneOptions(2.0, least, shortest, window)
+    whole = AdaptiveDetector(2.0, shortest, window, least)
+    whole._calculate_frame_score = lambda timecode, frame_img: frame_img
+    times = [number / 25 for number in range(len(changes))]
+    expected = [
+        number - window
+        for number, score in enumerate(changes)
+        if whole.process_frame(FrameTimecode(Timecode(number, Fraction(1, 25)), 25.0), score)
+    ]
+    assert [cut for cut, _ in find_cuts(times, changes, 25.0, options)] == expected
 
 
 @given(cuts=st.lists(st.floats(0.1, 9.9), max_size=5, unique=True), seconds=st.floats(0, 10))

@@ -3,12 +3,14 @@
 At each number of frames the same model reads the same questions, once with frames chosen by SegMo (scenes, relevance to
 the question, novelty; ``segmo.compile(model, frames=..., keep=1, segments=1)`` on pixels, so that nothing else is
 encoded), once with as many frames at a steady rate. All tokens of a frame are kept, at their places in the whole
-prompt. The last column counts questions that only one of the two got right.
+prompt. "encoded" is how many frames the encoder saw on average: those that are kept, and those that only the scorer
+looked at. The last column counts questions that only one of the two got right.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,12 +32,21 @@ from segmo.sceneqa.questions import KINDS
 from segmo.sceneqa.results import OVERALL, Share
 from segmo.sceneqa.task import DIFFICULTIES, VERSION, Checksum, Sample, samples
 
-FRAMES = (64, 32, 16, 8)
+FRAMES = (32, 16, 8)
 CELLS = 6  # tokens of a frame
 UNIFORM, CHOSEN, BLIND = "uniform frames", "CAS upstream", "CAS upstream, blind"
-Right = dict[
-    tuple[str, int], list[tuple[str, bool]]
-]  # (method, frames) -> kind and whether right, question by question
+
+
+@dataclass(frozen=True)
+class Said:
+    """An answer: the question's kind, whether it was right, and how many frames were encoded for it."""
+
+    kind: str
+    right: bool
+    encoded: int
+
+
+Right = dict[tuple[str, int], list[Said]]  # (method, frames) -> question by question
 
 
 def _inputs(processor: Any, pictures: Any, prompts: Prompts, video_token: int) -> dict[str, Any]:
@@ -74,25 +85,26 @@ def _uniform(model: Any, asked: Asked, frames: int) -> Tensor:
 
 
 @torch.no_grad()
-def _chosen(model: Any, processor: Any, asked: Asked, frames: int) -> Tensor:
-    """The same through the compiled model, from pixels, one question at a time."""
-    rows = []
+def _chosen(model: Any, processor: Any, asked: Asked, frames: int) -> tuple[Tensor, list[int]]:
+    """The same through the compiled model, from pixels, one question at a time; and how many frames were encoded."""
+    rows, encoded = [], []
     for question in range(len(asked.prompts.input_ids)):
         one = asked.prompts.only(question)
         rows.append(model(**_inputs(processor, asked.sample.pictures, one, model.config.video_token_id)).logits[:, -1])
         found = segmo.last_report().frames
         assert found is not None
         assert len(found.kept[0]) == frames
-    return torch.cat(rows)
+        encoded.append(found.encoded)
+    return torch.cat(rows), encoded
 
 
 def measure(model: Any, processor: Any, asked: Sequence[Asked], console: Console) -> Right:
     """Asks every question with every method."""
     right: Right = defaultdict(list)
 
-    def note(name: str, frames: int, one: Asked, logits: Tensor) -> None:
+    def note(name: str, frames: int, one: Asked, logits: Tensor, encoded: Sequence[int] | None = None) -> None:
         is_right = (logits.argmax(-1) == one.prompts.answer).tolist()
-        right[name, frames] += list(zip(one.prompts.kinds, is_right, strict=True))
+        right[name, frames] += map(Said, one.prompts.kinds, is_right, encoded or [frames] * len(is_right))
 
     for one in asked:
         note("full attention", one.frames, one, answer_full(model, one.prompts).logits)
@@ -103,7 +115,7 @@ def measure(model: Any, processor: Any, asked: Sequence[Asked], console: Console
             share = frame_share(frames, asked[0].frames)
             segmo.compile(model, keep=1, frames=share, segments=1, balance=balance)
             for one in asked:
-                note(name, frames, one, _chosen(model, processor, one, frames))
+                note(name, frames, one, *_chosen(model, processor, one, frames))
             segmo.uncompile(model)
         console.print(f"{frames} frames done")
     return right
@@ -122,21 +134,22 @@ def ask(model: Any, processor: Any, split: str, difficulty: str, videos: int) ->
 def table(right: Right, title: str) -> Table:
     """Accuracies in percent with 95% intervals."""
     made = Table(title=title, title_justify="left")
-    for name in ("method", "frames", *KINDS, OVERALL, "won : lost against uniform"):
+    for name in ("method", "frames", "encoded", *KINDS, OVERALL, "won : lost against uniform"):
         made.add_column(name, justify="left" if name == "method" else "right")
     for (name, frames), answers in right.items():
         shares = []
         for kind in (*KINDS, OVERALL):
-            mine = [ok for of_kind, ok in answers if kind in (of_kind, OVERALL)]
+            mine = [said.right for said in answers if kind in (said.kind, OVERALL)]
             shares.append(str(Share(sum(mine), len(mine))))
-        made.add_row(name, str(frames), *shares, _duel(answers, right.get((UNIFORM, frames))))
+        encoded = f"{statistics.mean(said.encoded for said in answers):.1f}"
+        made.add_row(name, str(frames), encoded, *shares, _duel(answers, right.get((UNIFORM, frames))))
     return made
 
 
-def _duel(mine: list[tuple[str, bool]], other: list[tuple[str, bool]] | None) -> str:
+def _duel(mine: Sequence[Said], other: Sequence[Said] | None) -> str:
     if other is None or other is mine:
         return ""
-    pairs = [(a, b) for (_, a), (_, b) in zip(mine, other, strict=True)]
+    pairs = [(a.right, b.right) for a, b in zip(mine, other, strict=True)]
     return f"{sum(a and not b for a, b in pairs)} : {sum(b and not a for a, b in pairs)}"
 
 

@@ -19,6 +19,8 @@ from segmo.runtime.cost.device import DEVICES, Device
 from segmo.runtime.cost.shape import ModelShape
 
 ROWS = 1024  # rows of the measured products: a segment's worth
+LAYER_ROWS = 3072  # rows of the measured layer: about what a rank has; its steps then do not fit into any cache
+_LAYER_RUNS = 3
 _RUNS = 7
 _TINY_CALLS = 200
 # Causal (n, None) and full (n, p) attention blocks that the two attention constants are fitted to.
@@ -81,21 +83,41 @@ def _rotate(x_AnD: Tensor, cos_nD: Tensor, sin_nD: Tensor) -> Tensor:
     return x_AnD * cos_nD + torch.cat([-right, left], dim=-1) * sin_nD
 
 
-def _memory_bytes_per_s(shape: ModelShape, like: Tensor, timer: Timer) -> float:
-    """Bytes per second of a layer's elementwise steps, as a model that is not compiled runs them."""
-    x_nH = like.new_ones(ROWS, shape.hidden)
-    weight_H = like.new_ones(shape.hidden)
-    qk_AnD = like.new_ones(shape.heads + shape.kv_heads, ROWS, shape.head_size)
-    cos_nD = like.new_ones(ROWS, shape.head_size)
-    gate_nI = like.new_ones(ROWS, shape.intermediate)
+def _layer(shape: ModelShape, like: Tensor) -> Callable[[], object]:
+    """A decoder layer without its attention, as a model that is not compiled runs it."""
+    inner, rows = shape.intermediate, LAYER_ROWS
+    query, key = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    widths = {"qkv": (shape.hidden, query + 2 * key), "out": (query, shape.hidden)}
+    widths |= {"gate": (shape.hidden, inner), "up": (shape.hidden, inner), "down": (inner, shape.hidden)}
+    weights = {name: like.new_ones(out, wide) for name, (wide, out) in widths.items()}
+    linear = torch.nn.functional.linear
+    start_nH, weight_H = like.new_ones(rows, shape.hidden), like.new_ones(shape.hidden)
+    cos_nD = like.new_ones(rows, shape.head_size)
 
-    def steps() -> None:
-        for _ in range(2):
-            torch.add(_norm(x_nH, weight_H), x_nH)
-        _rotate(qk_AnD, cos_nD, cos_nD)
-        torch.nn.functional.silu(gate_nI) * gate_nI
+    def run() -> Tensor:
+        normed = _norm(start_nH, weight_H)
+        qkv_nX = linear(normed, weights["qkv"])
+        q_AnD, _ = (
+            _rotate(x_nX.reshape(rows, -1, shape.head_size).transpose(0, 1), cos_nD, cos_nD)
+            for x_nX in (qkv_nX[:, :query], qkv_nX[:, query : query + key])
+        )
+        x_nH = start_nH + linear(q_AnD.transpose(0, 1).flatten(1), weights["out"])
+        normed = _norm(x_nH, weight_H)
+        gate_nI = torch.nn.functional.silu(linear(normed, weights["gate"]))
+        return x_nH + linear(gate_nI * linear(normed, weights["up"]), weights["down"])
 
-    return shape.elementwise_bytes * ROWS / timer(steps)
+    return run
+
+
+def _memory_bytes_per_s(shape: ModelShape, like: Tensor, timer: Timer, gemm_flops: float) -> float:
+    """Bytes per second of a layer's elementwise steps: what the layer takes beyond its products.
+
+    Measured inside the layer, because a step alone finds its input in the cache and its output's memory at hand, which
+    makes it about half as fast again as it is between products.
+    """
+    whole = dataclasses.replace(timer, runs=min(timer.runs, _LAYER_RUNS))(_layer(shape, like))
+    products = shape.linear_flops * LAYER_ROWS / gemm_flops
+    return shape.elementwise_bytes * LAYER_ROWS / max(whole - products, 0.05 * whole)
 
 
 def _attention_rate(shape: ModelShape, like: Tensor, timer: Timer) -> tuple[float, float]:
@@ -111,7 +133,7 @@ def _attention_rate(shape: ModelShape, like: Tensor, timer: Timer) -> tuple[floa
         seconds.append(timer(lambda q=q, kv=kv, c=causal: partial_attention(q, kv, kv, 0.1, c)))  # type: ignore[misc]
     # Each measurement counts by its relative error.
     system = np.asarray(work, dtype=np.float64) / np.asarray(seconds)[:, None]
-    per_pair, per_row = np.linalg.lstsq(system, np.ones(len(work)), rcond=None)[0]
+    per_pair, per_row = map(float, np.linalg.lstsq(system, np.ones(len(work)), rcond=None)[0])
     if per_row < 0:  # tiles on the diagonal are free: fit the rate alone
         per_row = 0.0
         per_pair = float(system[:, 0].sum() / (system[:, 0] ** 2).sum())
@@ -129,6 +151,7 @@ def measure_device(device: torch.device, dtype: torch.dtype, shape: ModelShape, 
     timer = timer or Timer(device)
     like = torch.ones(1, device=device, dtype=dtype)
     attention, tile_keys = _attention_rate(shape, like, timer)
+    gemm = _gemm_flops(shape, like, timer)
 
     def tiny() -> None:
         for _ in range(_TINY_CALLS):
@@ -138,10 +161,10 @@ def measure_device(device: torch.device, dtype: torch.dtype, shape: ModelShape, 
     return dataclasses.replace(
         base,
         name=device_title(device),
-        gemm_flops=_gemm_flops(shape, like, timer),
+        gemm_flops=gemm,
         attention_flops=attention,
         tile_keys=tile_keys,
-        memory_bytes_per_s=_memory_bytes_per_s(shape, like, timer),
+        memory_bytes_per_s=_memory_bytes_per_s(shape, like, timer, gemm),
         memory_bytes=_memory_bytes(device),
         call_seconds=timer(tiny) / _TINY_CALLS,
         source=f"measured with {str(dtype).removeprefix('torch.')}, torch {torch.__version__}",

@@ -8,6 +8,7 @@ All ranks run the same graph, so they call these operators in the same order.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,15 +17,20 @@ from torch import Tensor
 
 from segmo.errors import PromptError, RankError
 from segmo.runtime.distributed import attention
+from segmo.runtime.distributed.features import Spread, deal_rows, encoder_of, is_spread, scan_spread, spread_fit
 from segmo.runtime.distributed.kernels import PartKernels
 from segmo.runtime.distributed.schedule import pack_rank, rank_schedule, unpack_rank
 from segmo.runtime.distributed.session import Settings, fingerprint, session_of
 from segmo.runtime.partition.planner import make_plan
 from segmo.runtime.partition.workload import Workload
 from segmo.runtime.register import operator
+from segmo.runtime.relevance import embedding_relevance
 from segmo.runtime.schedule import unpack
 
-_Function = TypeVar("_Function", bound=Callable[..., Tensor])
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+ONE_PROMPT = "segments are spread over ranks one prompt at a time, without padding; call the model once per prompt"
 
 
 def _fake(op: Any) -> Callable[[_Function], _Function]:
@@ -37,12 +43,64 @@ def _fake(op: Any) -> Callable[[_Function], _Function]:
     return register
 
 
+@operator("rank_scan_video")
+def rank_scan_video(
+    embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor, group: str, early: bool, selects: bool
+) -> tuple[Tensor, Tensor]:
+    """:func:`segmo.runtime.features.scan_video` of one prompt, each rank doing the frames that it encoded.
+
+    Args:
+        early: whether tokens are dealt out before the first layer, so that a rank needs no other features.
+        selects: whether tokens are selected by their novelty.
+
+    Raises:
+        PromptError: several prompts, or features that are spread where every rank needs all of them.
+    """
+    if frame_BN.shape[0] != 1:
+        raise PromptError(f"{frame_BN.shape[0]} prompts in a batch: {ONE_PROMPT}")
+    session = session_of(group)
+    spread = Spread.of(frame_BN[0], cell_BN[0], session.ranks)
+    session.spread, session.pending = is_spread(embeds_BNH[0], spread), False
+    if session.spread and not early:
+        raise PromptError(
+            'with scorer="attention" every rank computes the first layers in full and needs all features; '
+            "call encode_video without spread=True, or use another scorer"
+        )
+    novelty_N, similarity_N = scan_spread(embeds_BNH[0], frame_BN[0], cell_BN[0], spread, session.spread, selects)
+    return novelty_N[None], similarity_N[None]
+
+
+@_fake(rank_scan_video)
+def _(
+    embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor, group: str, early: bool, selects: bool
+) -> tuple[Tensor, Tensor]:
+    shape = frame_BN.shape
+    return embeds_BNH.new_empty(shape, dtype=torch.float32), embeds_BNH.new_empty(shape, dtype=torch.float32)
+
+
+@operator("rank_relevance")
+def rank_relevance(
+    embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, valid_BN: Tensor | None, max_scenes: int, group: str
+) -> Tensor:
+    """:func:`segmo.runtime.relevance.embedding_relevance`, each rank doing the frames that it encoded."""
+    fit = functools.partial(spread_fit, session_of(group).ranks)
+    return embedding_relevance(embeds_BNH, scene_BN, cell_BN, valid_BN, max_scenes, fit)
+
+
+@_fake(rank_relevance)
+def _(
+    embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, valid_BN: Tensor | None, max_scenes: int, group: str
+) -> Tensor:
+    return embeds_BNH.new_empty((scene_BN.shape[0], max_scenes), dtype=torch.float32)
+
+
 @operator("plan_ranks")
-def plan_ranks(schedule: Tensor, index_BK: Tensor | None, settings: str) -> Tensor:
+def plan_ranks(schedule: Tensor, index_BK: Tensor | None, frame_BN: Tensor, cell_BN: Tensor, settings: str) -> Tensor:
     """Plans one prefill and gives this rank's schedule, packed; made once, read by every layer.
 
     Args:
         schedule: from ``segmo::attention_schedule``. index_BK: the kept positions, to be equal on all ranks.
+        frame_BN, cell_BN: of the whole prompt; they say which rank encoded what.
         settings: :class:`segmo.runtime.distributed.session.Settings` as JSON.
 
     Raises:
@@ -54,10 +112,8 @@ def plan_ranks(schedule: Tensor, index_BK: Tensor | None, settings: str) -> Tens
     session = session_of(chosen.group)
     rows = unpack(schedule)
     if len(rows) != 1 or rows[0].start != 0:
-        raise PromptError(
-            f"{len(rows)} prompts in a batch or padding on the left: segments are spread over ranks one prompt at "
-            "a time, without padding; call the model once per prompt"
-        )
+        found = f"{len(rows)} prompts in a batch" if len(rows) != 1 else "padding on the left"
+        raise PromptError(f"{found}: {ONE_PROMPT}")
     marks = session.ranks.gather(fingerprint(schedule, index_BK).to(_device_of(index_BK)), "prompt")
     different = [rank for rank, mark in enumerate(marks[:, 0].tolist()) if mark != marks[0, 0]]
     if different:
@@ -75,6 +131,11 @@ def plan_ranks(schedule: Tensor, index_BK: Tensor | None, settings: str) -> Tens
     )
     session.schedule = rank_schedule(plan, rows[0], session.ranks.rank)
     session.plan = plan
+    session.encoder_K = None
+    if session.spread:
+        encoder_N = encoder_of(frame_BN[0], cell_BN[0], session.ranks)
+        session.encoder_K = encoder_N if index_BK is None else encoder_N[index_BK[0]]
+    session.spread = False
     return pack_rank(session.schedule)
 
 
@@ -83,7 +144,7 @@ def _device_of(index_BK: Tensor | None) -> torch.device:
 
 
 @_fake(plan_ranks)
-def _(schedule: Tensor, index_BK: Tensor | None, settings: str) -> Tensor:
+def _(schedule: Tensor, index_BK: Tensor | None, frame_BN: Tensor, cell_BN: Tensor, settings: str) -> Tensor:
     return torch.empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.long)
 
 
@@ -151,16 +212,34 @@ def _(
     return q_BATD.new_empty((*q_BATD.shape[:3], v_BGND.shape[3]))
 
 
+@operator("rank_tokens")
+def rank_tokens(x_BKH: Tensor, index_BL: Tensor, packed: Tensor, group: str) -> Tensor:
+    """Embeddings of this rank's tokens, (1, L, H); those that another rank encoded come from there."""
+    session = session_of(group)
+    if session.encoder_K is None:
+        return x_BKH[:, index_BL[0]]
+    row_K = torch.arange(x_BKH.shape[1], device=x_BKH.device)
+    return deal_rows(x_BKH[0], row_K, session.encoder_K, unpack_rank(packed), session.ranks)[None]
+
+
+@_fake(rank_tokens)
+def _(x_BKH: Tensor, index_BL: Tensor, packed: Tensor, group: str) -> Tensor:
+    return x_BKH.new_empty((1, index_BL.shape[1], *x_BKH.shape[2:]))
+
+
 @operator("rank_rows")
-def rank_rows(features_RH: Tensor, mask_BK: Tensor, index_BL: Tensor) -> Tensor:
+def rank_rows(features_RH: Tensor, mask_BK: Tensor, index_BL: Tensor, packed: Tensor, group: str) -> Tensor:
     """Of features with one row per flagged token, in order of the prompt, the rows of this rank's tokens."""
-    row_K = mask_BK[0].long().cumsum(0) - 1
-    index_L = index_BL[0]
-    return features_RH[row_K[index_L][mask_BK[0][index_L]]]
+    session = session_of(group)
+    row_K = (mask_BK[0].long().cumsum(0) - 1).masked_fill(~mask_BK[0], -1)
+    if session.encoder_K is None:
+        row_L = row_K[index_BL[0]]
+        return features_RH[row_L[row_L >= 0]]
+    return deal_rows(features_RH, row_K, session.encoder_K, unpack_rank(packed), session.ranks)
 
 
 @_fake(rank_rows)
-def _(features_RH: Tensor, mask_BK: Tensor, index_BL: Tensor) -> Tensor:
+def _(features_RH: Tensor, mask_BK: Tensor, index_BL: Tensor, packed: Tensor, group: str) -> Tensor:
     return features_RH.new_empty((torch.library.get_ctx().new_dynamic_size(), *features_RH.shape[1:]))
 
 

@@ -7,8 +7,9 @@ fails, the announcements tell which rank never got there.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
@@ -120,6 +121,25 @@ class Ranks:
         self.traffic.bytes_received += 2 * value.numel() * value.element_size() * (self.world - 1) // self.world
         group = self._sure_group
         return self._start(lambda: collectives.all_reduce(value.contiguous(), operation, group), step)
+
+    def exchange(self, rows: Tensor, counts: Sequence[Sequence[int]], step: str) -> Tensor:
+        """Rows go from rank to rank.
+
+        Args:
+            rows: what this rank sends, first to rank 0, then to rank 1, and so on.
+            counts: how many rows each rank sends to each, (W, W), the same on all ranks.
+
+        Returns:
+            What arrived, first from rank 0, then from rank 1, and so on.
+        """
+        if not any(map(any, counts)):
+            return rows.new_empty(0, *rows.shape[1:])
+        self._enter(step)
+        arriving = [sent[self.rank] for sent in counts]
+        self.traffic.exchanges += 1
+        self.traffic.bytes_received += sum(arriving) * math.prod(rows.shape[1:]) * rows.element_size()
+        group, leaving = self._sure_group, list(counts[self.rank])
+        return self._start(lambda: collectives.all_to_all_single(rows.contiguous(), arriving, leaving, group), step)()
 
     @property
     def _sure_group(self) -> dist.ProcessGroup:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -57,11 +57,21 @@ class Settings:
 
 @dataclass
 class Session:
-    """One group's ranks, and the schedule and plan of its last prefill."""
+    """One group's ranks, and what is known of its last prefill.
+
+    Attributes:
+        ranks: of the group.
+        schedule, plan: of the last prefill.
+        spread: whether its features were spread over the ranks. encoder_K: then, which rank encoded each kept token.
+        pending: whether features were spread for a prefill that has not begun.
+    """
 
     ranks: Ranks
     schedule: RankSchedule | None = None
     plan: Plan | None = None
+    spread: bool = False
+    encoder_K: Tensor | None = None
+    pending: bool = False
 
     def decoding(self, cached: int, new: int) -> RankSchedule:
         """The schedule of the prefill that a cache came from.
@@ -87,6 +97,24 @@ def _session(group: ProcessGroup) -> Session:
 def session_of(group: str) -> Session:
     """The session of a process group, by the group's name; a group that was made anew has a new one."""
     return _session(_resolve_process_group(GroupName(group)))
+
+
+def check_dealt(inputs: Mapping[str, Any]) -> None:
+    """After a call of the model: were features that are spread over the ranks dealt out by ``shard-segments``?
+
+    Raises:
+        PromptError: the pass did not apply, so the model has read NaN in place of other ranks' features.
+    """
+    ranks = Ranks.of()
+    if ranks.group is None or not inputs.get("mm_encoder_outputs"):
+        return
+    session = session_of(ranks.group.group_name)
+    if session.pending:
+        session.pending = False
+        raise PromptError(
+            "the video's features are spread over the ranks, and shard-segments did not apply to this prefill; "
+            "segmo.last_report() says why. Call encode_video without spread=True"
+        )
 
 
 @contextmanager

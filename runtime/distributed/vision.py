@@ -1,4 +1,7 @@
-"""The vision encoder over ranks: each encodes an even share of the frames, then all have all features.
+"""The vision encoder over ranks: each encodes an even share of the frames.
+
+Then either every rank is given all features, or each keeps its own (``spread``): CAS exchanges the numbers that its
+budget over the whole video needs, and after selection the kept tokens' features go where their segments are.
 
 Legend: F frames, T video tokens, H hidden size.
 
@@ -9,7 +12,7 @@ every temporal patch, and SigLIP sees one frame at a time. Shares are even becau
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +21,7 @@ from torch import Tensor
 from segmo.errors import PromptError
 from segmo.families import family_of
 from segmo.runtime.distributed.ranks import Ranks
+from segmo.runtime.distributed.session import session_of
 
 PIXELS, GRID = "pixel_values_videos", "video_grid_thw"
 
@@ -27,12 +31,16 @@ def frame_share(frames: int, rank: int, world: int) -> tuple[int, int]:
     return frames * rank // world, frames * (rank + 1) // world
 
 
-def encode_video(model: Any, inputs: Mapping[str, Any], ranks: Ranks | None = None) -> dict[str, Any]:
+def encode_video(
+    model: Any, inputs: Mapping[str, Any], ranks: Ranks | None = None, *, spread: bool = False
+) -> dict[str, Any]:
     """Inputs for ``generate`` with the video encoded, by all ranks together, in place of its pixels.
 
     Args:
         model: a model of a known family.
         inputs: of the processor; one prompt, the same on every rank.
+        spread: leave each rank with the features of its own frames, and NaN in place of the others. For a model that
+            :func:`segmo.compile` has spread over the same ranks; its next prefill must be of these inputs.
 
     Returns:
         The inputs without pixels and with ``mm_encoder_outputs``; inputs without a video as they are.
@@ -48,8 +56,12 @@ def encode_video(model: Any, inputs: Mapping[str, Any], ranks: Ranks | None = No
         raise PromptError(f"{type(model).__name__} is of no known family: its frames may not be independent")
     if inputs["input_ids"].shape[0] != 1:
         raise PromptError("a video is encoded over ranks one prompt at a time; call this once per prompt")
+    place = _own_alone if spread else _gathered
     with torch.no_grad():
-        output = _encode_grid(model, inputs, ranks) if GRID in inputs else _encode_frames(model, inputs, ranks)
+        encode = _encode_grid if GRID in inputs else _encode_frames
+        output = encode(model, inputs, ranks, place)
+    if spread and ranks.group is not None:
+        session_of(ranks.group.group_name).pending = ranks.world > 1
     rest = {name: value for name, value in inputs.items() if name != PIXELS}
     return {**rest, "mm_encoder_outputs": {**inputs.get("mm_encoder_outputs", {}), "video": output}}
 
@@ -62,7 +74,18 @@ def _gathered(mine_TH: Tensor, counts: list[int], ranks: Ranks) -> Tensor:
     return torch.cat([everyone[rank, :count] for rank, count in enumerate(counts)])
 
 
-def _encode_grid(model: Any, inputs: Mapping[str, Any], ranks: Ranks) -> Any:
+def _own_alone(mine_TH: Tensor, counts: list[int], ranks: Ranks) -> Tensor:
+    """Rows of this rank in their place, and NaN in place of all others."""
+    whole = mine_TH.new_full((sum(counts), *mine_TH.shape[1:]), torch.nan)
+    first = sum(counts[: ranks.rank])
+    whole[first : first + counts[ranks.rank]] = mine_TH[: counts[ranks.rank]]
+    return whole
+
+
+Place = Callable[[Tensor, list[int], Ranks], Tensor]
+
+
+def _encode_grid(model: Any, inputs: Mapping[str, Any], ranks: Ranks, place: Place) -> Any:
     """Qwen-VL: patches of all videos in one (patches, values) tensor, described by a (videos, 3) grid."""
     grid = inputs[GRID]
     per_frame = (grid[:, 1] * grid[:, 2]).tolist()
@@ -84,7 +107,7 @@ def _encode_grid(model: Any, inputs: Mapping[str, Any], ranks: Ranks) -> Any:
     sizes = (grid.prod(-1) // merge).tolist()
 
     def whole(parts: Any) -> tuple[Tensor, ...]:
-        return torch.split(_gathered(torch.cat(list(parts)), counts, ranks), sizes)
+        return torch.split(place(torch.cat(list(parts)), counts, ranks), sizes)
 
     changed: dict[str, Any] = {"last_hidden_state": None, "pooler_output": whole(output.pooler_output)}
     if getattr(output, "deepstack_features", None) is not None:
@@ -117,7 +140,7 @@ def _part_of_grid(grid: Tensor, start: int, end: int) -> tuple[list[Tensor], lis
     return grids, rows
 
 
-def _encode_frames(model: Any, inputs: Mapping[str, Any], ranks: Ranks) -> Any:
+def _encode_frames(model: Any, inputs: Mapping[str, Any], ranks: Ranks, place: Place) -> Any:
     """LLaVA-OneVision: (1, F, C, height, width), and a newline token after the last frame."""
     pixels = inputs[PIXELS]
     frames = pixels.shape[1]
@@ -127,6 +150,6 @@ def _encode_frames(model: Any, inputs: Mapping[str, Any], ranks: Ranks) -> Any:
     tokens, newline = output.pooler_output[0, :-1], output.pooler_output[0, -1:]
     cells = tokens.shape[0] // mine.shape[1]
     shares = (frame_share(frames, rank, ranks.world) for rank in range(ranks.world))
-    whole = _gathered(tokens, [(last - first) * cells for first, last in shares], ranks)
+    whole = place(tokens, [(last - first) * cells for first, last in shares], ranks)
     features = torch.cat([whole, newline])[None]
     return dataclasses.replace(output, last_hidden_state=None, pooler_output=features, hidden_states=None)

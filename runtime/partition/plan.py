@@ -6,6 +6,7 @@ Legend: R ranks.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -170,10 +171,31 @@ class Plan:
         question = self.workload.query * self.shape.partial_bytes
         question *= others if parts_are_gathered(self.world) else 2
         total = self.shape.layers * (context + question)
-        total += others * self.encoded * self.shape.hidden * self.shape.value_bytes
+        total += self._scoring_bytes() * others + self._feature_bytes()
         if self.cache == "gather":
             total += others * self._cache_bytes()
         return total
+
+    def _scoring_bytes(self) -> int:
+        """Bytes that a rank brings so that all can score: a number per token, and per frame a fit for each word."""
+        frames = self.encoded // self.workload.tokens_per_frame
+        return 4 * (self.encoded + frames * (1 + self.workload.query))
+
+    def _feature_bytes(self) -> int:
+        """Bytes of the features that a rank receives: the frame before its own, and kept tokens encoded elsewhere.
+
+        Kept tokens are taken to be spread evenly over the frames.
+        """
+        if not self.workload.encoded or self.world == 1:
+            return 0
+        ends = list(itertools.accumulate(self.workload.segments))
+        kept, most = ends[-1] if ends else 0, 0
+        for rank, run in enumerate(self.pieces):
+            first, last = kept * rank // self.world, kept * (rank + 1) // self.world
+            spans = [(ends[p.segment] - self.workload.segments[p.segment] + p.start, p.tokens) for p in run]
+            here = sum(max(0, min(start + count, last) - max(start, first)) for start, count in spans)
+            most = max(most, sum(count for _, count in spans) - here)
+        return (most + self.workload.tokens_per_frame) * self.shape.hidden * self.shape.value_bytes
 
     def _cache_bytes(self) -> int:
         largest = max(load.tokens for load in self.loads)
@@ -206,7 +228,9 @@ class Plan:
 
         for rank, cost in enumerate(costs):
             yield f"encode {rank}", rank, "encode", cost.vision_seconds(self.encoded, frame), []
-        features = gather(self.encoded * self.shape.hidden * self.shape.value_bytes, 1)
+        features = gather(self._scoring_bytes(), 1)
+        if self.world > 1:
+            features += link.share_seconds(self._feature_bytes(), 1, self.world) if self.workload.encoded else 0.0
         yield "exchange features", -1, "features", features, [f"encode {rank}" for rank in ranks]
         for rank, (cost, load) in enumerate(zip(costs, self.loads, strict=True)):
             dense = cost.dense_seconds(load.tokens) + cost.layer_overhead_seconds()

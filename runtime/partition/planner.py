@@ -1,4 +1,4 @@
-"""From a workload and devices to a plan: balanced, by equal token counts, or in a zigzag."""
+"""From a workload and devices to a plan: the best one, or balanced, by equal token counts, or in a zigzag."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ from segmo.runtime.partition.cut import Floats, optimal_runs
 from segmo.runtime.partition.plan import CACHES, HOME_BLOCKS, Piece, Plan
 from segmo.runtime.partition.workload import Units, Workload, divide
 
-METHODS = ("balanced", "equal", "zigzag")
+METHODS = ("best", "balanced", "equal", "zigzag")
+
+# A zigzag or a cut inside a segment must gain this share of the time over whole segments in a row: each moves more
+# bytes, or lets a rank's context come from more ranks, and a prediction is no better than that.
+MARGIN = 0.01
+
+# With more ranks than this only whole segments in a row are planned: others would take seconds to find.
+COMPARED_RANKS = 64
 
 # With more ranks than this the home rank is chosen after the partition, not with it.
 MANY_RANKS = 8
@@ -27,7 +34,7 @@ def make_plan(
     workload: Workload,
     shape: ModelShape,
     devices: Sequence[Device],
-    method: str = "balanced",
+    method: str = "best",
     split: bool = True,
     cache: str = "gather",
 ) -> Plan:
@@ -38,6 +45,7 @@ def make_plan(
         method: ``"balanced"``: contiguous runs with the smallest largest time by the cost model. ``"equal"``:
             contiguous runs with the smallest largest number of tokens. ``"zigzag"``: twice as many balanced
             runs as ranks, rank r computing the r-th from the front and the r-th from the back (Spava).
+            ``"best"``: balanced or zigzag, whichever is predicted to take less time.
         split: allow a segment above its share to be cut inside, where the plan gains by it.
         cache: where the cache is after prefill, ``"gather"`` or ``"sharded"``.
 
@@ -51,16 +59,23 @@ def make_plan(
             raise PlanError(f"unknown {what} {value!r}{hint} Known: {', '.join(known)}")
     if not devices:
         raise PlanError("a plan needs at least one rank")
+    several = 1 < len(devices) <= COMPARED_RANKS
+    methods = ("balanced", "zigzag") if method == "best" and several else ("balanced" if method == "best" else method,)
+    ways = [(each, inside) for inside in ((False, True) if split and several else (False,)) for each in methods]
     plans, failure = [], None
-    for inside in (False, True) if split and len(devices) > 1 else (False,):
+    for each, inside in ways:
         try:
-            plans.append(_with_best_home(workload, shape, tuple(devices), method, inside, cache))
+            plans.append(_with_best_home(workload, shape, tuple(devices), each, inside, cache))
         except PlanError as error:
             failure = error
     if not plans:
         assert failure is not None
         raise failure
-    return min(plans, key=lambda plan: plan.seconds)
+    chosen = plans[0]
+    for plan in plans[1:]:
+        if plan.seconds < (1 - MARGIN) * chosen.seconds:
+            chosen = plan
+    return chosen
 
 
 def _with_best_home(

@@ -181,8 +181,7 @@ class Asker:
             max_frames=settings.max_frames,
             scenes=settings.scenes,
             workers=settings.workers,
-            progress=lambda done, total: self._progress("decode", done, total),
-            compared=lambda done, total: self._progress("scenes", done, total),
+            progress=lambda done, total: self._progress("decode, scenes", done, total),
             timeline=inner,
         )
         for event in inner.events:

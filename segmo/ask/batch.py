@@ -82,7 +82,7 @@ def run_batch(
     Args:
         asker: answers.
         source: the input.
-        out: the output; made if missing, and written anew without what is tried again.
+        out: the output; made if missing. Errors in it are tried again, answers under other settings stay.
         settings: what the answers depend on; stands in each line.
         told: called with each line that was answered earlier.
 
@@ -94,26 +94,31 @@ def run_batch(
     """
     lines = read_lines(source)
     done = {_same(record): record for record in read_answers(out) if "answer" in record}
-    kept = [record for line in lines if (record := done.get(_key(line, settings))) is not None]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(out.name + ".part")
-    unfinished.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    unfinished.replace(out)
-    for record in kept:
-        told(record)
+    _write_anew(out, list(done.values()))
+    for line in lines:
+        if (record := done.get(_key(line, settings))) is not None:
+            told(record)
     missing = [line for line in lines if _key(line, settings) not in done]
-    sound = [line for line in missing if not line.error]
     requests = [
-        Request(source.parent / line.fields["video"], line.fields["question"], f"line {line.number}") for line in sound
+        Request(source.parent / line.fields["video"], line.fields["question"], f"line {line.number}")
+        for line in missing
+        if not line.error
     ]
     answers = asker.answers(requests)
-    with out.open("a", encoding="utf-8") as file:
-        for line in missing:
-            found: Answer | SegMoError = SegMoError(line.error) if line.error else next(answers)
-            record = _record(line, found, settings)
+    for line in missing:
+        found: Answer | SegMoError = SegMoError(line.error) if line.error else next(answers)
+        record = _record(line, found, settings)
+        with out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-            file.flush()
-            yield record
+        yield record
+
+
+def _write_anew(out: Path, records: list[dict[str, Any]]) -> None:
+    """The output without errors, which are tried again; answers under other settings stay."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(out.name + ".part")
+    unfinished.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    unfinished.replace(out)
 
 
 def _record(line: Line, found: Answer | SegMoError, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -66,11 +66,17 @@ class Store:
         return tensors, text
 
     def put(self, key: str, tensors: Mapping[str, Tensor], text: str) -> None:
-        """Adds an entry, and removes others while there are too many bytes."""
+        """Adds an entry, and removes others while there are too many bytes.
+
+        An entry that is larger than all may be together is not kept, and one that the disk does not take is logged.
+        """
         unfinished = self.folder / f"{uuid.uuid4().hex}.part"
         try:
             save_file(dict(tensors), unfinished, metadata={"text": text})
-            unfinished.replace(self._path(key))
+            if unfinished.stat().st_size <= self.max_bytes:
+                unfinished.replace(self._path(key))
+        except (OSError, SafetensorError) as error:
+            log.warning("%s cannot be written (%s), so it will be made again", self._path(key), error)
         finally:
             unfinished.unlink(missing_ok=True)
         self._shrink()

@@ -27,7 +27,7 @@ def plan(
     keep: Annotated[float, typer.Option(help="share of video tokens kept: what the encoder sees is 1 / keep")] = 0.25,
     encode: Annotated[bool, typer.Option(help="count the vision encoder too")] = False,
     tokens_per_frame: Annotated[int, typer.Option(help="video tokens of a frame, for the encoder")] = 256,
-    method: Annotated[str, typer.Option(help="balanced, equal or zigzag")] = "balanced",
+    method: Annotated[str, typer.Option(help="best, balanced, equal or zigzag")] = "best",
     split: Annotated[bool, typer.Option(help="allow cutting inside a long segment")] = True,
     cache: Annotated[str, typer.Option(help="gather or sharded")] = "gather",
     picture: Annotated[Path | None, typer.Option(help="write the timeline here (png, svg or pdf)")] = None,

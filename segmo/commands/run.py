@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -59,7 +60,7 @@ def run(
     """Answer a question about a video file: decode, find scenes, encode, keep what matters, prefill, decode.
 
     Prints the answer, the seconds of each stage and the tokens kept. A second question about the same video neither
-    decodes nor encodes it again.
+    decodes nor encodes it again. Under torchrun the segments are spread over the ranks.
     """
     from rich.console import Console
 
@@ -67,6 +68,7 @@ def run(
     from segmo.ask.store import Store, default_folder
     from segmo.commands.inputs import dtype_named
     from segmo.errors import OptionError
+    from segmo.launch import launched
     from segmo.options import Options
     from segmo.video import SceneOptions
 
@@ -92,16 +94,23 @@ def run(
     if dtype != "auto":
         dtype_named(dtype)
     store = Store(cache_folder or default_folder(), int(cache_gib * GIB)) if cache else None
-    console = Console(highlight=False)
-    if batch is not None:
-        if video is not None or question is not None:
-            raise OptionError("--batch takes videos and questions from its file; give no others")
-        _batch(console, settings, store, model, dtype, device, batch, out or Path("out/run") / batch.name)
-        return
-    if video is None or question is None:
+    if batch is not None and (video is not None or question is not None):
+        raise OptionError("--batch takes videos and questions from its file; give no others")
+    if batch is None and (video is None or question is None):
         raise OptionError('give a video file and a question: segmo run VIDEO "question"')
-    checked_question(question)
-    _one(console, settings, store, model, dtype, device, video, question)
+    if question is not None:
+        checked_question(question)
+    with launched(device) as launch:
+        place = str(launch.device)
+        console = Console(highlight=False, quiet=not launch.speaks)
+        if not launch.speaks:
+            settings = dataclasses.replace(settings, options=dataclasses.replace(options, report=None))
+        if batch is not None:
+            if launch.ranks.world > 1:
+                raise OptionError("--batch runs on one rank; start it without torchrun, on a part of the file per GPU")
+            _batch(console, settings, store, model, dtype, place, batch, out or Path("out/run") / batch.name)
+        elif video is not None and question is not None:
+            _one(console, settings, store, model, dtype, place, video, question)
 
 
 def _asker(

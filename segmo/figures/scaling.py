@@ -13,7 +13,7 @@ def length_name(seconds: float) -> str:
 
 
 def draw_scaling(points: list[Point], title: str, file: Path) -> Path:
-    """Draws time, efficiency and bytes over the number of ranks; the word beside a line's end is its limit.
+    """Draws time, efficiency and bytes over the number of ranks; the words below a line's end are its limit.
 
     Prefills that fit no memory are left out.
 
@@ -31,6 +31,7 @@ def draw_scaling(points: list[Point], title: str, file: Path) -> Path:
     lost = [length for length in lengths if all(p.limit == "memory" for p in points if p.video_seconds == length)]
     points = [point for point in points if point.limit != "memory"]
     colours = matplotlib.colormaps["viridis"]
+    ends: list[tuple[str, float]] = []
     for index, seconds in enumerate(lengths):
         line = [point for point in points if point.video_seconds == seconds]
         if not line:
@@ -46,8 +47,12 @@ def draw_scaling(points: list[Point], title: str, file: Path) -> Path:
         middle.plot(ranks, [point.efficiency for point in line], **style)
         sent = [point for point in line if point.bytes_received]
         right.plot([point.ranks for point in sent], [point.bytes_received / 1e6 for point in sent], **style)
-        end = (ranks[-1], line[-1].seconds)
-        left.annotate(line[-1].limit, end, fontsize=7, xytext=(0, 5), textcoords="offset points", ha="right")
+        last = line[-1]
+        # A line that ends close above one with the same limit shares its word.
+        if not any(limit == last.limit and last.seconds < 1.5 * below for limit, below in ends):
+            place = {"xytext": (0, -11), "textcoords": "offset points", "ha": "right"}
+            left.annotate(last.limit, (last.ranks, last.seconds), fontsize=7, **place)
+        ends.append((last.limit, last.seconds))
     names = ("seconds to the first token", "efficiency", "MB received per rank")
     for axes, name in zip((left, middle, right), names, strict=True):
         axes.set_xscale("log", base=2)

@@ -14,20 +14,22 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import Graph, Node
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Writes every ATen call into ``graph``; tensors that it has not seen become inputs named ``constant_N``.
 
-    Each node's ``meta["example_value"]`` is the value itself, so that an analysis can read index tensors.
+    Each node's ``meta["example_value"]`` is the value itself for whole numbers and flags, so that an analysis can read
+    index tensors, and its shape alone (on ``meta``) for others, so that no more memory is held than the call needs.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph = Graph()
-        self.nodes: dict[int, Node] = {}
-        self.alive: list[Any] = []  # ids are only good while the tensors live
+        self.nodes = WeakTensorKeyDictionary()
         self.last = self.graph._root  # the input entered last
+        self.constants = 0
 
     def enter(self, name: str, value: Tensor) -> Node:
         """Makes a tensor an input of the graph."""
@@ -38,7 +40,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def node_of(self, value: Tensor) -> Node:
         """The node that a tensor came from."""
-        return self.nodes.get(id(value)) or self.enter(f"constant_{len(self.nodes)}", value)
+        found: Node | None = self.nodes.get(value)  # type: ignore[no-untyped-call]
+        if found is None:
+            self.constants += 1
+            found = self.enter(f"constant_{self.constants}", value)
+        return found
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -56,10 +62,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _remember(self, node: Node, value: Any) -> None:
-        node.meta["example_value"] = value
-        self.alive.append(value)
+        node.meta["example_value"] = pytree.tree_map_only(Tensor, _outline, value)
         if isinstance(value, Tensor):
-            self.nodes[id(value)] = node
+            self.nodes[value] = node
+
+
+def _outline(value: Tensor) -> Tensor:
+    return value.to("meta") if value.dtype.is_floating_point else value
 
 
 def _item(values: Any, place: int) -> Any:

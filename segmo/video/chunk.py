@@ -1,12 +1,11 @@
-"""One stretch of a file: frames sampled, and neighbouring frames compared in another thread meanwhile."""
+"""One stretch of a file: frames sampled, and neighbouring frames compared."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from array import array
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ from segmo.video.pixels import Picture
 from segmo.video.sample import Sampler, count_samples
 from segmo.video.scenes import Small, change
 
-WAITING = 4  # decoded frames that may wait to be compared
-
 
 @dataclass
 class Chunk:
@@ -35,8 +32,8 @@ class Chunk:
         damage: what could not be decoded.
     """
 
-    times: list[float] = field(default_factory=list)
-    changes: list[float] = field(default_factory=list)
+    times: array[float] = field(default_factory=lambda: array("d"))
+    changes: array[float] = field(default_factory=lambda: array("d"))
     first: NDArray[np.uint8] | None = None
     last: NDArray[np.uint8] | None = None
     damage: Damage = field(default_factory=Damage)
@@ -69,34 +66,24 @@ class Frames:
 
 
 class Comparer:
-    """Compares each frame with the one before, in a thread of its own, a few frames behind at most."""
+    """Compares each frame of a chunk with the one before, as it comes from the decoder.
 
-    def __init__(self, chunk: Chunk, step: Callable[[], None]) -> None:
-        self._chunk, self._step, self._small = chunk, step, Small()
-        self._pool = ThreadPoolExecutor(1, "segmo-scenes")
-        self._waiting: deque[Future[None]] = deque()
+    In the decoder's own thread: handing a frame to another one costs as much as comparing it. Other stretches of the
+    file are decoded meanwhile.
+    """
+
+    def __init__(self, chunk: Chunk) -> None:
+        self._chunk, self._small = chunk, Small()
         self.busy = 0.0
 
     def add(self, frame: Any) -> None:
-        """Takes the next frame; waits while too many are not compared yet."""
-        self._waiting.append(self._pool.submit(self._compare, frame))
-        if len(self._waiting) > WAITING:
-            self._waiting.popleft().result()
-
-    def close(self) -> None:
-        """Waits for the rest."""
-        with self._pool:
-            for one in self._waiting:
-                one.result()
-
-    def _compare(self, frame: Any) -> None:
-        start = time.perf_counter()
-        small, chunk = self._small(frame), self._chunk
+        """Takes the next frame."""
+        start, chunk = time.perf_counter(), self._chunk
+        small = self._small(frame)
         chunk.changes.append(0.0 if chunk.last is None else change(chunk.last, small))
         chunk.first = small if chunk.first is None else chunk.first
         chunk.last = small
         self.busy += time.perf_counter() - start
-        self._step()
 
 
 def read_chunk(
@@ -107,7 +94,7 @@ def read_chunk(
     frames: Frames,
     picture: Picture,
     scenes: bool,
-    steps: tuple[Callable[[], None], Callable[[], None]],
+    step: Callable[[], None],
     timeline: Timeline,
 ) -> Chunk:
     """Decodes a stretch once: sampled frames go to ``frames``, all frames are compared with their neighbours.
@@ -120,15 +107,14 @@ def read_chunk(
         frames: takes the sampled ones.
         picture: brings a sampled frame to its size; of this chunk alone.
         scenes: compare neighbours.
-        steps: called after each frame that was decoded, and after each that was compared.
-        timeline: gets "decode" and "scenes".
+        step: called after each frame.
+        timeline: gets "decode" and "scenes", which take turns.
     """
     chunk = Chunk()
     sampler = Sampler(fps, span.start, count_samples(index, fps))
-    began, waited = timeline.now(), 0.0
-    comparer = Comparer(chunk, steps[1]) if scenes else None
+    began, comparer = timeline.now(), Comparer(chunk) if scenes else None
 
-    def keep(picks: Any) -> None:
+    def keep(picks: Iterable[tuple[int, Any]]) -> None:
         for number, frame in picks:
             frames.put(number, picture(frame))
 
@@ -137,17 +123,14 @@ def read_chunk(
             keep(sampler.add(shown, frame))
             chunk.times.append(shown)
             if comparer:
-                before = timeline.now()
                 comparer.add(frame)
-                waited += timeline.now() - before
-            steps[0]()
+            step()
         if chunk.times:
             whole = span.end <= index.duration  # the next stretch starts where this one ends
             keep(sampler.end(span.end if whole else chunk.times[-1] + 1 / index.rate))
     finally:
-        decoded = timeline.now()
-        timeline.add("decode", began, decoded, busy=decoded - began - waited)
+        end, comparing = timeline.now(), comparer.busy if comparer else 0.0
+        timeline.add("decode", began, end, busy=end - began - comparing)
         if comparer:
-            comparer.close()
-            timeline.add("scenes", began, timeline.now(), busy=comparer.busy)
+            timeline.add("scenes", began, end, busy=comparing)
     return chunk

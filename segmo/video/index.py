@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,9 @@ def build_index(path: Path) -> Index:
     return Index(origin, times - origin, starts[starts >= 0], rate, max(rate, base), timed=True)
 
 
-def _packets(container: Any, stream: Any) -> tuple[list[int], list[int], int]:
+def _packets(container: Any, stream: Any) -> tuple[array[int], array[int], int]:
     """Presentation stamps, those of keyframes, and how many packets have none. A file that breaks off ends there."""
-    stamps: list[int] = []
-    keys: list[int] = []
+    stamps, keys = array("q"), array("q")
     untimed = 0
     try:
         for packet in container.demux(stream):

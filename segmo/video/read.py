@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -22,7 +23,8 @@ from segmo.video.scenes import SceneOptions, change, find_cuts
 from segmo.video.source import stage_error
 
 DETECTOR = SceneOptions()
-LONG = 60.0  # seconds from which a file is read in chunks
+STEP = 16  # frames from one report of progress to the next
+LONG = 20.0  # seconds from which a file is read in chunks
 
 Progress = Callable[[int, int], None]
 
@@ -37,13 +39,12 @@ def read(
     scenes: SceneOptions | None = DETECTOR,
     workers: int | None = None,
     progress: Progress = lambda done, total: None,
-    compared: Progress = lambda done, total: None,
     timeline: Timeline | None = None,
 ) -> Clip:
     """Reads a video file: the frame shown at every multiple of ``1 / fps`` seconds, and where scenes start.
 
     The file is decoded once, frame by frame; only sampled frames stay in memory, so with ``max_frames`` memory does not
-    grow with the length of the file. Scenes are found meanwhile. Files of a minute and more are read in ``workers``
+    grow with the length of the file. Scenes are found on the way. Files of 20 seconds and more are read in ``workers``
     stretches at the same time; the result is the same.
 
     Args:
@@ -54,8 +55,7 @@ def read(
         max_frames: sample at most so many frames, spread evenly over the whole file.
         scenes: options of the scene detector, None for no scenes.
         workers: stretches at the same time; one per processor when None.
-        progress: called with (frames decoded, frames in the file).
-        compared: called with (frames compared with the one before, frames in the file).
+        progress: called with (frames decoded and compared, frames in the file).
         timeline: gets the stages "index", "decode" and "scenes".
 
     Raises:
@@ -67,12 +67,12 @@ def read(
         index = build_index(path)
     rate = sampling_rate(index, fps, max_frames)
     frames = Frames(count_samples(index, rate))
-    steps = _counter(progress, len(index.times)), _counter(compared, len(index.times))
+    step = _counter(progress, len(index.times))
     spans = plan_spans(index, len(os.sched_getaffinity(0)) if workers is None else workers)
 
     def run(span: Span) -> Chunk:
         return read_chunk(
-            path, index, span, rate, frames, Picture(size, max_pixels), scenes is not None, steps, timeline
+            path, index, span, rate, frames, Picture(size, max_pixels), scenes is not None, step, timeline
         )
 
     with ThreadPoolExecutor(len(spans), "segmo-video") as pool:
@@ -112,23 +112,24 @@ def _counter(progress: Progress, total: int) -> Callable[[], None]:
         nonlocal done
         with lock:
             done += 1
-            progress(done, max(done, total))
+            if done == 1 or done % STEP == 0 or done >= total:
+                progress(done, max(done, total))
 
     return step
 
 
 def _join(
     chunks: Sequence[Chunk], rate: float, options: SceneOptions | None
-) -> tuple[list[float], list[tuple[int, float]]]:
+) -> tuple[array[float], list[tuple[int, float]]]:
     """Times of all frames, and the cuts as (frame, seconds)."""
-    times = [time for chunk in chunks for time in chunk.times]
-    if options is None:
-        return times, []
+    times, changes = array("d"), array("d")
     for before, after in pairwise(chunks):
         if before.last is not None and after.first is not None:
             after.changes[0] = change(before.last, after.first)
-    changes = [value for chunk in chunks for value in chunk.changes]
-    return times, list(find_cuts(times, changes, rate, options))
+    for chunk in chunks:
+        times.extend(chunk.times)
+        changes.extend(chunk.changes)
+    return times, [] if options is None else list(find_cuts(times, changes, rate, options))
 
 
 def _notes(chunks: Sequence[Chunk], index: Index, decoded: int) -> tuple[str, ...]:

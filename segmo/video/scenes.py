@@ -2,7 +2,8 @@
 
 The first step compares neighbouring frames, downscaled as PySceneDetect does it. It is nearly all of the work, needs no
 more than two frames, and gives the same numbers wherever a file is cut into pieces. The second step is the detector's
-own: a rolling average over those numbers and a shortest length of a scene. It runs once, over the whole file.
+own: a rolling average over those numbers and a shortest length of a scene. It runs once, over the whole file, on the
+frames that it could find a cut at.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import av
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from scenedetect.scene_manager import compute_downscale_factor
 
 from segmo.errors import OptionError
 
@@ -54,12 +56,10 @@ class Small:
 
     def __call__(self, frame: Any) -> NDArray[np.uint8]:
         """Hue, saturation and brightness of a frame, (height, width, 3) uint8."""
-        from scenedetect.scene_manager import compute_downscale_factor
-
         if self._size is None:  # later frames of another size are brought to the first one's
             factor = compute_downscale_factor(max(frame.width, frame.height))
             self._size = max(1, round(frame.width / factor)), max(1, round(frame.height / factor))
-        pixels = self._convert.reformat(frame, format="bgr24").to_ndarray()
+        pixels = self._convert.reformat(frame, format="bgr24", threads=1).to_ndarray()
         if (pixels.shape[1], pixels.shape[0]) != self._size:
             pixels = cv2.resize(pixels, self._size, interpolation=cv2.INTER_LINEAR)
         small: NDArray[np.uint8] = cv2.cvtColor(pixels, cv2.COLOR_BGR2HSV)
@@ -97,8 +97,24 @@ def find_cuts(
     # What it would compute from pictures is handed in instead.
     detector._calculate_frame_score = lambda timecode, frame_img: frame_img
     fps, base = Fraction(rate).limit_denominator(100_000), Fraction(1, _TICKS)
-    for number, (time, score) in enumerate(zip(times, changes, strict=True)):
-        timecode = FrameTimecode(Timecode(round(time * _TICKS), base), fps)
-        for _ in detector.process_frame(timecode, score):
-            cut = number - options.window_width  # a frame is judged once its neighbours on both sides are known
+    window = options.window_width
+    fed = _judged(np.asarray(changes), options)
+    for place, number in enumerate(fed):
+        timecode = FrameTimecode(Timecode(round(times[number] * _TICKS), base), fps)
+        for _ in detector.process_frame(timecode, changes[number]):
+            cut = fed[place - window]  # a frame is judged once its neighbours on both sides are known
             yield cut, times[cut]
+
+
+def _judged(changes: NDArray[np.float64], options: SceneOptions) -> list[int]:
+    """Frames that the detector must be given: those that change enough to be a cut, and their neighbours.
+
+    The others are most of a film. Without them a frame that changes enough still has its own neighbours around it, and
+    one that does not is no cut whatever stands around it. The first frame is where the first scene starts.
+    """
+    window = options.window_width
+    enough = np.flatnonzero(changes >= options.min_content_val)
+    around = (enough[:, None] + np.arange(-window, window + 1)).flatten()
+    inside = around[(around >= 0) & (around < len(changes))]
+    judged: list[int] = np.unique(np.concatenate([[0], inside])).astype(int).tolist()
+    return judged

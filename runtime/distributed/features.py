@@ -1,0 +1,179 @@
+"""CAS on features that are spread over ranks: each rank has those of the frames that it encoded, the others are NaN.
+
+Legend: N prompt tokens, V video tokens, T tokens of some frames, K kept tokens, L tokens of this rank, F frames,
+H hidden size, Q question tokens, R rows of features, W ranks.
+
+What the budget over all of the video needs travels: a novelty per token, a similarity and the question's fit per
+frame, one frame's features to the next rank, and one sum of features per rank. After selection a kept token's
+features go from the rank that encoded it to the one whose segment it is in, if that is another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from segmo.runtime.distributed.ranks import Ranks
+from segmo.runtime.distributed.schedule import RankSchedule
+from segmo.runtime.distributed.vision import frame_share
+from segmo.runtime.features import scan_tokens
+from segmo.runtime.layout import video_starts
+from segmo.runtime.relevance import feature_sum, frame_fit
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One row's video and who encoded what of it.
+
+    Attributes:
+        video_V: positions of the video's tokens. frame_V, cell_V: frame and cell of each.
+        frames: F. ranks: who shares the video.
+    """
+
+    video_V: Tensor
+    frame_V: Tensor
+    cell_V: Tensor
+    frames: int
+    ranks: Ranks
+
+    @classmethod
+    def of(cls, frame_N: Tensor, cell_N: Tensor, ranks: Ranks) -> Spread:
+        video_V = (cell_N >= 0).nonzero()[:, 0]
+        frame_V = frame_N[video_V]
+        return cls(video_V, frame_V, cell_N[video_V], int(frame_V[-1]) + 1 if len(video_V) else 0, ranks)
+
+    def share(self, rank: int) -> tuple[int, int]:
+        """First frame that a rank encoded and the one after its last."""
+        return frame_share(self.frames, rank, self.ranks.world)
+
+    def tokens(self, start: int, end: int) -> slice:
+        """Which of the video's tokens are in these frames."""
+        edges = torch.tensor([start, end], device=self.frame_V.device)
+        first, last = torch.searchsorted(self.frame_V, edges).tolist()
+        return slice(first, last)
+
+    def own(self) -> slice:
+        """Which of the video's tokens this rank encoded."""
+        return self.tokens(*self.share(self.ranks.rank))
+
+    def gather_frames(self, value: Tensor, per_frame: int, step: str) -> Tensor:
+        """Values of all frames, in order, from each rank's own: ``per_frame`` is 1 for frames and 0 for tokens."""
+        sizes = []
+        for rank in range(self.ranks.world):
+            start, end = self.share(rank)
+            part = self.tokens(start, end)
+            sizes.append(end - start if per_frame else part.stop - part.start)
+        padded = torch.nn.functional.pad(value, (0, max(sizes) - value.shape[-1]))
+        everyone = self.ranks.gather(padded, step)
+        return torch.cat([everyone[rank, ..., :size] for rank, size in enumerate(sizes)], dim=-1)
+
+
+def is_spread(embeds_NH: Tensor, spread: Spread) -> bool:
+    """Whether any rank lacks features of other ranks' frames; the same answer on all ranks."""
+    own, ranks = spread.own(), spread.ranks
+    others = [at for at in (0, len(spread.video_V) - 1) if not own.start <= at < own.stop]
+    lacks = any(bool(embeds_NH[spread.video_V[at]].isnan().any()) for at in others)
+    return bool(ranks.gather(torch.tensor([lacks], device=embeds_NH.device).long(), "features").any())
+
+
+def scan_spread(
+    embeds_NH: Tensor, frame_N: Tensor, cell_N: Tensor, spread: Spread, missing: bool, selects: bool = True
+) -> tuple[Tensor, Tensor]:
+    """:func:`segmo.runtime.features.scan_video` of one row, each rank doing the frames that it encoded.
+
+    Args:
+        missing: whether the frame before a rank's own ones must come from another rank.
+        selects: whether tokens are selected by their novelty; otherwise it does not travel, and is 0.
+
+    Returns:
+        ``novelty`` and ``similarity`` (N,) fp32 of all tokens, the same on every rank.
+    """
+    start, end = spread.share(spread.ranks.rank)
+    halo = max(start - 1, 0)
+    tokens = spread.tokens(halo, end) if end > start else slice(0, 0)
+    at_T, source = spread.video_V[tokens], embeds_NH
+    if missing:
+        before = _frame_before(embeds_NH, spread)
+        source = torch.cat([before, embeds_NH[spread.video_V[spread.own()]]])
+        at_T = torch.arange(source.shape[0], device=source.device)
+    novelty_T = similarity_F = torch.zeros(0, device=embeds_NH.device)
+    if end > start:
+        first_F = video_starts(frame_N, cell_N)
+        novelty_T, similarity_F = scan_tokens(source, at_T, spread.frame_V[tokens], spread.cell_V[tokens], first_F)
+        own = spread.own()
+        novelty_T, similarity_F = novelty_T[own.start - tokens.start :], similarity_F[start - halo :]
+    novelty_N = torch.zeros(frame_N.shape, device=embeds_NH.device)
+    similarity_N = torch.ones_like(novelty_N)
+    if spread.frames:
+        if selects:
+            novelty_N[spread.video_V] = spread.gather_frames(novelty_T, 0, "novelty")
+        similarity_N[spread.video_V] = spread.gather_frames(similarity_F, 1, "similarity")[spread.frame_V]
+    return novelty_N, similarity_N
+
+
+def _frame_before(embeds_NH: Tensor, spread: Spread) -> Tensor:
+    """Features of the frame before this rank's first one, (T, H), from the rank that encoded it."""
+    world, me = spread.ranks.world, spread.ranks.rank
+    counts = [[0] * world for _ in range(world)]
+    sent = []
+    for rank in range(world):
+        start, end = spread.share(rank)
+        if start == 0 or end == start:
+            continue
+        owner = next(r for r in range(world) if spread.share(r)[0] <= start - 1 < spread.share(r)[1])
+        part = spread.tokens(start - 1, start)
+        counts[owner][rank] = part.stop - part.start
+        if owner == me:
+            sent.append(embeds_NH[spread.video_V[part]])
+    rows = torch.cat(sent) if sent else embeds_NH[:0]
+    return spread.ranks.exchange(rows, counts, "frame before")
+
+
+def spread_fit(
+    ranks: Ranks, question_QH: Tensor, embeds_NH: Tensor, video_V: Tensor, frame_V: Tensor, frames: int
+) -> Tensor:
+    """:func:`segmo.runtime.relevance.whole_fit`, each rank doing the frames that it encoded; (Q, F) on every rank."""
+    spread = Spread(video_V, frame_V, frame_V, frames, ranks)
+    own = spread.own()
+    start, end = spread.share(ranks.rank)
+    common_H = ranks.gather(feature_sum(embeds_NH, video_V[own]), "mean feature").sum(0) / len(video_V)
+    fit_QF = frame_fit(question_QH, embeds_NH, video_V[own], frame_V[own] - start, end - start, common_H)
+    return spread.gather_frames(fit_QF, 1, "fit of frames")
+
+
+def encoder_of(frame_N: Tensor, cell_N: Tensor, ranks: Ranks) -> Tensor:
+    """The rank that encoded each token of a row, (N,) int64; -1 for text, which every rank has."""
+    spread = Spread.of(frame_N, cell_N, ranks)
+    encoder_N = torch.full_like(frame_N, -1)
+    for rank in range(ranks.world):
+        encoder_N[spread.video_V[spread.tokens(*spread.share(rank))]] = rank
+    return encoder_N
+
+
+def deal_rows(rows_RH: Tensor, row_K: Tensor, encoder_K: Tensor, schedule: RankSchedule, ranks: Ranks) -> Tensor:
+    """Rows of this rank's tokens, in order of the prompt; what another rank encoded comes from there.
+
+    Args:
+        rows_RH: features or embeddings, of which other ranks' rows may be NaN.
+        row_K: the row of each kept token, -1 where it has none.
+        encoder_K: of :func:`encoder_of`, at the kept tokens.
+    """
+    world, me = ranks.world, ranks.rank
+    owner_K = torch.full_like(encoder_K, -1)
+    for rank in range(world):
+        owner_K[schedule.own_of(rank)] = rank
+    moves_K = (row_K >= 0) & (encoder_K >= 0) & (owner_K >= 0) & (encoder_K != owner_K)
+    pairs = encoder_K[moves_K] * world + owner_K[moves_K]
+    counts = torch.bincount(pairs, minlength=world * world).view(world, world).tolist()
+    leaving = (moves_K & (encoder_K == me)).nonzero()[:, 0]
+    leaving = leaving[torch.argsort(owner_K[leaving], stable=True)]
+    arriving = (moves_K & (owner_K == me)).nonzero()[:, 0]
+    arriving = arriving[torch.argsort(encoder_K[arriving], stable=True)]
+    received = ranks.exchange(rows_RH[row_K[leaving]], counts, "kept features")
+    positions_L = schedule.positions(rows_RH.device)
+    positions_L = positions_L[row_K[positions_L] >= 0]
+    dealt = rows_RH[row_K[positions_L]]
+    dealt[torch.searchsorted(positions_L, arriving)] = received
+    return dealt

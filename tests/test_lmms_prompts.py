@@ -1,0 +1,67 @@
+"""A chat of lmms-eval becomes a model's inputs; this half of the plugin needs no lmms-eval."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import AutoProcessor
+from video_files import noise_shots, write_file
+
+from segmo.errors import PromptError
+from segmo.lmms.prompts import Sampling, chat_inputs, show
+from segmo.sceneqa.model import MODEL_PATH
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Four seconds of 48 x 32 pixels at ten frames a second."""
+    path = tmp_path_factory.mktemp("film") / "film.mp4"
+    write_file(path, noise_shots([20, 20], 48, 32), fps=10)
+    return str(path)
+
+
+def test_the_entry_point_is_there() -> None:
+    (entry,) = {entry.value for entry in entry_points(group="lmms_eval.models") if entry.name == "segmo"}
+    assert entry == "segmo.lmms.manifest:manifest"
+
+
+def test_frames_at_a_rate_up_to_a_number(film: str) -> None:
+    shown = show(film, Sampling(fps=2.0, most=64))
+    assert shown.frames.shape == (8, 32, 48, 3)
+    assert shown.metadata["frames_indices"] == list(range(8))
+    few = show(film, Sampling(fps=2.0, most=3))
+    assert len(few.frames) == 3
+
+
+@pytest.mark.parametrize("as_mapping", [False, True])
+def test_a_part_of_a_file(film: str, as_mapping: bool) -> None:
+    whole = show(film, Sampling())
+    if as_mapping:
+        part = show({"path": film, "video_start": 1.0, "video_end": 2.0}, Sampling())
+    else:
+        part = show(film, Sampling(), 1.0, 2.0)
+    assert part.metadata["frames_indices"] == [2, 3, 4]
+    assert np.array_equal(part.frames, whole.frames[2:5])
+    with pytest.raises(PromptError, match="no frame between 90"):
+        show(film, Sampling(), 90.0)
+
+
+def test_frames_that_a_task_has_read_itself(film: str) -> None:
+    frames = show(film, Sampling()).frames
+    assert np.array_equal(show(list(frames), Sampling()).frames, frames)
+
+
+def test_a_chat_with_a_video(film: str) -> None:
+    load: Any = AutoProcessor.from_pretrained
+    processor = load(MODEL_PATH)
+    parts = [{"type": "video", "url": film}, {"type": "text", "text": "which digit in red grid"}]
+    text, inputs = chat_inputs(processor, [{"role": "user", "content": parts}], Sampling())
+    assert "which digit in red grid" in text
+    assert inputs["video_grid_thw"].tolist() == [[4, 4, 6]]
+    video = processor.tokenizer.convert_tokens_to_ids(processor.video_token)
+    assert int((inputs["input_ids"] == video).sum()) == 4 * 6
+    with pytest.raises(PromptError, match="type 'audio'"):
+        chat_inputs(processor, [{"role": "user", "content": [{"type": "audio", "url": "x.wav"}]}], Sampling())
