@@ -10,13 +10,15 @@ PYTHON ?= python3
 BIN := $(abspath $(VENV))/bin
 TYPES := build/types
 
-.PHONY: help install demo test check lint types format eval bench clean
+.PHONY: help install browser demo test check lint plain types format docs eval bench clean
 
 help:
 	@echo "make demo    a real clip through a Video LLM, with and without SegMo"
 	@echo "make test    the tests; ARGS='-m \"not slow\"' is handed to pytest"
+	@echo "make browser install Debian's chromium for the tests of the HTML report (make test does so by itself)"
 	@echo "make check   lint, format and types"
 	@echo "make format  put imports and layout in order"
+	@echo "make docs    the documentation as a site in build/site"
 	@echo "make eval    accuracy on SceneQA with the small model that ships; ARGS is handed to segmo eval"
 	@echo "make bench   prefill times; ARGS is handed to the benchmark"
 	@echo "make clean   remove what builds and tools left behind, the environment too"
@@ -31,7 +33,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/segmo demo $(ARGS)
 
-test: $(VENV)/.installed
+# The tests of the HTML report drive a real Chromium. Where none can be installed, they skip and say so.
+browser:
+	@if command -v chromium chromium-browser google-chrome >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			chromium fonts-dejavu-core >/dev/null; } || echo "Chromium could not be installed: its tests will skip"; \
+	else echo "no Chromium, and no apt-get as root to install it: its tests will skip"; fi
+
+test: $(VENV)/.installed browser
 	$(BIN)/pytest -n 2 $(ARGS)
 
 check: lint types
@@ -44,13 +54,19 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# mypy follows neither package-dir nor the finder of an editable install. So a plain install is checked, from inside its
-# folder, which also shows a package that pyproject.toml forgot. sed turns its paths back into those of the repository.
-types: $(VENV)/.installed
+# mypy and the docs follow neither package-dir nor the finder of an editable install. So they read a plain install, which
+# also shows a package that pyproject.toml forgot. sed turns its paths back into those of the repository.
+plain: $(VENV)/.installed
 	rm -rf build
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-compile --target $(TYPES) .
+
+types: plain
 	cd $(TYPES) && $(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p segmo \
 		| sed -E 's,^segmo/(passes|runtime)/,\1/,'
+
+docs: plain
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[docs]'
+	$(BIN)/mkdocs build --strict
 
 eval: $(VENV)/.installed
 	$(BIN)/segmo eval $(ARGS)

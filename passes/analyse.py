@@ -114,10 +114,11 @@ def analyse(gm: GraphModule, config: Any = None) -> Facts:
     roots = [merge.node] if merge else []
     attentions = _find_attentions(gm, downstream(roots) if roots else None)
     if not attentions:
-        return Facts("other", merge=merge, miss=_why_no_decoder(merge, getattr(config, "_attn_implementation", None)))
+        implementation = getattr(config, "_attn_implementation", None)
+        return Facts("other", merge=merge, miss=_why_no_decoder(gm, merge, implementation))
     kind = _kind(attentions[0])
     if kind == "decode":
-        return Facts("decode", attentions, miss=Miss.of("decode"))
+        return Facts("decode", attentions, miss=Miss.of("decode", node=attentions[0].node))
     miss = _why_not(gm, attentions, merge, family, config)
     positions = _placeholder(gm, "position_ids")
     padding, mask_miss = _padding(attentions)
@@ -140,8 +141,9 @@ def _why_not(
         embeds = _placeholder(gm, "inputs_embeds", "hidden_states")
         if embeds is not None:
             return Miss.of("no-merge", f"the graph starts from {embeds.name}", embeds)
-        if any(node.target is torch.nn.functional.embedding for node in gm.graph.nodes):
-            return Miss.of("text-only")
+        lookup = next((node for node in gm.graph.nodes if node.target is torch.nn.functional.embedding), None)
+        if lookup is not None:
+            return Miss.of("text-only", node=lookup)
         return Miss.of("no-merge", "the graph is a piece of the decoder", attentions[0].node)
     if family is None:
         known = ", ".join(FAMILIES)
@@ -153,11 +155,12 @@ def _why_not(
     return _filled_cache(attentions)
 
 
-def _why_no_decoder(merge: Merge | None, implementation: str | None) -> Miss:
+def _why_no_decoder(gm: GraphModule, merge: Merge | None, implementation: str | None) -> Miss:
     """A video that enters a decoder whose attention is not known was lost; a piece without either was not."""
     if merge is not None and implementation not in (None, "sdpa"):
         return Miss.of("other-attention", repr(implementation), merge.node)
-    return Miss.of("no-decoder")
+    last = next((node for node in reversed(gm.graph.nodes) if node.op.startswith("call_")), None)
+    return Miss.of("no-decoder", node=last)
 
 
 def _fixed_cache(gm: GraphModule) -> Miss | None:

@@ -12,6 +12,7 @@ from torch.fx import Graph, Node
 from segmo.options import Options
 from segmo.passes.analyse import Attention, Facts, Merge, Padding
 from segmo.passes.reasons import Miss
+from segmo.runtime.attention.choice import Choice
 
 
 class Tier(Enum):
@@ -31,6 +32,7 @@ class Rewrite:
         options: the user's options.
         nodes: nodes that later passes and the report need, by name ("scene", "index", ...).
         notes: what a pass has to say in the report, in order.
+        choices: the implementation of attention that was chosen, for the report.
     """
 
     graph: Graph
@@ -38,6 +40,7 @@ class Rewrite:
     options: Options
     nodes: dict[str, Node] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    choices: list[Choice] = field(default_factory=list)
 
     def copy(self) -> Rewrite:
         """The same with a copy of the graph, and with every node of facts and nodes mapped into that copy."""
@@ -50,7 +53,7 @@ class Rewrite:
                 new._dynamo_source = old._dynamo_source
         facts: Facts = _mapped(self.facts, mapped)
         nodes = {name: mapped[node] for name, node in self.nodes.items()}
-        return Rewrite(graph, facts, self.options, nodes, list(self.notes))
+        return Rewrite(graph, facts, self.options, nodes, list(self.notes), list(self.choices))
 
 
 def _mapped(value: Any, nodes: dict[Node, Node]) -> Any:

@@ -24,7 +24,11 @@ Choice = tuple[str, str]  # implementation, and the reason for it
 
 
 def _segment_attention(lowering: str, q: Any, k: Any) -> Choice:
-    return choice.choose(lowering, choice.Shape(q.device, q.dtype, q.shape[3], q.shape[1], k.shape[1]))
+    return choice.choose(lowering, _shape(q, k))
+
+
+def _shape(q: Any, k: Any) -> choice.Shape:
+    return choice.Shape(q.device, q.dtype, int(q.shape[3]), int(q.shape[1]), int(k.shape[1]))
 
 
 def _over_ranks(lowering: str, q: Any, k: Any) -> Choice:
@@ -85,6 +89,8 @@ class LowerKernels:
         if implementation != lowerings.TORCH:
             for node in nodes:
                 node.args = (*node.args[:-1], implementation)
+        if name == "segment_attention":
+            rewrite.choices.append(choice.Choice(implementation, reason, _shape(first, second)))
         self._note(rewrite, "" if name == "segment_attention" else f"{name}: ", implementation, reason)
         return len(nodes) if implementation != lowerings.TORCH else 0
 

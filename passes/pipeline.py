@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 import re
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -34,7 +35,7 @@ OWN: tuple[type[Any], ...] = (
     ReuseBuffers,
 )
 DEFAULT = "select-tokens,segment-attention,inject-context,shard-segments,lower-kernels,trim-last-layer,reuse-buffers"
-_ITEM = re.compile(r"\s*([A-Za-z0-9_.-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
+_ITEM = re.compile(r"\s*([A-Za-z0-9_.:-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 
 
 def known_passes() -> dict[str, type[Any]]:
@@ -57,6 +58,22 @@ def known_passes() -> dict[str, type[Any]]:
                 f"the pass name {entry.name!r} is registered twice, by {other.__module__} and {cls.__module__}"
             )
     return passes
+
+
+def _from_module(place: str) -> type[Any]:
+    """A pass by where it is, ``module:Class``.
+
+    Raises:
+        PipelineError: there is no such module or class, or it is not a pass.
+    """
+    module, _, name = place.partition(":")
+    try:
+        cls: Any = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise PipelineError(f"the pipeline names the pass {place!r}, which cannot be imported: {error}") from error
+    if any(not hasattr(cls, wanted) for wanted in ("__dataclass_fields__", "name", "tier", "run")):
+        raise PipelineError(f"{place!r} is not a pass: a frozen dataclass with a name, a tier and run()")
+    return cls  # type: ignore[no-any-return]
 
 
 def parse_pipeline(text: str) -> list[tuple[str, dict[str, Any]]]:
@@ -96,13 +113,15 @@ def _fields(name: str, text: str) -> dict[str, Any]:
 def build_pipeline(options: Options) -> list[Pass]:
     """The passes of ``options.pipeline`` less ``options.disable``, in order.
 
+    A pass of a script or a package that registers none is named by its place, ``module:Class``.
+
     A pass's field that is named as an option takes that option's value, unless the pipeline sets it.
 
     Raises:
         PipelineError: an unknown pass, or an unknown field of one.
     """
-    known = known_passes()
     items = parse_pipeline(DEFAULT if options.pipeline is None else options.pipeline)
+    known = {**known_passes(), **{place: _from_module(place) for place, _ in items if ":" in place}}
     for name in (*options.disable, *(name for name, _ in items)):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

@@ -17,11 +17,12 @@ from segmo.passes.analyse import Facts
 from segmo.passes.base import Outcome, Pass, Rewrite
 from segmo.passes.graph import count_ops, graph_text
 from segmo.passes.reasons import DoesNotApply, Miss
+from segmo.runtime.attention.choice import Choice
 
 log = logging.getLogger(__name__)
 
 # Outputs that are added to a rewritten prefill for the report, where the passes have put them.
-RECORDED = ("frame", "cell", "novelty", "scene", "relevance", "index", "segment", "context")
+RECORDED = ("frame", "cell", "novelty", "scene", "relevance", "index", "segment", "context", "positions")
 
 Observer = Callable[[str, Pass, GraphModule], None]  # called with ("before" or "after", pass, graph module)
 _OBSERVERS: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
@@ -72,11 +73,12 @@ class PassRecord:
 
 @dataclass
 class Result:
-    """A rewritten graph: the record of each pass, what they noted, and the names of the outputs added at the end."""
+    """A rewritten graph: the record of each pass, what they noted and chose, and the outputs added at the end."""
 
     records: list[PassRecord] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     recorded: tuple[str, ...] = ()
+    choices: list[Choice] = field(default_factory=list)
 
 
 def run_pipeline(
@@ -113,9 +115,12 @@ def run_pipeline(
             )
         )
         log.info("%s: %d matches, %d misses, %.3f s", each.name, outcome.matches, len(outcome.misses), seconds)
+        for miss in outcome.misses:
+            place = f" at {miss.source or miss.node}" if miss.node else ""
+            log.debug("%s: not applied (%s): %s%s; %s", each.name, miss.code, miss.reason, place, miss.remedy)
         text, ops = after_text, after_ops
         _tell("after", each, gm)
-    result.notes = rewrite.notes
+    result.notes, result.choices = rewrite.notes, rewrite.choices
     result.recorded = _add_outputs(rewrite, gm)
     return result
 

@@ -28,6 +28,7 @@ def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
     """Puts "frame", "cell", "novelty", "similarity", "scene", and "valid" for padded prompts, behind the merge.
 
     Where frames may be missing, also "encoded", and "seen": the cells of those that are there.
+    "positions", the M-RoPE ids that came in, is there for the report: they say how the cells of a frame lie.
     """
     nodes = rewrite.nodes
     if "scene" in nodes:
@@ -51,6 +52,8 @@ def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
         if padding.attention_mask is not None or padding.positions is not None:
             args = (padding.attention_mask, padding.positions, nodes["frame"])
             nodes["valid"] = call(OPS.valid_tokens.default, args)
+    if facts.positions is not None:
+        nodes["positions"] = facts.positions
     nodes["last"] = nodes.get("valid", nodes["scene"])
     return nodes
 

@@ -79,7 +79,7 @@ class SelectTokens:
         if self.layer >= len(attentions):
             last = len(attentions) - 1
             detail = f"{self.layer}, but the decoder's layers in this graph are 0 to {last}"
-            raise DoesNotApply(Miss.of("no-layer", detail))
+            raise DoesNotApply(Miss.of("no-layer", detail, attentions[last].node))
         relevance = attention_relevance_node(rewrite, self.layer)
         attention = attentions[self.layer]
         bound = [arg for arg in attention.node.all_input_nodes if arg is not attention.mask]

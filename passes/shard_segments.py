@@ -66,9 +66,9 @@ class ShardSegments:
         if "schedule" not in rewrite.nodes:
             return Outcome(misses=(Miss.of("no-segments"),))
         if concrete(example(merge_of(rewrite).node).shape[0]) != 1:
-            return Outcome(misses=(Miss.of("batch"),))
+            return Outcome(misses=(Miss.of("batch", node=merge_of(rewrite).node),))
         if self.cache == "sharded" and rewrite.options.scorer == "attention":
-            return Outcome(misses=(Miss.of("late-selection"),))
+            return Outcome(misses=(Miss.of("late-selection", node=merge_of(rewrite).node),))
         settings = self._settings(rewrite, ranks)
         return self._prefill(rewrite, settings)
 

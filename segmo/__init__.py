@@ -12,21 +12,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from segmo.api import compile, uncompile  # noqa: A004  # the name that torch uses too
     from segmo.errors import SegMoError
+    from segmo.history import collect_reports, last_report
     from segmo.launch import launched
     from segmo.options import Options
     from segmo.passes.runner import observe
-    from segmo.report import Report, last_report
+    from segmo.report import Report
     from segmo.runtime.external import external_scores
+    from segmo.shown import show_prompt
 
 __all__ = [
     "Options",
     "Report",
     "SegMoError",
+    "collect_reports",
     "compile",
     "external_scores",
     "last_report",
     "launched",
     "observe",
+    "show_prompt",
     "uncompile",
 ]
 
@@ -38,9 +42,11 @@ _HOMES = {
     "launched": "segmo.launch",
     "Options": "segmo.options",
     "Report": "segmo.report",
-    "last_report": "segmo.report",
     "observe": "segmo.passes.runner",
+    "last_report": "segmo.history",
+    "collect_reports": "segmo.history",
     "external_scores": "segmo.runtime.external",
+    "show_prompt": "segmo.shown",
 }
 
 

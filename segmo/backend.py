@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -9,15 +11,20 @@ from typing import Any
 
 import torch
 from torch._dynamo.exc import RestartAnalysis
+from torch._logging._internal import trace_structured_artifact
 from torch.fx import GraphModule
 
 from segmo.capture import calling_model, chooses_frames, set_up_dynamo
 from segmo.errors import CompileError, NotRewrittenError, SegMoError
+from segmo.history import prefilled, report_for
 from segmo.options import Options
 from segmo.passes.analyse import Facts, analyse
 from segmo.passes.pipeline import build_pipeline
 from segmo.passes.runner import Result, run_pipeline
-from segmo.report import Prefill, Report, complain, ran, report_for
+from segmo.passes.shard_segments import ShardSegments
+from segmo.report import GraphReport, Prefill, Report, complain
+from segmo.runtime.distributed.session import last_plan
+from segmo.shown import current_shown
 
 log = logging.getLogger(__name__)
 
@@ -56,9 +63,18 @@ def _compile(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -
     run = _lower(gm, example_inputs, options)
     report = report_for(model, options, SETUP)
     graph = report.add(facts.kind, result)
+    _trace(graph)
     report.save()
     complain(graph, options)
     return _recording(run, result, report)
+
+
+def _trace(graph: GraphReport) -> None:
+    """Hands the report and each changed graph to ``TORCH_TRACE``, which tlparse shows; nothing is built without it."""
+    trace_structured_artifact("segmo_report", "json", lambda: json.dumps(graph.to_dict(), indent=1))
+    for record in graph.passes:
+        if record.matches:
+            trace_structured_artifact(f"segmo_after_{record.name}", "string", functools.partial(str, record.text_after))
 
 
 def _refuse_missing_frames(facts: Facts, result: Result, options: Options) -> None:
@@ -99,11 +115,13 @@ def _recording(run: Callable[..., Any], result: Result, report: Report) -> Calla
     count = len(result.recorded)
     if not count:
         return run
+    sharded = any(record.name == ShardSegments.name and record.matches for record in result.records)
 
     def call(*args: Any) -> Any:
         outputs = run(*args)
-        report.prefill = Prefill(dict(zip(result.recorded, outputs[-count:], strict=True)))
-        ran(report)
+        report.prefill = Prefill(dict(zip(result.recorded, outputs[-count:], strict=True)), current_shown())
+        report.plan = last_plan() if sharded else None
+        prefilled(report)
         report.save()
         return outputs[:-count]
 

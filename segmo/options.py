@@ -107,7 +107,7 @@ class Options:
         None,
         _is_pipeline,
         'a pipeline such as "select-tokens,segment-attention{segments=8}"',
-        "passes to run, in order; the default pipeline when not given",
+        "passes to run, in order, by name or as module:Class; the default pipeline when not given",
     )
     disable: tuple[str, ...] = _option(
         (),
@@ -119,7 +119,7 @@ class Options:
         None,
         lambda v: v is None or isinstance(v, str),
         "a folder",
-        "folder into which the report is written as JSON after each prefill",
+        "folder into which the report is written as JSON and as a page after each prefill",
     )
     strict: bool = _option(
         False,

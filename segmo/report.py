@@ -5,25 +5,31 @@ Legend: B batch, N prompt tokens, K kept tokens, S scenes.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import warnings
-import weakref
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segmo.errors import NotRewrittenError, SegMoError
+from segmo.errors import NotRewrittenError
 from segmo.options import Options
 from segmo.timeline import Timeline
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from segmo.capture import Setup
     from segmo.passes.reasons import Miss
     from segmo.passes.runner import PassRecord, Result
+    from segmo.runtime.attention.choice import Choice
+    from segmo.runtime.partition.plan import Plan
+    from segmo.shown import Shown
+
+
+_FRAME = "width:100%;height:720px;border:1px solid #dde2e6;border-radius:8px"
 
 
 @dataclass(frozen=True)
@@ -34,11 +40,13 @@ class GraphReport:
         kind: "prefill", "decode" or "other".
         passes: the record of each pass, in order.
         notes: choices that were made, in words.
+        choices: the implementation of attention, and what it was chosen for.
     """
 
     kind: str
     passes: tuple[PassRecord, ...]
     notes: tuple[str, ...]
+    choices: tuple[Choice, ...] = ()
 
     @property
     def rewritten(self) -> bool:
@@ -99,10 +107,15 @@ class Prefill:
         index: positions of the kept tokens, (B, K) int64; None if all were kept.
         segment: attention segment of each kept token, (B, K) int64; None without segments.
         context: whether a kept token is context, (B, K) bool; None without context.
+        positions: M-RoPE position ids, (3 or 4, B or 1, N) int, wherever the model has them; None for 1-D positions.
+        shown: what :func:`segmo.show_prompt` said of this prompt.
     """
 
-    def __init__(self, recorded: dict[str, Tensor]) -> None:
-        moved = {name: tensor.detach().cpu() for name, tensor in recorded.items()}
+    def __init__(self, recorded: dict[str, Tensor], shown: Shown | None = None) -> None:
+        self.shown = shown
+        # An input of the graph, which only a picture needs: it is not copied here.
+        self.positions: Tensor | None = recorded.get("positions")
+        moved = {name: tensor.detach().cpu() for name, tensor in recorded.items() if name != "positions"}
         self.frame, self.cell, self.scene = moved["frame"], moved["cell"], moved["scene"]
         self.novelty = moved["novelty"]
         self.relevance: Tensor | None = moved.get("relevance")
@@ -194,6 +207,7 @@ class Report:
         timeline: of a run from video files, by ``segmo run``.
         answers: of such a run.
         frames: which frames were encoded for it; None with ``frames=1``.
+        plan: how the ranks shared that prefill; None in one process.
     """
 
     options: Options
@@ -204,10 +218,11 @@ class Report:
     timeline: Timeline | None = None
     answers: list[dict[str, Any]] = field(default_factory=list)
     frames: FrameCounts | None = None
+    plan: Plan | None = None
 
     def add(self, kind: str, result: Result) -> GraphReport:
         """Adds a graph that was compiled."""
-        graph = GraphReport(kind, tuple(result.records), tuple(result.notes))
+        graph = GraphReport(kind, tuple(result.records), tuple(result.notes), tuple(result.choices))
         self.graphs.append(graph)
         return graph
 
@@ -231,12 +246,32 @@ class Report:
         }
 
     def save(self) -> None:
-        """Writes ``segmo-report.json`` into the folder of the option ``report``, if there is one."""
+        """Writes ``segmo-report.json`` and ``segmo-report.html`` into the folder of the option ``report``, if given."""
         if self.options.report is None:
             return
         folder = Path(self.options.report)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "segmo-report.json").write_text(json.dumps(self.to_dict(), indent=1))
+        (folder / "segmo-report.html").write_text(self.to_html(), encoding="utf-8")
+
+    def to_html(self, targets: Sequence[str] = ()) -> str:
+        """The report as one HTML page that needs no other file and no network.
+
+        Args:
+            targets: architectures (``"sm_90"``, ...) for which the generated kernels are compiled, to show what the
+                compiler made of them. Takes seconds for each; no GPU is needed.
+
+        Raises:
+            KernelError: a target that is not known.
+        """
+        from segmo.html.page import render_page
+
+        return render_page(self, targets)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the page in a frame of its own, which can reach neither the notebook nor the network."""
+        page = html.escape(self.to_html())
+        return f'<iframe sandbox="allow-scripts" srcdoc="{page}" style="{_FRAME}" title="SegMo report"></iframe>'
 
     def __str__(self) -> str:
         lines = [f"SegMo report{': ' + self.model if self.model else ''}"]
@@ -301,41 +336,3 @@ def complain(graph: GraphReport, options: Options) -> None:
     if options.strict:
         raise NotRewrittenError(message)
     warnings.warn(message, stacklevel=2)
-
-
-_reports: weakref.WeakKeyDictionary[torch.nn.Module, Report] = weakref.WeakKeyDictionary()
-_last: list[Report] = []
-
-
-def report_for(model: torch.nn.Module | None, options: Options, setup: Setup) -> Report:
-    """The report of a model under these options; a new one when it is compiled with others."""
-    report = _reports.get(model) if model is not None else None
-    if report is None or report.options != options:
-        report = Report(options, setup, type(model).__name__ if model is not None else "")
-        if model is not None:
-            _reports[model] = report
-    ran(report)
-    return report
-
-
-def ran(report: Report) -> None:
-    """Makes this the report of the model that was compiled or ran a prefill last."""
-    _last[:] = [report]
-
-
-def last_report() -> Report:
-    """The report of the model that was compiled, or ran a rewritten prefill, last.
-
-    Raises:
-        SegMoError: nothing was compiled with ``backend="segmo"`` yet (compiling happens in the first call).
-    """
-    if not _last:
-        raise SegMoError(
-            'nothing was compiled with backend="segmo" yet; compiling happens when the model is called first'
-        )
-    return _last[-1]
-
-
-def forget(model: torch.nn.Module) -> None:
-    """Starts a new report when this model is compiled next."""
-    _reports.pop(model, None)

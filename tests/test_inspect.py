@@ -106,3 +106,9 @@ def test_stopping_disables_what_follows() -> None:
         with_stop({"pipeline": "select-tokens"}, "lower-kernels")
     with pytest.raises(PipelineError, match="did you mean"):
         with_stop({"pipeline": "select-token"}, None)
+
+
+def test_the_page_is_written_beside_what_is_printed(tmp_path: Path) -> None:
+    out = run("qwen2_vl", "--layers", "1", "--html", str(tmp_path / "seen" / "page.html"))
+    assert "graph 0: prefill, rewritten" in out
+    assert '<h2 id="h-pipeline">Pipeline</h2>' in (tmp_path / "seen" / "page.html").read_text()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from segmo.errors import OptionError, PipelineError
 from segmo.options import Options
+from segmo.passes.lower_kernels import LowerKernels
 from segmo.passes.pipeline import DEFAULT, build_pipeline, known_passes, parse_pipeline
 from segmo.passes.segment_attention import SegmentAttention
 from segmo.passes.select_tokens import SelectTokens
@@ -125,3 +126,14 @@ def test_every_pass_is_a_documented_frozen_dataclass() -> None:
     for name, cls in known_passes().items():
         assert cls.__dataclass_params__.frozen, name
         assert "Trap avoided" in (cls.__doc__ or ""), name
+
+
+def test_a_pass_is_found_by_its_place() -> None:
+    place = "segmo.passes.lower_kernels:LowerKernels"
+    (built,) = build_pipeline(Options(pipeline=f"{place}{{lowering=flash}}"))
+    assert built == LowerKernels("flash")
+    assert build_pipeline(Options(pipeline=place, disable=(place,))) == []
+    with pytest.raises(PipelineError, match="cannot be imported: No module named 'no_such'"):
+        build_pipeline(Options(pipeline="no_such:Pass"))
+    with pytest.raises(PipelineError, match="is not a pass"):
+        build_pipeline(Options(pipeline="segmo.options:Options"))

@@ -34,6 +34,20 @@ class Shape:
     groups: int
 
 
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen for a graph's attention.
+
+    Attributes:
+        implementation, reason: from :func:`choose`.
+        shape: what it was chosen for.
+    """
+
+    implementation: str
+    reason: str
+    shape: Shape
+
+
 def generated_kernel(shape: Shape) -> str:
     """``"triton@HASH"``: the generated kernel for a shape, named by the hash of its source.
 

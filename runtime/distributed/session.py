@@ -117,6 +117,12 @@ def check_dealt(inputs: Mapping[str, Any]) -> None:
         )
 
 
+def last_plan() -> Plan | None:
+    """The plan of the default process group's last prefill, None without a group or a plan."""
+    ranks = Ranks.of()
+    return None if ranks.group is None else session_of(ranks.group.group_name).plan
+
+
 @contextmanager
 def memory_explained() -> Iterator[None]:
     """Turns running out of memory on a rank into an error that says what the plan had predicted for it.

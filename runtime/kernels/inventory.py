@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from segmo.runtime.kernels import configs
 from segmo.runtime.kernels.inspection import Inspection, inspect
@@ -117,3 +118,28 @@ def problems(entry: Entry, target: str, found: Inspection) -> list[str]:
     if hot and target in _HAS_ASYNC_COPY and not found.async_copies:
         wrong.append("copies nothing asynchronously")
     return wrong
+
+
+def summary(entry: Entry, target: str) -> dict[str, Any]:
+    """One entry point compiled for a target, as a row of a table or of JSON. Takes about a second."""
+    found = compile_and_inspect(entry, target)
+    loop = found.main_loop
+    return {
+        "target": target,
+        "kernel": entry.function,
+        "head_size": entry.head_size,
+        "dtype": entry.dtype,
+        "config": entry.config,
+        "hash": render(entry.spec).hash,
+        "registers": found.registers,
+        "stack_bytes": found.stack,
+        "spill_instructions": found.spill_instructions,
+        "shared_bytes": found.shared,
+        "occupancy": found.occupancy,
+        "matrix": list(found.matrix),
+        "async_copies": found.async_copies,
+        "instructions": found.instructions,
+        "loop_instructions": loop.instructions if loop else None,
+        "per_matrix_instruction": round(loop.ratio, 2) if loop else None,
+        "problems": problems(entry, target, found),
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,6 +25,10 @@ def inspect(
     number: Annotated[
         int | None, typer.Option(help="the graph that --graph and --diff show (default: prefill)")
     ] = None,
+    html: Annotated[Path | None, typer.Option(help="write the report here as one HTML page")] = None,
+    target: Annotated[
+        list[str] | None, typer.Option(help="compile the page's kernels for this architecture, such as sm_90")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Show what each pass does to a model's graphs, and why a pass did not apply. Needs no weights.
@@ -39,6 +44,9 @@ def inspect(
         "disable": disable or [],
     }
     report = inspect_model(model, options, frames=frames, layers=layers, stop_after=stop_after)
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(report.to_html(target or ()), encoding="utf-8")
     texts = _texts(_chosen(report, number), graph, diff)
     if as_json:
         import json

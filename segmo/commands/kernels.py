@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from segmo.runtime.kernels.inspection import Inspection
     from segmo.runtime.kernels.inventory import Entry
 
 ALL_TARGETS = "sm_80,sm_90,sm_100,gfx942"
@@ -41,31 +40,10 @@ def _row(target: str, entry: Entry) -> dict[str, Any]:
     """One line of the table, in a process of its own perhaps."""
     import torch
 
-    from segmo.runtime.kernels.inventory import compile_and_inspect, problems
-    from segmo.runtime.kernels.render import render
+    from segmo.runtime.kernels.inventory import summary
 
     torch.set_num_threads(1)
-    found: Inspection = compile_and_inspect(entry, target)
-    loop = found.main_loop
-    return {
-        "target": target,
-        "kernel": entry.function,
-        "head_size": entry.head_size,
-        "dtype": entry.dtype,
-        "config": entry.config,
-        "hash": render(entry.spec).hash,
-        "registers": found.registers,
-        "stack_bytes": found.stack,
-        "spill_instructions": found.spill_instructions,
-        "shared_bytes": found.shared,
-        "occupancy": found.occupancy,
-        "matrix": list(found.matrix),
-        "async_copies": found.async_copies,
-        "instructions": found.instructions,
-        "loop_instructions": loop.instructions if loop else None,
-        "per_matrix_instruction": round(loop.ratio, 2) if loop else None,
-        "problems": problems(entry, target, found),
-    }
+    return summary(entry, target)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> Table:

@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from segmo.demo.strip import Scene
 from segmo.demo.style import CUT, DROPPED, FAINT, INK, KEPT, OUTLINE, clock
+from segmo.storyboard import Scene
 
 MOST_LABELS = 40  # more scenes than this get no numbers of their own
 

@@ -14,8 +14,9 @@ from matplotlib.gridspec import GridSpec
 from numpy.typing import NDArray
 
 from segmo.demo.panels import draw_budgets, draw_relevance, draw_timeline
-from segmo.demo.strip import Scene, choose_frames, draw_strip, strip_height
+from segmo.demo.strip import draw_strip, strip_height
 from segmo.demo.style import FAINT, INK
+from segmo.storyboard import Scene, choose_frames
 
 WIDTH_PIXELS, DPI = 1600, 160
 MOST_FRAMES = 24

@@ -5,8 +5,7 @@ Legend: F frames of the language model (each one temporal patch).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,34 +15,10 @@ from matplotlib.gridspec import GridSpec
 from numpy.typing import NDArray
 
 from segmo.demo.style import FAINT, INK, OUTLINE, clock
-
-Scene = Mapping[str, Any]  # an entry of segmo.last_report().to_dict()["scenes"]
+from segmo.storyboard import Scene
 
 COLUMNS = 6
 WIDTH_GAP, HEIGHT_GAP = 0.05, 0.19  # inches between frames
-
-
-def choose_frames(scenes: Sequence[Scene], count: int) -> list[int]:
-    """``count`` frames (or all, if there are fewer) that stand for the scenes, ascending.
-
-    Each scene shows its first frame, or every n-th scene does if there are more scenes than places. The other
-    places go to scenes in proportion to length (D'Hondt's rule) and are spread evenly inside the scene.
-    """
-    length = [scene["end_frame"] - scene["start_frame"] for scene in scenes]
-    shown = min(count, len(scenes))
-    places = [0] * len(scenes)
-    for number in range(shown):
-        places[number * len(scenes) // shown] = 1
-    for _ in range(count - shown):
-        with_room = [scene for scene, frames in enumerate(length) if places[scene] < frames]
-        if not with_room:
-            break
-        places[max(with_room, key=lambda scene: length[scene] / (places[scene] + 1))] += 1
-    return [
-        scene["start_frame"] + place * frames // taken
-        for scene, frames, taken in zip(scenes, length, places, strict=True)
-        for place in range(taken)
-    ]
 
 
 def dim_dropped(frame: NDArray[np.uint8], kept: NDArray[np.bool_]) -> NDArray[np.uint8]:
@@ -107,7 +82,7 @@ def draw_strip(
 
     Args:
         box: left, bottom, right and top of the strip, in parts of the figure.
-        chosen: from :func:`choose_frames`.
+        chosen: from :func:`segmo.storyboard.choose_frames`.
         frames: (F, height, width, 3) uint8.
         scenes: in order, covering all frames.
         kept: (F, cells_h, cells_w) bool.

@@ -22,12 +22,13 @@ from segmo.frames.prompt import Prompt, current_prompt, prompt_known
 from segmo.frames.proof import prove_independence
 from segmo.frames.scores import descriptors, frame_scores, rows_of_videos, words_and_features
 from segmo.frames.tower import Tower, VideoCall
+from segmo.history import report_for
 from segmo.options import Options
 from segmo.passes.analyse import Facts
 from segmo.passes.pipeline import build_pass
 from segmo.passes.push_selection import PushSelection, vision_graph
 from segmo.passes.runner import run_pipeline
-from segmo.report import FrameCounts, Report, complain, report_for
+from segmo.report import FrameCounts, Report, complain
 from segmo.runtime.encoded import place_rows
 from segmo.runtime.external import current_scores
 from segmo.runtime.frames import choose_frames, frame_count, frame_scenes, representative, scene_means

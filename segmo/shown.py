@@ -1,0 +1,83 @@
+"""What a user says of a prompt for the report: its frames, its question, its file. The graph holds none of them.
+
+Legend: F frames that were handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from segmo.errors import OptionError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+WIDTH = 160  # pixels of a thumbnail, about
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What :func:`show_prompt` was given.
+
+    Attributes:
+        question: the question, empty if none was named.
+        name: of the video, empty if none was named.
+        frames: thumbnails, (F, height, width, 3) uint8 RGB; None without frames.
+        size: (width, height) of the frames as they came, (0, 0) without.
+    """
+
+    question: str
+    name: str
+    frames: NDArray[np.uint8] | None
+    size: tuple[int, int]
+
+
+_SHOWN: ContextVar[Shown | None] = ContextVar("segmo_shown", default=None)
+
+
+@contextmanager
+def show_prompt(frames: Any = None, *, question: str = "", name: str = "") -> Iterator[None]:
+    """What the report shows of the prompts that run inside the ``with`` block.
+
+    Args:
+        frames: the video as it went into the processor, (F, height, width, 3) uint8 RGB: an array, a tensor or a list
+            of images. All frames of the prompt in order; of several videos, one after the other. Only thumbnails are
+            kept.
+        question: text of the question.
+        name: name of the video, such as its file.
+
+    Raises:
+        OptionError: ``frames`` has another shape or dtype.
+    """
+    thumbnails, size = _thumbnails(frames)
+    token = _SHOWN.set(Shown(question, name, thumbnails, size))
+    try:
+        yield
+    finally:
+        _SHOWN.reset(token)
+
+
+def current_shown() -> Shown | None:
+    """What was said of the running prompt, None outside of :func:`show_prompt`."""
+    return _SHOWN.get()
+
+
+def _thumbnails(frames: Any) -> tuple[NDArray[np.uint8] | None, tuple[int, int]]:
+    """Every n-th pixel in both directions: cheap, and good enough for a picture of this size."""
+    import numpy as np
+
+    if frames is None:
+        return None, (0, 0)
+    each = np.stack([np.asarray(frame) for frame in frames]) if isinstance(frames, (list, tuple)) else frames
+    array = np.asarray(each)
+    if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
+        raise OptionError(
+            f"frames of a prompt are (frames, height, width, 3) uint8 RGB, got {array.dtype} of shape {array.shape}"
+        )
+    step = max(1, array.shape[2] // WIDTH)
+    return array[:, ::step, ::step].copy(), (array.shape[2], array.shape[1])

@@ -1,0 +1,37 @@
+"""The documentation: links lead somewhere, options are all named, pages are in the site's navigation."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from segmo.options import Options
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_readme_names_every_option() -> None:
+    table = (ROOT / "README.md").read_text().split("## Options")[1].split("##")[0]
+    named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if line[:3] == "| `")))
+    assert named == {field.name for field in dataclasses.fields(Options)}
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    found = re.findall(r"[\w-]+\.md", str(yaml.safe_load(text)["nav"]))
+    assert sorted(found) == sorted(page.name for page in PAGES if page.parent.name == "docs")
+    for place in re.findall(r"^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE):
+        module = place.removeprefix("segmo.").replace(".", "/")
+        homes = [ROOT / base / f"{name}.py" for base in ("", "segmo") for name in (module, module.rpartition("/")[0])]
+        assert any(home.exists() for home in homes), place
