@@ -64,7 +64,7 @@ def specialized(signature: dict[str, str]) -> dict[str, int]:
 
     A constant has no ``.to()``, among other things, so a kernel must compile for it too.
     """
-    return {name: 1 for name, kind in signature.items() if kind == "i32"}
+    return {name: 1 for name, kind in signature.items() if kind.startswith("i32")}
 
 
 def compile_entry(kernel: Kernel, entry: str, target: str, constants: dict[str, int] | None = None) -> Binary:
@@ -88,6 +88,8 @@ def compile_entry(kernel: Kernel, entry: str, target: str, constants: dict[str, 
     types, aligned = _typed(module.SIGNATURES[entry])
     constants = constants or {}
     types |= dict.fromkeys(constants, "constexpr")
+    places = {(list(types).index(name),) for name in constants}
+    aligned = {place: facts for place, facts in aligned.items() if place not in places}
     options = {"num_warps": module.NUM_WARPS, "num_stages": module.NUM_STAGES}
     source = ASTSource(function, types, constants, aligned)
     try:
