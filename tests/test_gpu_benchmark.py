@@ -16,9 +16,9 @@ from interpreter import interpret
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-def _measure(folder: str, starts: int) -> tuple[int, dict[str, Any], str]:
-    """In the interpreter. The parts are those of the full plan; sizes alone are others. ``starts`` measurements may
-    begin before time is up.
+def _measure(folder: str, starts: str) -> tuple[int, dict[str, Any], str]:
+    """In the interpreter. The parts are those of the full plan; sizes alone are others. ``starts`` says for
+    each measurement whether there is time to begin it.
     """
     sys.path.insert(0, str(BENCHMARKS))
     os.environ["SEGMO_CACHE"] = folder
@@ -35,21 +35,22 @@ def _measure(folder: str, starts: int) -> tuple[int, dict[str, Any], str]:
         heads=(Heads(4, 2, 64, 2),),
         tuned_length=40,
         candidates=2,
-        lengths=(128,),  # FlexAttention's block
+        lengths=(128, 256),  # FlexAttention's block
         shape=Shape(64, 32, 4, 2, 2, side=2),
         check_frames=12,
-        frames=(16,),
+        frames=(16, 12),
         lowering="triton",
     )
     place = Place(torch.device("cpu"))
-    result = gpu.measure(place, plan, torch.float32, iter([True] * starts + [False] * 9).__next__)
+    result = gpu.measure(place, plan, torch.float32, iter([start == "y" for start in starts]).__next__)
     console = Console(width=160, file=io.StringIO(), record=True)
     code = gpu.report(result, Path(folder), console)
     return code, json.loads((Path(folder) / "gpu.json").read_text()), console.export_text()
 
 
-def test_all_parts_run_and_all_checks_pass(tmp_path: Path) -> None:
-    code, result, output = interpret(_measure, str(tmp_path), 7)
+def test_all_parts_run_all_checks_pass_and_what_is_left_out_is_named(tmp_path: Path) -> None:
+    # Tuning, four ways of a prefill, none of another, one layer's attention and not that of a longer prompt.
+    code, result, output = interpret(_measure, str(tmp_path), "y" + "yyyyy" + "ynnnn" + "yn")
     assert [check for check in result["checks"] if not check["ok"]] == []
     assert code == 0
     assert len(result["checks"]) == 1 * 3 * 2 + 6 + 2
@@ -63,18 +64,12 @@ def test_all_parts_run_and_all_checks_pass(tmp_path: Path) -> None:
     assert "14 of 14 checks of numerics passed" in output
     for row in ("prefill, 2 layers, CAS+LSP 0.25", "attention, one layer", "attention, 2 layers"):
         assert row in output
-    assert result["left_out"] == []
-
-
-def test_what_there_is_no_time_for_is_named(tmp_path: Path) -> None:
-    _, result, output = interpret(_measure, str(tmp_path), 3)
-    assert [row["way"] for row in result["prefill"]] == ["eager"]
-    assert result["attention"] == []
-    left = ["prefill: CAS+LSP 0.25", "prefill: LSP+GCI", "prefill: CAS 0.25", "attention: 128 tokens"]
-    assert len(result["left_out"]) == 4
-    for what, found in zip(left, result["left_out"], strict=True):
-        assert found.startswith(what)
-        assert f"left out, because time was up: {found}" in output
+    left = [f"prefill: {way}, 12 frames" for way in ("eager", "CAS+LSP 0.25", "LSP+GCI", "CAS 0.25")]
+    assert result["left_out"][:4] == left
+    assert result["left_out"][4].startswith("attention: 256 tokens")
+    assert len(result["left_out"]) == 5
+    for what in result["left_out"]:
+        assert f"left out, because time was up: {what}" in output
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
