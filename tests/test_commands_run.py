@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from video_files import noise_shots, write_file
 from segmo.cli import app
 from segmo.demo.clips import clip_path
 from segmo.errors import OptionError
+from segmo.video.source import VideoError
 
 
 def run(*arguments: str) -> str:
@@ -72,11 +71,9 @@ def test_a_batch_with_a_bad_file(tmp_path: Path) -> None:
     assert ["error" in record for record in found] == [True, False]
 
 
-def test_a_missing_file_is_one_line() -> None:
-    command = [sys.executable, "-m", "segmo", "run", "none.mp4", "which digit in red dots", "--no-cache"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines()[-1] == "segmo: there is no file none.mp4"
+def test_a_missing_file_is_refused_before_a_model_is_loaded() -> None:
+    with pytest.raises(VideoError, match=r"there is no file none\.mp4"):
+        run("none.mp4", "which digit in red dots", "--model", "none")
 
 
 @pytest.mark.parametrize(
@@ -90,7 +87,7 @@ def test_a_missing_file_is_one_line() -> None:
         (("a.mp4", "x", "--max-frames", "0"), "at least one frame"),
         (("a.mp4", "x", "--max-new-tokens", "0"), "at least one token"),
         (("a.mp4", "x", "--dtype", "int8"), "unknown dtype"),
-        (("a.mp4", "x", "--model", "nowhere"), "no config.json"),
+        ((str(clip_path("bikes")), "x", "--model", "nowhere"), "no config.json"),
         (("a.mp4", "x", "--adaptive-threshold", "0"), "thresholds of scenes"),
     ],
 )

@@ -24,6 +24,7 @@ from segmo.errors import SegMoError
 from segmo.frames.clips import frame_choice
 from segmo.timeline import Timeline
 from segmo.video import Clip, read
+from segmo.video.source import check_file
 
 VERSION = 1  # raised whenever the same file and settings would give other features
 
@@ -151,8 +152,7 @@ class Asker:
     def _prepare(self, request: Request, again: bool = False) -> _Ready:
         """All that needs no model, in the thread that runs ahead."""
         question = checked_question(request.question)
-        if not request.video.is_file():
-            read(request.video)  # says what is wrong
+        check_file(request.video)
         with self.timeline.measure("hash", request.name):
             key = self._key(request.video, question) if self.store else ""
         if self.store:

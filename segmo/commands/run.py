@@ -71,6 +71,7 @@ def run(
     from segmo.launch import launched
     from segmo.options import Options
     from segmo.video import SceneOptions
+    from segmo.video.source import check_file
 
     if scorer == "external":
         raise OptionError('scorer="external" takes scores from a program; here it is "embedding" or "attention"')
@@ -100,6 +101,8 @@ def run(
         raise OptionError('give a video file and a question: segmo run VIDEO "question"')
     if question is not None:
         checked_question(question)
+    if video is not None:
+        check_file(video)  # now, and not after the model has been loaded
     with launched(device) as launch:
         place = str(launch.device)
         console = Console(highlight=False, quiet=not launch.speaks)

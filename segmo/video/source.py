@@ -27,6 +27,20 @@ def stage_error(path: Path, what: str) -> VideoError:
     return VideoError(f"{path} {what}; play it to see whether it is whole, or convert it anew")
 
 
+def check_file(path: Path) -> None:
+    """Whether there is something to read at all.
+
+    Raises:
+        VideoError: there is no such file, or it is empty.
+    """
+    if not path.exists():
+        raise VideoError(f"there is no file {path}")
+    if not path.is_file():
+        raise VideoError(f"{path} is not a file")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path} is empty (0 bytes)")
+
+
 @contextmanager
 def open_source(path: Path, threads: int = 1) -> Iterator[tuple[Any, Any]]:
     """Opens a local file; gives the container and its video stream, ready to decode.
@@ -38,12 +52,7 @@ def open_source(path: Path, threads: int = 1) -> Iterator[tuple[Any, Any]]:
     Raises:
         VideoError: there is no such file, or it is not a video.
     """
-    if not path.exists():
-        raise VideoError(f"there is no file {path}")
-    if not path.is_file():
-        raise VideoError(f"{path} is not a file")
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path} is empty (0 bytes)")
+    check_file(path)
     try:
         container = av.open(f"file:{path.resolve()}", options={"protocol_whitelist": "file"})
     except (av.error.FFmpegError, OSError, ValueError) as error:
