@@ -1,0 +1,33 @@
+"""What ``import segmo`` brings in: nothing heavy, and nothing that is not on this list."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+# Modules outside the standard library that "import segmo" may import, and that using its names without a model may.
+IMPORT = {"segmo"}
+NAMES = {"segmo", "segmo.options", "segmo.errors"}
+# What the program may import before it knows the command, beside the standard library and its own modules.
+PROGRAM = {"segmo", "typer", "click", "rich", "shellingham", "markdown_it", "mdurl", "pygments", "annotated_doc"}
+
+
+def imported_by(code: str) -> set[str]:
+    """Modules outside the standard library that some code imports in a fresh interpreter."""
+    listing = f"import sys; before = set(sys.modules); {code}; print(*(set(sys.modules) - before))"
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True, cwd=root)
+    return {name for name in done.stdout.split() if name.partition(".")[0] not in sys.stdlib_module_names}
+
+
+def test_the_list() -> None:
+    assert imported_by("import segmo") == IMPORT
+
+
+def test_looking_at_names_and_options_imports_no_torch() -> None:
+    assert imported_by("import segmo; dir(segmo); segmo.Options(keep=0.5)") - {"__mp_main__"} == NAMES - {""}
+
+
+def test_the_program_starts_without_torch() -> None:
+    assert {name.partition(".")[0] for name in imported_by("import segmo.cli")} <= PROGRAM
