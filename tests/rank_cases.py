@@ -132,6 +132,12 @@ def agree(rank: int, world: int, name: str, facts: list[dict[str, str]], silent:
     return exchange_facts(facts[rank], {"number": rank}, Ranks.of(), name, timedelta(seconds=1))
 
 
+def _plan(row: RowSchedule, settings: Settings) -> None:
+    """Plans a prefill whose features every rank holds, so that no frame's place is asked for."""
+    nowhere = torch.full((1, row.end), -1)
+    plan_ranks(pack([row]), None, nowhere, nowhere, settings.to_json())
+
+
 def run_out_of_memory(rank: int, world: int) -> None:
     """Plans a prefill, then asks for more memory than there is."""
     ranks = Ranks.of()
@@ -140,7 +146,7 @@ def run_out_of_memory(rank: int, world: int) -> None:
     settings = Settings(
         ranks.group.group_name, PRESETS["qwen2-0.5b"], (DEVICES["h100"],) * world, "balanced", True, "gather"
     )
-    plan_ranks(pack([row]), None, settings.to_json())
+    _plan(row, settings)
     with memory_explained():
         torch.empty(2**60, dtype=torch.uint8)
 
@@ -153,4 +159,4 @@ def hold_other_prompts(rank: int, world: int) -> None:
         ranks.group.group_name, PRESETS["qwen2-0.5b"], (DEVICES["h100"],) * world, "balanced", True, "gather"
     )
     row = RowSchedule(0, 4, (40, 90 + rank), 96, ())
-    plan_ranks(pack([row]), None, settings.to_json())
+    _plan(row, settings)
