@@ -1,17 +1,22 @@
-"""Reports for the tests of the HTML page: a real run with hostile strings in it."""
+"""Reports for the tests of the HTML page: a real run with hostile strings in it, and the same one made large."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
 from typing import Any
 
 import numpy as np
+import torch
 from models import build, prompt
 from torch._dynamo import reset
 
 import segmo
 from segmo.passes.reasons import Miss
-from segmo.report import Report
+from segmo.passes.runner import PassRecord
+from segmo.report import GraphReport, Prefill, Report
+from segmo.shown import Shown
 
 EVIL = '<img data-evil src=x onerror="window.hacked=1"></script><script>window.hacked=1</script>\'&amp;'
 FRAMES = 9
@@ -41,3 +46,61 @@ def with_markup(report: Report) -> Report:
     )
     graph = dataclasses.replace(prefill, passes=(record, *prefill.passes[1:]), notes=(f"note {EVIL}",))
     return dataclasses.replace(report, model=f"Model {EVIL}", graphs=[graph, *report.graphs[1:]])
+
+
+def enlarged(report: Report, layers: int, frames: int, cells: int = 48) -> Report:
+    """The report as of a model with so many decoder layers and a video of so many frames, with pictures."""
+    prefill = report.graphs[0]
+    records = [
+        dataclasses.replace(
+            record, text_before=_repeat(record.text_before, layers), text_after=_repeat(record.text_after, layers)
+        )
+        for record in prefill.passes
+    ]
+    graph = GraphReport(prefill.kind, tuple(records), prefill.notes, prefill.choices)
+    pictures = np.random.default_rng(0).integers(0, 255, (frames, 90, 160, 3), dtype=np.uint8)
+    made = _prefill(frames, cells, Shown("a question", "long.mp4", pictures, (1280, 720)))
+    return dataclasses.replace(report, graphs=[graph], prefill=made)
+
+
+@functools.cache
+def _repeat(text: str, layers: int) -> str:
+    """The lines of the last decoder layer again and again, under new names as the next layers would have."""
+    lines = text.splitlines()
+    inside = [at for at, line in enumerate(lines) if "layers_modules_2_" in line and "= L_" not in line]
+    block = lines[inside[0] : inside[-1] + 1]
+    names = {match[1] for line in block if (match := re.match(r"\s*(\w+)(?:: \"[^\"]*\")? = ", line))}
+    pattern = "\n".join(block).replace("layers_modules_2_", "layers_modules_@_")
+    pattern = re.sub(r"\w+", lambda match: f"{match[0]}_of_@" if match[0] in names else match[0], pattern)
+    more = [pattern.replace("@", str(layer)) for layer in range(3, layers)]
+    return "\n".join([*lines[: inside[-1] + 1], *more, *lines[inside[-1] + 1 :]])
+
+
+def _prefill(frames: int, cells: int, shown: Shown) -> Prefill:
+    """A prompt with some text, a video in scenes of 25 frames, and a question; a quarter of it kept."""
+    generator = torch.Generator().manual_seed(0)
+    sinks, query = 12, 20
+    frame = torch.arange(frames).repeat_interleave(cells)
+    frame_BN = torch.cat([torch.full((sinks,), -1), frame, torch.full((query,), -2)])[None]
+    cell_BN = torch.cat([torch.full((sinks,), -1), torch.arange(cells).repeat(frames), torch.full((query,), -1)])[None]
+    scene_BN = torch.where(frame_BN >= 0, frame_BN // 25, frame_BN)
+    keep_N = (torch.rand(frame_BN.shape[1], generator=generator) < 0.25) | (cell_BN[0] < 0)
+    index_BK = keep_N.nonzero()[:, 0][None]
+    return Prefill(
+        {
+            "frame": frame_BN,
+            "cell": cell_BN,
+            "scene": scene_BN,
+            "novelty": torch.rand(frame_BN.shape, generator=generator),
+            "relevance": torch.rand(1, frames // 25 + 1, generator=generator),
+            "index": index_BK,
+            "segment": scene_BN[:, index_BK[0]],
+            "context": torch.zeros(index_BK.shape, dtype=torch.bool),
+        },
+        shown,
+    )
+
+
+def record_of(report: Report, name: str) -> PassRecord:
+    """The record of a pass on the prefill graph."""
+    return next(record for record in report.graphs[0].passes if record.name == name)

@@ -22,12 +22,16 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def files(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The page of a tiny model whose strings hold markup, under a name with markup; nothing without a browser."""
-    from pages import make_report
+    """The page of a tiny model, the same with markup in every string, and a large one; nothing without a browser."""
+    from pages import enlarged, make_report, with_markup
 
-    file = tmp_path_factory.mktemp("pages") / "small & <report>.html"
-    file.write_text(make_report().to_html(), encoding="utf-8")
-    return {"small": file}
+    folder = tmp_path_factory.mktemp("pages")
+    report = make_report()
+    large = enlarged(report, layers=80, frames=3000)
+    pages = {"small": report.to_html(), "evil": with_markup(report).to_html(), "large": large.to_html()}
+    for name, page in pages.items():
+        (folder / f"{name} & <report>.html").write_text(page, encoding="utf-8")
+    return {name: folder / f"{name} & <report>.html" for name in pages}
 
 
 @pytest.fixture
@@ -46,15 +50,17 @@ def fits(watched: Watched) -> bool:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_it_renders_without_a_word_or_a_request(browser: Any, files: dict[str, Path], width: int) -> None:
-    with opened(browser, files["small"], width) as watched:
+@pytest.mark.parametrize("which", ["small", "evil", "large"])
+def test_it_renders_without_a_word_or_a_request(browser: Any, files: dict[str, Path], which: str, width: int) -> None:
+    with opened(browser, files[which], width) as watched:
         page = watched.page
         page.wait_for_timeout(50)
-        watched.picture(f"small-{width}")
+        watched.picture(f"{which}-{width}")
         assert fits(watched)
         page.click("#open-all")
         assert fits(watched)
-        watched.picture(f"small-{width}-whole", whole=True)
+        if which == "small":
+            watched.picture(f"{which}-{width}-whole", whole=True)
         assert count(watched, "section") == 8
         pictures = page.evaluate("[...document.images].every((one) => one.complete && one.naturalWidth > 0)")
         assert pictures
@@ -66,6 +72,18 @@ def test_it_renders_without_a_word_or_a_request(browser: Any, files: dict[str, P
         assert watched.said == []
         assert [url for url in watched.asked if not url.startswith(("file:", "data:"))] == []
         assert len([url for url in watched.asked if url.startswith("file:")]) == 1
+
+
+def test_markup_is_shown_and_not_run(browser: Any, files: dict[str, Path]) -> None:
+    with opened(browser, files["evil"]) as watched:
+        assert watched.page.evaluate("window.hacked === undefined")
+        assert count(watched, "[data-evil]") == 0
+        assert "<img data-evil" in watched.page.inner_text("#question")
+        assert "<img data-evil" in watched.page.inner_text("#video-name")
+        watched.page.fill("#search", "<img data-evil")
+        watched.page.wait_for_selector("#changes mark")
+        assert "<img data-evil" in watched.page.inner_text("#changes mark >> nth=0")
+        assert watched.page.evaluate("window.hacked === undefined")
 
 
 def test_search_finds_nodes_and_gives_the_page_back(small: Watched) -> None:

@@ -7,16 +7,31 @@ import re
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from models import build, prompt
-from pages import EVIL, FRAMES, make_report, with_markup
+from pages import EVIL, FRAMES, make_report, record_of, with_markup
 
 import segmo
-from segmo.html.changes import _opcodes
-from segmo.report import Report
+from segmo.errors import OptionError
+from segmo.html import blocks, video
+from segmo.html.changes import _opcodes, changes, node_lines, record_changes, short
+from segmo.html.drawing import draw, operation
+from segmo.html.kernels import kernels
+from segmo.html.ranks import timeline
+from segmo.inspection.text import node_name
+from segmo.report import Prefill, Report
+from segmo.runtime.attention.choice import Choice, Shape
+from segmo.runtime.attention.reference import dense_mask
+from segmo.runtime.cost.shape import PRESETS
+from segmo.runtime.cost.store import planning_device
+from segmo.runtime.partition.planner import make_plan
+from segmo.runtime.partition.workload import Workload
+from segmo.runtime.schedule import attention_schedule, unpack
+from segmo.shown import Shown
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +84,19 @@ def test_a_report_folder_gets_the_page_beside_the_json(tmp_path: Path) -> None:
     assert 'class="mask"' in page
 
 
+def test_folds_hold_every_changed_node_and_no_untouched_one(report: Report) -> None:
+    for record in report.graphs[0].passes:
+        before, after = (node_lines(text) for text in (record.text_before, record.text_after))
+        differ = {node_name(line) for line in set(before) ^ set(after)} - {""}
+        shown = {name for fold in record_changes(record) for name in fold.names}
+        assert shown == differ
+    attention = record_changes(record_of(report, "segment-attention"))
+    assert [fold.title for fold in attention][-3:] == ["layer 0", "layer 1", "layer 2"]
+    assert all(fold.count("same") <= 4 * (len(fold.names) + 1) for fold in attention)
+    text = report.graphs[0].passes[0].text_before
+    assert changes(text, text) == ()
+
+
 @given(st.data())
 def test_runs_are_those_of_difflib_where_lines_are_unique_and_keep_their_order(data: st.DataObject) -> None:
     before = data.draw(st.lists(st.integers(0, 40).map(str), unique=True, max_size=14))
@@ -87,3 +115,99 @@ def test_runs_cover_both_sides_whatever_the_lines(before: list[str], after: list
         assert tag == "replace" or before[at[0] : at[1]] == after[at[2] : at[3]]
         a, c = at[1], at[3]
     assert (a, c) == (len(before), len(after))
+
+
+def test_parameters_have_the_models_names() -> None:
+    line = (
+        "x = linear(y, l_self_modules_model_modules_language_model_modules_layers_modules_1_modules_mlp_parameters_w_)"
+    )
+    assert short(line) == "x = linear(y, layers.1.mlp.w)"
+
+
+def test_the_drawing_holds_the_change_and_its_neighbours(report: Report) -> None:
+    record = record_of(report, "segment-attention")
+    fold = next(fold for fold in record_changes(record) if fold.title == "layer 1")
+    before, after = draw(record, fold)
+    for drawing, op in ((before, "scaled_dot_product_attention"), (after, "segmo.segment_attention")):
+        changed = [box.op for box in drawing.boxes if box.changed]
+        assert changed.count(op) == 1
+        assert any(not box.changed for box in drawing.boxes)
+        places = [(box.x, box.y) for box in drawing.boxes]
+        assert len(set(places)) == len(places)
+        assert all(0 <= box.x < drawing.width and 0 <= box.y < drawing.height for box in drawing.boxes)
+        assert all(below > above for _, above, _, below in drawing.edges)
+    assert operation("x.view(1, 2)") == ".view"
+    assert operation("torch.ops.segmo.scan_video.default(a, b)") == "segmo.scan_video"
+    assert operation("a[(Ellipsis, 0)]") == "[...]"
+    assert operation("a + b") == "+"
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.integers(0, 4), st.integers(0, 4), st.data())
+def test_the_block_picture_counts_the_pairs_of_the_rule(
+    sizes: list[int], sinks: int, query: int, data: st.DataObject
+) -> None:
+    segment = torch.tensor([*[-1] * sinks, *[s for s, n in enumerate(sizes) for _ in range(n)], *[-2] * query])[None]
+    context = torch.tensor([data.draw(st.lists(st.booleans(), min_size=segment.shape[1], max_size=segment.shape[1]))])
+    base = torch.zeros_like(segment)
+    recorded = {"frame": segment, "cell": base, "scene": segment, "novelty": base.float(), "segment": segment}
+    found = blocks.picture(Prefill({**recorded, "context": context}))
+    assert found is not None
+    row = unpack(attention_schedule(segment, context, None))[0]
+    assert found.pairs == int(dense_mask(row, segment.shape[1]).sum())
+    corners = [float(x) for block in found.blocks for point in block.points.split() for x in point.split(",")]
+    assert min(corners) >= 0
+    assert max(corners) <= blocks.SIDE + 0.1
+
+
+def test_masks_show_the_cells_that_were_kept(report: Report) -> None:
+    import base64
+    import io
+
+    from PIL import Image
+
+    prefill = report.prefill
+    for frame in video.frames(prefill, prefill.scenes()):
+        mask = Image.open(io.BytesIO(base64.b64decode(frame.mask.split(",")[1]))).convert("RGBA")
+        assert mask.size == (2, 2)  # four cells, as the position ids lay them out
+        clear = {y * 2 + x for y in range(2) for x in range(2) if mask.getpixel((x, y))[3] == 0}
+        kept = {int(prefill.cell[0, at]) for at in prefill.kept() if prefill.frame[0, at] == frame.number}
+        assert clear == kept
+        assert frame.kept == len(kept)
+
+
+def test_frames_are_checked_and_only_thumbnails_are_kept() -> None:
+    with segmo.show_prompt(np.zeros((2, 360, 640, 3), np.uint8)):
+        from segmo.shown import current_shown
+
+        shown = current_shown()
+        assert isinstance(shown, Shown)
+        assert shown.frames is not None
+        assert shown.frames.shape == (2, 90, 160, 3)
+        assert shown.size == (640, 360)
+    assert current_shown() is None
+    with (
+        pytest.raises(OptionError, match=r"uint8 RGB, got float32 of shape \(2, 3\)"),
+        segmo.show_prompt(np.zeros((2, 3), np.float32)),
+    ):
+        pass
+
+
+def test_the_resource_table_is_what_the_compiler_says() -> None:
+    shape = Shape(torch.device("cpu"), torch.bfloat16, 64, 8, 2)
+    (found,) = kernels([Choice("flash", "on the CPU", shape)] * 2, ["sm_80"])
+    assert [row["kernel"] for row in found.rows] == ["segment_attention_kernel", "merge_splits_kernel"]
+    assert found.rows[0]["matrix"] == ["mma.sync"]
+    assert found.rows[0]["registers"] > 0
+    assert found.source.target == "sm_90"
+    (refused,) = kernels([Choice("reference", "", Shape(torch.device("cpu"), torch.float64, 64, 8, 2))], [])
+    assert "no generated kernel for torch.float64" in refused.source.reason
+
+
+def test_the_timeline_has_a_row_per_rank_and_ends_with_the_plan() -> None:
+    device = planning_device("h100", torch.device("cpu"), torch.bfloat16)
+    plan = make_plan(Workload(20, 40, (500, 900, 700), (0, 0, 0), 0, 1), PRESETS["qwen2.5-vl-7b"], [device] * 3)
+    made = timeline(plan)
+    assert [line.label.split(",")[0] for line in made.lines] == ["rank 0", "rank 1", "rank 2", "link"]
+    ends = [bar.start + bar.width for line in made.lines for bar in line.bars]
+    assert max(ends) == pytest.approx(100, abs=0.01)
+    assert any(bar.critical for line in made.lines for bar in line.bars)

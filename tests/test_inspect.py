@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 from models import build
+from transformers import Qwen2VLVideoProcessor
 from typer.testing import CliRunner
 
+from segmo.capture import Setup
 from segmo.commands.inspect import inspect
+from segmo.demo.clips import clip_path
 from segmo.errors import OptionError, PipelineError
 from segmo.families import FAMILIES
-from segmo.inspection.models import load_config, shrink
-from segmo.inspection.run import inspect_model, with_stop
+from segmo.inspection import prompts
+from segmo.inspection.bisect import Step
+from segmo.inspection.models import PIXELS, SIDE, load_config, shrink
+from segmo.inspection.ranks import plan_for
+from segmo.inspection.run import inspect_model, inspect_subject, subject, with_stop
 from segmo.inspection.text import diff, graph_at, node_name, readable
+from segmo.inspection.tree import bisection_table
+from segmo.options import Options
 from segmo.passes.pipeline import DEFAULT
+from segmo.report import Report
+from segmo.sceneqa.model import MODEL_PATH
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
@@ -26,7 +38,7 @@ def run(*args: str) -> str:
     app.command()(inspect)
     done = CliRunner().invoke(app, [*args, "--frames", "8"])
     assert done.exit_code == 0, done.exception
-    return done.output
+    return str(done.output)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -108,7 +120,61 @@ def test_stopping_disables_what_follows() -> None:
         with_stop({"pipeline": "select-token"}, None)
 
 
-def test_the_page_is_written_beside_what_is_printed(tmp_path: Path) -> None:
-    out = run("qwen2_vl", "--layers", "1", "--html", str(tmp_path / "seen" / "page.html"))
-    assert "graph 0: prefill, rewritten" in out
-    assert '<h2 id="h-pipeline">Pipeline</h2>' in (tmp_path / "seen" / "page.html").read_text()
+def test_patches_are_cut_as_the_processor_cuts_them() -> None:
+    side = SIDE * PIXELS
+    frames = torch.randint(0, 255, (4, 3, side, side), dtype=torch.uint8)
+    processor = Qwen2VLVideoProcessor(patch_size=PIXELS, do_resize=False, do_sample_frames=False)
+    made = processor(videos=[frames], return_tensors="pt")
+    assert made["video_grid_thw"].tolist() == [[2, SIDE, SIDE]]
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (processor.image_mean, processor.image_std))
+    ours = prompts._patches((frames / 255 - mean) / std, 2)
+    torch.testing.assert_close(made["pixel_values_videos"], ours, atol=1e-5, rtol=1e-5)
+
+
+def test_a_real_video_has_its_scenes_in_the_page(tmp_path: Path) -> None:
+    page = tmp_path / "seen" / "page.html"
+    clip = ["--video", str(clip_path("bikes")), "--fps", "5", "--question", "<b>Where?</b>"]
+    out = run("qwen2_vl", "--layers", "1", *clip, "--html", str(page), "--ranks", "3", "--device", "h100")
+    assert f"page: {page}" in out
+    text = page.read_text()
+    assert "bikes.mp4" in text
+    assert "&lt;b&gt;Where?&lt;/b&gt;" in text
+    starts = [int(start) for start in re.findall(r'data-label="frames"><div>(\d+)–', text)]
+    # The clip is cut at frames 76, 137 and 187 of 25 a second; a frame of the model is two of five a second.
+    for cut in (76, 137, 187):
+        assert min(abs(start - cut / 10) for start in starts) <= 1
+    assert text.count('alt="frame ') == 25
+    assert text.count('class="lane"') == 4
+
+
+def test_bisection_names_the_pass_that_changes_the_result() -> None:
+    passes = ["--pipeline", "select-tokens,segment-attention,lower-kernels"]
+    found = json.loads(
+        run("qwen2_vl", "--layers", "2", "--bisect", "--json", "--keep", "1", "--segments", "4", *passes)
+    )
+    assert [step["name"] for step in found] == ["(capture)", "select-tokens", "segment-attention"]
+    assert [step["within"] for step in found] == [True, True, False]
+    assert found[1]["matches"] == 0
+    assert found[2]["difference"] > 1e-3
+    steps = [Step(**step) for step in found]
+    assert bisection_table(steps, 1e-3).caption == "segment-attention (approximate) is the first to leave it"
+    assert bisection_table(steps[:2], 1e-3).caption == "no pass leaves it"
+
+
+def test_what_cannot_be_inspected_is_said(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="there is no such file"):
+        subject("qwen2_vl", video=tmp_path / "none.mp4")
+    with pytest.raises(OptionError, match="--weights needs a model's folder"):
+        subject("qwen2_vl", weights=True)
+    with pytest.raises(OptionError, match="--ranks needs a prefill with segments"):
+        plan_for(Report(Options(), Setup((), True)), None, 2, "h100")
+
+
+def test_a_checkpoint_is_inspected_with_its_weights() -> None:
+    given = subject(str(MODEL_PATH), video=clip_path("bikes"), fps=0.6, question="Which digit is red?", weights=True)
+    report = inspect_subject(given, {"keep": 0.5})
+    assert report.prefill is not None
+    assert report.prefill.shown is not None
+    assert report.prefill.shown.question == "Which digit is red?"
+    tokens = report.prefill.tokens()
+    assert tokens["kept"] == tokens["video"] // 2 > 0

@@ -1,4 +1,4 @@
-"""``segmo inspect``: what the passes do to a model, from its config alone."""
+"""``segmo inspect``: what the passes do to a model, from its config alone or with its weights."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from segmo.inspection.run import Subject
     from segmo.report import GraphReport, Report
 
 
@@ -15,7 +16,12 @@ def inspect(
     model: Annotated[str, typer.Argument(help="folder with a config.json, or a model_type such as qwen2_5_vl")],
     keep: Annotated[float, typer.Option(help="fraction of the video tokens to keep")] = 0.25,
     segments: Annotated[str, typer.Option(help='"scene", a number, or "equal:N"')] = "scene",
+    scorer: Annotated[str, typer.Option(help="embedding or attention")] = "embedding",
     frames: Annotated[int, typer.Option(min=1, help="frames of the synthetic video")] = 16,
+    video: Annotated[Path | None, typer.Option(help="a video file in place of the synthetic video")] = None,
+    question: Annotated[str, typer.Option(help="what is asked about the video")] = "",
+    fps: Annotated[float, typer.Option(help="frames per second that are taken from the file")] = 1.0,
+    weights: Annotated[bool, typer.Option("--weights", help="load the folder's weights and processor")] = False,
     layers: Annotated[int | None, typer.Option(min=1, help="decoder layers (default: as the config says)")] = None,
     pipeline: Annotated[str | None, typer.Option(help='passes to run, such as "select-tokens{keep=0.5}"')] = None,
     disable: Annotated[list[str] | None, typer.Option(help="switch a pass off; may be given again")] = None,
@@ -29,24 +35,36 @@ def inspect(
     target: Annotated[
         list[str] | None, typer.Option(help="compile the page's kernels for this architecture, such as sm_90")
     ] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="plan the prompt for so many ranks on the page")] = 1,
+    device: Annotated[str, typer.Option(help="the ranks' devices: a100, h100, b200, mi300x, cpu, auto")] = "auto",
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help="find the first pass after which the result leaves the tolerance")
+    ] = False,
+    tolerance: Annotated[float, typer.Option(help="of --bisect, relative to the largest logit")] = 1e-3,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Show what each pass does to a model's graphs, and why a pass did not apply. Needs no weights.
 
-    The model is built narrow, with random weights, from the class and the number of layers that its config names.
+    Unless --weights is given, the model is built narrow, with random weights, from the class and the number of layers
+    that its config names.
     """
-    from segmo.inspection.run import inspect_model
+    from segmo.inspection.run import inspect_subject, subject, with_stop
 
     options: dict[str, Any] = {
         "keep": keep,
         "segments": int(segments) if segments.isdigit() else segments,
+        "scorer": scorer,
         "pipeline": pipeline,
         "disable": disable or [],
     }
-    report = inspect_model(model, options, frames=frames, layers=layers, stop_after=stop_after)
+    options = with_stop(options, stop_after)
+    given = subject(model, frames=frames, layers=layers, video=video, question=question, fps=fps, weights=weights)
+    if bisect:
+        _print_bisection(given, options, tolerance, as_json)
+        return
+    report = inspect_subject(given, options)
     if html is not None:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(report.to_html(target or ()), encoding="utf-8")
+        _write_page(report, given, html, target or [], ranks, device)
     texts = _texts(_chosen(report, number), graph, diff)
     if as_json:
         import json
@@ -55,11 +73,42 @@ def inspect(
     elif texts:
         typer.echo("\n".join(line for lines in texts.values() for line in lines))
     else:
-        from rich.console import Console
-
         from segmo.inspection.tree import report_tree
 
-        Console(width=None if Console().is_terminal else 200, highlight=False).print(report_tree(report))
+        _print(report_tree(report))
+        if html is not None:
+            typer.echo(f"page: {html}")
+
+
+def _print(what: Any) -> None:
+    from rich.console import Console
+
+    Console(width=None if Console().is_terminal else 200, highlight=False).print(what)
+
+
+def _write_page(report: Report, given: Subject, file: Path, targets: list[str], ranks: int, device: str) -> None:
+    if ranks > 1:
+        from segmo.inspection.ranks import plan_for
+
+        report.plan = plan_for(report, given.model.config, ranks, device)
+    page = report.to_html(targets)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(page, encoding="utf-8")
+
+
+def _print_bisection(given: Subject, options: dict[str, Any], tolerance: float, as_json: bool) -> None:
+    from segmo.inspection.bisect import bisect
+
+    steps = bisect(given, options, tolerance)
+    if as_json:
+        import dataclasses
+        import json
+
+        typer.echo(json.dumps([dataclasses.asdict(step) for step in steps], indent=1))
+        return
+    from segmo.inspection.tree import bisection_table
+
+    _print(bisection_table(steps, tolerance))
 
 
 def _chosen(report: Report, number: int | None) -> GraphReport:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from rich.markup import escape
+from rich.table import Table
 from rich.tree import Tree
 
+from segmo.inspection.bisect import Step
 from segmo.passes.reasons import Miss
 from segmo.passes.runner import PassRecord
 from segmo.report import GraphReport, Report, op_changes
@@ -54,3 +56,26 @@ def _add_miss(branch: Tree, miss: Miss) -> None:
     if miss.node:
         leaf.add(f"at {escape(miss.node)}" + (f", {escape(miss.source)}" if miss.source else ""))
     leaf.add(f"to change that: {escape(miss.remedy)}")
+
+
+def bisection_table(steps: list[Step], tolerance: float) -> Table:
+    """The steps of a bisection, and which pass leaves the tolerance."""
+    table = Table(title=f"next token against the model without SegMo, tolerance {tolerance:g} of the largest logit")
+    for name in ("up to pass", "tier"):
+        table.add_column(name)
+    for name in ("matches", "difference", "same token", "within"):
+        table.add_column(name, justify="right")
+    for step in steps:
+        table.add_row(
+            escape(step.name),
+            escape(step.tier),
+            str(step.matches),
+            f"{step.difference:.2e}",
+            "yes" if step.same_token else "no",
+            "[green]yes[/]" if step.within else "[red]no[/]",
+        )
+    last = steps[-1]
+    table.caption = (
+        "no pass leaves it" if last.within else f"{escape(last.name)} ({escape(last.tier)}) is the first to leave it"
+    )
+    return table
