@@ -74,29 +74,27 @@ def measure(place: Place, plan: Plan, dtype: torch.dtype, may_start: Callable[[]
         "left_out": [],
     }
 
-    def attempt(part: str, what: str, run: Callable[[], list[dict[str, Any]]]) -> None:
+    def attempt(part: str, what: str, run: Callable[..., Any], *arguments: Any) -> None:
         if not may_start():
             result["left_out"].append(f"{part}: {what}")
             return
-        for row in run():
+        found = run(*arguments)  # one row, or a list of them
+        for row in found if isinstance(found, list) else [found]:
             if row.get("left_out"):
                 result["left_out"].append(f"{part}: {row['way']}, {what}")
             else:
                 result[part].append(row)
 
     first, *others = plan.heads
-    attempt("tuned", str(first), lambda: [tune_attention(place, first, dtype, plan.tuned_length, plan.candidates)])
+    attempt("tuned", str(first), tune_attention, place, first, dtype, plan.tuned_length, plan.candidates)
     for count in plan.frames:
-        prefill = (place, plan.shape, count, plan.lowering, dtype, may_start)
-        attempt("prefill", f"{count} frames", lambda given=prefill: time_prefill(*given))  # type: ignore[misc]
+        given = (place, plan.shape, count, plan.lowering, dtype, may_start)
+        attempt("prefill", f"{count} frames", time_prefill, *given)
     for heads in others:
-        given = (place, heads, dtype, plan.tuned_length, plan.candidates)
-        attempt("tuned", str(heads), lambda given=given: [tune_attention(*given)])  # type: ignore[misc]
+        attempt("tuned", str(heads), tune_attention, place, heads, dtype, plan.tuned_length, plan.candidates)
     for length in plan.lengths:
         for heads in plan.heads:
-            timed = (place, heads, length, dtype)
-            what = f"{length} tokens, {heads}"
-            attempt("attention", what, lambda timed=timed: [time_attention(*timed)])  # type: ignore[misc]
+            attempt("attention", f"{length} tokens, {heads}", time_attention, place, heads, length, dtype)
     return result
 
 

@@ -136,14 +136,16 @@ def erase_unused(nodes: Iterable[Node]) -> None:
         stack.extend(inputs)
 
 
-def replace_call(node: Node, target: Callable[..., Any], args: tuple[Any, ...]) -> Node:
+def replace_call(
+    node: Node, target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any] | None = None
+) -> Node:
     """Puts another call in a node's place; what only the old one needed is erased. Its value is taken to be the same.
 
     Returns:
         The new node.
     """
     with node.graph.inserting_before(node):
-        new = node.graph.call_function(target, args)
+        new = node.graph.call_function(target, args, kwargs)
     new.meta = {key: value for key, value in node.meta.items() if key in ("example_value", "stack_trace")}
     node.replace_all_uses_with(new)
     inputs = list(node.all_input_nodes)

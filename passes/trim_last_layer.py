@@ -6,11 +6,11 @@ import operator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from segmo.passes.analyse import SDPA, sdpa_arguments
 from segmo.passes.base import Outcome, Rewrite, Tier
-from segmo.passes.graph import downstream, erase_unused
+from segmo.passes.graph import downstream, replace_call
 from segmo.passes.reasons import Miss
 from segmo.passes.scene_nodes import OPS, merge_of
 from segmo.passes.sizes import index_of, settled_bound
@@ -44,7 +44,7 @@ class TrimLastLayer:
         attention = [n for n in rewrite.graph.nodes if n in within and _is_attention(n)][-1]
         if not any(_asks_last(node) for node in downstream([attention])):
             return Outcome(misses=(Miss.of("every-row"),))
-        narrow = _narrowed(rewrite, attention)
+        narrow = _narrowed(attention)
         TailCut(rewrite.graph, merge, facts.attentions).follow(narrow)
         rewrite.notes.append(f"trim-last-layer: one row behind the attention of layer {len(facts.attentions) - 1}")
         return Outcome(matches=1)
@@ -63,28 +63,21 @@ def _asks_last(node: Node) -> bool:
     return isinstance(start, int) and start == -1
 
 
-def _narrowed(rewrite: Rewrite, attention: Node) -> Node:
+def _narrowed(attention: Node) -> Node:
     """Puts attention of the last row to all keys in the place of an attention call."""
-    graph = rewrite.graph
-    with graph.inserting_before(attention):
-        if attention.target is SDPA:
-            arguments = sdpa_arguments(attention)
-            arguments["query"] = _last_row(graph, arguments["query"])
-            if isinstance(arguments.get("attn_mask"), Node):
-                arguments["attn_mask"] = _last_row(graph, arguments["attn_mask"])
-            made = graph.call_function(SDPA, (), {**arguments, "is_causal": False})
-        else:  # the schedule says what the row sees; as a mask it is one row
-            query, *rest, _ = attention.args
-            args = (_last_row(graph, query), *rest, "reference")
-            made = graph.call_function(OPS.segment_attention.default, args)
-    made.meta = {k: v for k, v in attention.meta.items() if k in ("example_value", "stack_trace")}
-    attention.replace_all_uses_with(made)
-    inputs = list(attention.all_input_nodes)
-    graph.erase_node(attention)
-    erase_unused(inputs)
-    return made
+    if attention.target is SDPA:
+        arguments = {**sdpa_arguments(attention), "is_causal": False}
+        for name in ("query", "attn_mask"):
+            if isinstance(arguments.get(name), Node):
+                arguments[name] = _last_row(attention, arguments[name])
+        return replace_call(attention, SDPA, (), arguments)
+    # The schedule says what the row sees; as a mask it is one row.
+    query, *rest, _ = attention.args
+    args = (_last_row(attention, query), *rest, "reference")
+    return replace_call(attention, OPS.segment_attention.default, args)
 
 
-def _last_row(graph: Graph, node: Any) -> Node:
+def _last_row(before: Node, node: Any) -> Node:
     rows: Any = (Ellipsis, slice(-1, None), slice(None))
-    return graph.call_function(operator.getitem, (node, rows))
+    with before.graph.inserting_before(before):
+        return before.graph.call_function(operator.getitem, (node, rows))

@@ -17,8 +17,10 @@ from segmo.runtime.lowering import kernel_name, runs_generated
 from segmo.runtime.register import operator
 
 
-def _video_total(features: Tensor) -> int:
-    return features.numel() // features.shape[-1]
+def _kept_count(frame_BN: Tensor, features: Tensor, keep: float) -> int:
+    """K, from shapes alone; ``features`` (..., H) has a row for each video token of the batch."""
+    batch, length = frame_BN.shape
+    return selection.kept_count(length, features.numel() // features.shape[-1], batch, keep)
 
 
 @operator("select_tokens")
@@ -37,8 +39,7 @@ def select_tokens(
 
     See :func:`segmo.runtime.selection.select_tokens`; ``features`` (..., H) is there for its size.
     """
-    batch, length = frame_BN.shape
-    kept = selection.kept_count(length, _video_total(features), batch, keep)
+    kept = _kept_count(frame_BN, features, keep)
     return selection.select_tokens(novelty_BN, frame_BN, cell_BN, scene_BN, relevance_BS, kept, balance, encoded_BN)
 
 
@@ -54,9 +55,7 @@ def _(
     balance: float,
     encoded_BN: Tensor | None = None,
 ) -> Tensor:
-    batch, length = frame_BN.shape
-    kept = selection.kept_count(length, _video_total(features), batch, keep)
-    return frame_BN.new_empty((batch, kept))
+    return frame_BN.new_empty((frame_BN.shape[0], _kept_count(frame_BN, features, keep)))
 
 
 @operator("select_and_gather")
@@ -78,12 +77,11 @@ def select_and_gather(
 
     The positions come first, then the sources in order. There is a generated implementation only.
     """
-    batch, length = frame_BN.shape
     named = {f"x{i}": Source(x, dim) for i, (x, dim) in enumerate(zip(sources, dims, strict=True))}
     payloads = [payload_of(name, x.tensor.dtype, x.outer, x.width) for name, x in named.items()]
     if not runs_generated(implementation, lambda: selection_kernel(frame_BN.device, payloads)):
         raise KernelError("select_and_gather has no torch implementation; use select_tokens and gather_tokens")
-    kept = selection.kept_count(length, _video_total(features), batch, keep)
+    kept = _kept_count(frame_BN, features, keep)
     runs = selection_runs(novelty_BN, frame_BN, cell_BN, scene_BN, relevance_BS, kept, balance, encoded_BN)
     index_BK, cut = compact(runs, kept, named)
     return [index_BK, *cut.values()]
@@ -104,9 +102,7 @@ def _(
     dims: list[int],
     implementation: str,
 ) -> list[Tensor]:
-    batch, length = frame_BN.shape
-    kept = selection.kept_count(length, _video_total(features), batch, keep)
-    index_BK = frame_BN.new_empty((batch, kept))
+    index_BK = frame_BN.new_empty((frame_BN.shape[0], _kept_count(frame_BN, features, keep)))
     return [index_BK, *(_gathered(x, index_BK, dim) for x, dim in zip(sources, dims, strict=True))]
 
 
