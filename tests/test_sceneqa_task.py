@@ -14,7 +14,7 @@ from segmo.sceneqa.backgrounds import HELD_OUT, PAIRS
 from segmo.sceneqa.glyphs import PARTS, SHAPES, load_digits, shape_alpha
 from segmo.sceneqa.questions import CHANCE, COUNTS, KINDS, WORDS, all_questions, choose_questions
 from segmo.sceneqa.render import HEIGHT, PICTURES, WIDTH, render
-from segmo.sceneqa.script import Scene, write_script
+from segmo.sceneqa.script import FEW, Scene, write_script
 from segmo.sceneqa.task import DIFFICULTIES, Checksum, Difficulty, make_sample, samples
 
 EASY = DIFFICULTIES["easy"]
@@ -43,6 +43,15 @@ def test_script_fills_the_video_without_gaps(size: tuple[int, int], seed: int, t
 def test_training_never_shows_a_held_out_background(seed: int) -> None:
     script = write_script(16, 64, True, np.random.default_rng(seed))
     assert not {scene.pair for scene in script} & set(HELD_OUT)
+
+
+def test_training_often_shows_scenes_that_look_alike() -> None:
+    def colours(training: bool) -> list[int]:
+        scripts = [write_script(16, 64, training, np.random.default_rng(seed)) for seed in range(100)]
+        return [len({PAIRS[scene.pair][0] for scene in script}) for script in scripts]
+
+    assert sum(count == FEW for count in colours(True)) > 10, "few colours in some training videos"
+    assert min(colours(False)) > FEW
 
 
 def test_a_quarter_of_backgrounds_is_held_out_and_no_word_with_them() -> None:

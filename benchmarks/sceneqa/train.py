@@ -251,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="out/sceneqa", help="folder for checkpoint and log")
     parser.add_argument("--stills", type=int, default=1750, help="updates on single frames")
-    parser.add_argument("--steps", type=int, default=2000, help="updates on videos")
+    parser.add_argument("--steps", type=int, default=5000, help="updates on videos")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=1.5e-3)

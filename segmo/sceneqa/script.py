@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segmo.sceneqa.backgrounds import HELD_OUT, PAIRS
+from segmo.sceneqa.backgrounds import COLOURS, HELD_OUT, PAIRS, TEXTURES
 from segmo.sceneqa.glyphs import SHAPES
 
 SHORT_SHARE = 0.6  # of the scenes last one to three frames
@@ -22,6 +22,8 @@ MOVING_SHARE = 0.3  # of the digits in long scenes move
 FLASH_SHARE = 0.75  # of the scenes of at least FLASH_FROM frames have a flash
 FLASH_FROM, LONG = 3, 5  # frames
 HELD_OUT_WEIGHT = 3.0  # outside training, a held-out background is this many times as likely as another
+ALIKE_SHARE = 0.5  # of the training videos have few colours or few textures, so that more scenes look alike
+FEW, SOME = 4, 6  # of each in such a video, or the other way round
 
 
 @dataclass(frozen=True)
@@ -83,16 +85,27 @@ def _scene(pair: int, start: int, length: int, digit: int, rng: np.random.Genera
     return Scene(pair, start, length, digit, seen if digit >= 0 else (0, 0), moving, shape, flash)
 
 
+def _alike(scenes: int, weight: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """``weight`` of backgrounds with but a few colours or a few textures, if that leaves one for each scene."""
+    counts = (FEW, SOME) if rng.random() < 0.5 else (SOME, FEW)
+    shown = [rng.permutation(size) < count for size, count in zip((len(COLOURS), len(TEXTURES)), counts, strict=True)]
+    few = weight * np.outer(*shown).ravel()
+    return few if np.count_nonzero(few) >= scenes else weight
+
+
 def write_script(scenes: int, frames: int, training: bool, rng: np.random.Generator) -> tuple[Scene, ...]:
     """A random video of ``scenes`` scenes and ``frames`` frames, no background twice.
 
     Args:
         scenes: at most the number of backgrounds, 48 in training and 64 outside.
         frames: at least ``scenes``.
-        training: leave out the held-out backgrounds; otherwise prefer them.
+        training: leave out the held-out backgrounds, and often show many that share a colour or a texture; otherwise
+            prefer the held-out ones.
     """
     weight = np.ones(len(PAIRS))
     weight[list(HELD_OUT)] = 0.0 if training else HELD_OUT_WEIGHT
+    if training and rng.random() < ALIKE_SHARE:
+        weight = _alike(scenes, weight, rng)
     pairs = rng.choice(len(PAIRS), scenes, replace=False, p=weight / weight.sum())
     lengths = _lengths(scenes, frames, rng)
     starts = np.cumsum(lengths) - lengths
