@@ -30,7 +30,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
-from segmo.ask.ask import Answer, Asker, Request
+from segmo.ask.ask import Answer, Asker
+from segmo.ask.context import Request
 from segmo.ask.loaded import Loaded
 from segmo.ask.settings import Settings
 from segmo.demo.clips import clip_path
@@ -120,7 +121,7 @@ def one_path(name: str, way: str, folder: Path) -> dict[str, Any]:
     else:
         asker = Asker(loaded, settings())
         through_segmo(asker, clip_path("bikes"), "first")
-        asker.loaded = fit(loaded, path)
+        asker = Asker(fit(loaded, path), settings())
         found, costs = measured(lambda: through_segmo(asker, path, name))
     return {"clip": name, "way": way, **costs, **found}
 
@@ -156,20 +157,20 @@ def overlap(folder: Path, requests: int, seconds: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     source = write_video(cut_list(180), folder)
     paths = [repeat_file(source, seconds - 1, folder / f"request-{number}.mp4") for number in range(requests)]
-    asker = Asker(build(), settings(workers=1))
-    asker.ask(clip_path("bikes"), QUESTION)  # compiles
+    loaded, one_worker = build(), settings(workers=1)
+    Asker(loaded, one_worker).ask(clip_path("bikes"), QUESTION)  # compiles
     found: dict[str, Any] = {"requests": requests}
-    asker.timeline = Timeline()
+    in_turn = Asker(loaded, one_worker)
     for number, path in enumerate(paths):
-        list(asker.answers([Request(path, QUESTION, str(number))]))
-    alone = asker.timeline.seconds()
+        list(in_turn.answers([Request(path, QUESTION, str(number))]))
+    alone = in_turn.timeline.seconds()
     found |= {"ahead": sum(alone.get(s, 0) for s in AHEAD), "model": sum(alone.get(s, 0) for s in MODEL)}
-    found["in_turn"] = max(event.end for event in asker.timeline.events)
-    asker.timeline = Timeline()
-    list(asker.answers([Request(path, QUESTION, str(number)) for number, path in enumerate(paths)]))
-    found["pipelined"] = max(event.end for event in asker.timeline.events)
+    found["in_turn"] = max(event.end for event in in_turn.timeline.events)
+    pipelined = Asker(loaded, one_worker)
+    list(pipelined.answers([Request(path, QUESTION, str(number)) for number, path in enumerate(paths)]))
+    found["pipelined"] = max(event.end for event in pipelined.timeline.events)
     found["over_longest"] = found["pipelined"] / max(found["ahead"], found["model"])
-    return found | {"timeline": str(asker.timeline)}
+    return found | {"timeline": str(pipelined.timeline)}
 
 
 def in_process(arguments: argparse.Namespace, *command: str) -> dict[str, Any]:

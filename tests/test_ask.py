@@ -13,12 +13,14 @@ from video_files import flat, noise_shots, write_file
 
 import segmo
 from segmo.api import compiled_with
-from segmo.ask.ask import Answer, Asker, Request, UnexpectedError
+from segmo.ask.ask import Answer, Asker, UnexpectedError
 from segmo.ask.batch import read_answers, run_batch
+from segmo.ask.context import Request
 from segmo.ask.encode import encode, process
 from segmo.ask.features import Features
 from segmo.ask.loaded import Loaded, load
 from segmo.ask.settings import Settings
+from segmo.ask.show import sentences, stage_table
 from segmo.ask.store import Store
 from segmo.demo.clips import clip_path
 from segmo.errors import OptionError, SegMoError
@@ -116,7 +118,7 @@ def test_a_copy_of_the_file_is_the_same_video_and_other_options_are_not(
 def test_one_video_asked_twice_in_a_row_is_encoded_once(loaded: Loaded, lossless: Path, tmp_path: Path) -> None:
     ask = asker(loaded, Store(tmp_path))
     found = list(ask.answers([Request(lossless, QUESTION, str(number)) for number in range(3)]))
-    assert [answer.cached for answer in found if isinstance(answer, Answer)] == [False, True, True]
+    assert [bool(answer.cached) for answer in found if isinstance(answer, Answer)] == [False, True, True]
     for stage in ("index", "decode", "scenes", "process", "encode"):
         assert {event.request for event in ask.timeline.events if event.stage == stage} == {"0"}
 
@@ -153,6 +155,16 @@ def test_frames_can_be_chosen_before_they_are_encoded(loaded: Loaded, lossless: 
     assert asked == [QUESTION]
     assert found.facts.frames == 8
     assert found.tokens["video"] == 4 * 6
+
+
+def test_what_came_from_the_cache_is_said(loaded: Loaded, lossless: Path, tmp_path: Path) -> None:
+    ask = asker(loaded, Store(tmp_path), frames=4)
+    assert not ask.ask(lossless, "which digit in red stripes").cached
+    found = ask.ask(lossless, "which shape in blue dots")
+    assert "from the cache: scenes, relevance features" in "\n".join(sentences(found))
+    assert found.tokens["video"] == 4 * 6
+    assert "cache" in ask.timeline.seconds()
+    assert "cache" in [stage for row in stage_table(found).columns[:1] for stage in row.cells]
 
 
 def test_full_attention_beside_it(loaded: Loaded, lossless: Path) -> None:

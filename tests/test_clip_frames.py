@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,28 @@ def clip_of(lengths: list[int], noise: float = 4.0) -> Clip:
     return Clip(Path("x.mp4"), frames.astype(np.uint8), seconds, 2.0, sum(lengths) / 2, tuple(starts / 2))
 
 
-def likes(scene: int) -> Any:
-    """A scorer that is asked once, for one frame of each scene."""
+class Given:
+    """A scorer that is asked once, for one frame of each scene, and gives what it was told."""
 
-    def score(frames: Any, question: str) -> torch.Tensor:
-        return torch.eye(len(frames))[scene]
+    def __init__(self, score: Callable[[int], torch.Tensor]) -> None:
+        self.score = score
 
-    return score
+    def encode_frames(self, frames: Sequence[Any]) -> torch.Tensor:
+        return torch.zeros(len(frames))
+
+    def score_features(self, features: torch.Tensor, question: str) -> torch.Tensor:
+        return self.score(len(features))
+
+
+def likes(scene: int) -> Given:
+    return Given(lambda scenes: torch.eye(scenes)[scene])
 
 
 @settings(max_examples=40)
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 30), st.sampled_from([1, 2]))
 def test_exactly_so_many_whole_frames(lengths: list[int], wanted: int, pictures: int) -> None:
     clip = clip_of(lengths)
-    kept = ClipFrames(wanted, likes(0), "", pictures)(clip, "which")
+    kept = ClipFrames(wanted, likes(0), pictures)(clip, "which")
     frames = -(-sum(lengths) // pictures)
     assert len(set((kept // pictures).tolist())) == min(wanted, frames)
     assert kept.tolist() == sorted(set(kept.tolist()))
@@ -53,16 +62,16 @@ def test_exactly_so_many_whole_frames(lengths: list[int], wanted: int, pictures:
 
 def test_the_scene_that_the_question_is_about_gets_most() -> None:
     clip = clip_of([8, 8, 8])
-    kept = ClipFrames(12, likes(1), "", balance=1.0)(clip, "which")
+    kept = ClipFrames(12, likes(1), balance=1.0)(clip, "which")
     assert np.bincount(clip.scene_F[kept]).argmax() == 1
-    few = ClipFrames(1, likes(2), "", balance=1.0)(clip, "which")
+    few = ClipFrames(1, likes(2), balance=1.0)(clip, "which")
     assert clip.scene_F[few].tolist() == [2]
 
 
 def test_by_an_image_text_model_in_a_folder(tmp_path: Path) -> None:
     clip = clip_of([4, 4, 4])
     scorer = ImageTextScorer.load(save_image_text_model("clip", tmp_path))
-    kept = ClipFrames(5, scorer.score_frames, "")(clip, "which one is it?")
+    kept = ClipFrames(5, scorer)(clip, "which one is it?")
     assert len(kept) == 5
 
 
@@ -75,22 +84,24 @@ def test_the_trained_models_own_encoder_finds_the_named_scene() -> None:
     middles = [scene.start + scene.length // 2 for scene in sample.script]
     frames = [sample.pictures[2 * at : 2 * at + 2] for at in middles]
     asked = [question for question in sample.questions if question.kind == "retrieve"]
+    features = scorer.encode_frames(frames)
     ranks = []
     for question in asked:
-        score = scorer(frames, question.text)
+        score = scorer.score_features(features, question.text)
         ranks.append(int((score > score[question.scenes[0]]).sum()))
     assert len(asked) >= 3
     assert np.mean(ranks) < 1.5
-    assert scorer(frames, " ").tolist() == [0.0] * len(frames)
+    assert scorer.score_features(features, " ").tolist() == [0.0] * len(frames)
 
 
 def test_a_last_frame_with_one_picture_is_scored_too() -> None:
     model, processor = load_model()
     sample = make_sample("validation", DIFFICULTIES["easy"], 0)
-    score = OwnScorer(model, processor)([sample.pictures[:2], sample.pictures[2:3]], "which digit in red grid")
-    assert score.shape == (2,)
+    scorer = OwnScorer(model, processor)
+    features = scorer.encode_frames([sample.pictures[:2], sample.pictures[2:3]])
+    assert scorer.score_features(features, "which digit in red grid").shape == (2,)
 
 
 def test_a_scorer_that_gives_no_number_is_refused() -> None:
     with pytest.raises(PromptError, match="NaN"):
-        ClipFrames(2, lambda frames, question: torch.full((len(frames),), torch.nan), "")(clip_of([4, 4]), "x")
+        ClipFrames(2, Given(lambda scenes: torch.full((scenes,), torch.nan)))(clip_of([4, 4]), "x")

@@ -37,7 +37,7 @@ def test_one_question(tmp_path: Path) -> None:
     assert {"decode", "scenes", "encode", "prefill", "generate"} <= {event["stage"] for event in report["timeline"]}
     assert report["answers"][0]["tokens"] == {"prompt": 69, "video": 60, "kept": 30}
     assert report["answers"][0]["cuts"] == [1.2, 3.04, 5.48, 7.48, 9.68]
-    assert "come from the cache" in run(*common)
+    assert "from the cache: features of the video" in run(*common)
 
 
 @pytest.mark.usefixtures("fresh_dynamo")

@@ -7,6 +7,11 @@ encode     a video through the vision encoder, some frames at a time
 features   what is known of an encoded video, and its form on disk
 store      files on disk by content hash, bounded in size, shared by processes
 generate   prefill and decode, timed
+context    what both ways from a file to features share
+whole      all sampled frames, as one entry of the cache
+film       what is known of a file without its pictures
+pieces     features frame by frame
+chosen     frames chosen by scene and question, each encoded once for all questions
 ask        one question after another, the next video read while the current answer is computed
 batch      many questions from a file of JSON lines, taken up again where a run ended
 show       what is printed

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segmo.ask.ask import Answer, Asker, Request
+from segmo.ask.ask import Answer, Asker
+from segmo.ask.context import Request
 from segmo.errors import OptionError, SegMoError
 
 
@@ -125,7 +126,7 @@ def _record(line: Line, found: Answer | SegMoError, settings: Mapping[str, Any])
     record: dict[str, Any] = {**line.fields, "line": line.number, "settings": dict(settings)}
     if isinstance(found, SegMoError):
         return record | {"error": str(found)}
-    record |= {"answer": found.text, "tokens": found.tokens, "cached": found.cached, "seconds": found.seconds}
+    record |= {"answer": found.text, "tokens": found.tokens, "cached": list(found.cached), "seconds": found.seconds}
     if found.full is not None:
         record["full_attention"] = found.full.text
     return record

@@ -8,7 +8,8 @@ Legend: F frames, V video tokens, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -59,7 +60,19 @@ def process(loaded: Loaded, clip: Clip, question: str) -> dict[str, Any]:
     return dict(inputs)
 
 
-@torch.no_grad()
+@dataclass(frozen=True)
+class Encoded:
+    """What the vision encoder gives for some frames.
+
+    Attributes:
+        pooled: features, (V, H); (1, V, H) for LLaVA-OneVision, whose last token belongs to no frame.
+        deepstack: features for the first layers, (V, H) each; only Qwen3-VL has them.
+    """
+
+    pooled: Tensor
+    deepstack: tuple[Tensor, ...] = ()
+
+
 def encode(
     loaded: Loaded,
     inputs: Mapping[str, Any],
@@ -67,7 +80,7 @@ def encode(
     question: str,
     progress: Progress = lambda done, total: None,
 ) -> Features:
-    """The vision encoder's work.
+    """The vision encoder's work on a whole clip.
 
     Args:
         loaded: the model.
@@ -76,17 +89,33 @@ def encode(
         question: as for :func:`process`.
         progress: called with (parts done, parts in all).
     """
-    parts = list(_parts(inputs))
+    return features_of(loaded, inputs, encode_frames(loaded, inputs, None, progress), clip, question)
+
+
+@torch.no_grad()
+def encode_frames(
+    loaded: Loaded,
+    inputs: Mapping[str, Any],
+    frames: Sequence[int] | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Encoded:
+    """The vision encoder's work on some frames of the language model, all when None."""
+    parts = list(_parts(inputs, frames))
     outputs = []
     for number, part in enumerate(parts):
         moved = {name: tensor.to(loaded.model.device) for name, tensor in part.items()}
         outputs.append(loaded.model.base_model.get_video_features(**moved, return_dict=True))
         progress(number + 1, len(parts))
+    return Encoded(_join(outputs, trailing(loaded)), _deepstack(outputs))
+
+
+def features_of(loaded: Loaded, inputs: Mapping[str, Any], encoded: Encoded, clip: Clip, question: str) -> Features:
+    """Encoded frames with what a prompt needs; arguments as for :func:`encode`."""
     short = short_ids(loaded.processor, chat(loaded.processor, question), loaded.video_token)
     left_out = ("input_ids", "attention_mask", "mm_token_type_ids", _PIXELS)
     return Features(
-        _join(outputs, family_of(loaded.model).trailing),  # type: ignore[union-attr]  # known since it was loaded
-        _deepstack(outputs),
+        encoded.pooled,
+        encoded.deepstack,
         cut_out(inputs["input_ids"][0], short, loaded.video_token),
         {name: torch.as_tensor(value) for name, value in inputs.items() if name not in left_out},
         "mm_token_type_ids" in inputs,
@@ -94,20 +123,25 @@ def encode(
     )
 
 
-def _parts(inputs: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
-    """The pixels in parts that are whole frames, with the size of each part."""
+def trailing(loaded: Loaded) -> int:
+    """Tokens that the model's family puts behind a video."""
+    return family_of(loaded.model).trailing  # type: ignore[union-attr]  # known since it was loaded
+
+
+def _parts(inputs: Mapping[str, Any], frames: Sequence[int] | None) -> Iterator[dict[str, Tensor]]:
+    """The pixels of frames in parts that are whole frames, with the size of each part."""
     pixels = inputs[_PIXELS]
     grid = inputs.get("video_grid_thw")
     if grid is None:  # (1, F, channels, height, width)
-        for part in pixels.split(FRAMES, dim=1):
+        chosen = pixels if frames is None else pixels[:, list(frames)]
+        for part in chosen.split(FRAMES, dim=1):
             yield {_PIXELS: part}
         return
-    frames, height, width = grid[0].tolist()
-    step = max(1, PATCHES // (height * width))
-    for start in range(0, frames, step):
-        count = min(step, frames - start)
-        rows = pixels[start * height * width : (start + count) * height * width]
-        yield {_PIXELS: rows, "video_grid_thw": torch.tensor([[count, height, width]])}
+    count, height, width = grid[0].tolist()
+    rows = pixels.unflatten(0, (count, height * width))
+    chosen = rows if frames is None else rows[list(frames)]
+    for part in chosen.split(max(1, PATCHES // (height * width))):
+        yield {_PIXELS: part.flatten(0, 1), "video_grid_thw": torch.tensor([[len(part), height, width]])}
 
 
 def _join(outputs: list[Any], trailing: int) -> Tensor:

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from segmo.ask.ask import FULL, Answer
 
-ORDER = ("hash", "index", "decode", "scenes", "choose", "process", "encode", "compile", "prefill", "generate")
+ORDER = ("hash", "cache", "index", "decode", "scenes", "choose", "process", "encode", "compile", "prefill", "generate")
 
 
 class Bars:
@@ -58,7 +58,7 @@ def sentences(answer: Answer) -> list[str]:
         f"tokens: {prompt:,} in the prompt, {shown:,} of the video, {kept:,} of them kept ({share:.1%})",
     ]
     if answer.cached:
-        lines.append("features of the video come from the cache")
+        lines.append(f"from the cache: {', '.join(answer.cached)}")
     return lines + [f"damaged file: {note}" for note in facts.notes]
 
 
@@ -76,6 +76,6 @@ def as_dict(answer: Answer) -> dict[str, Any]:
         "fps": answer.facts.fps,
         "cuts": list(answer.facts.cuts),
         "notes": list(answer.facts.notes),
-        "cached": answer.cached,
+        "cached": list(answer.cached),
         "seconds": {stage: value for stage, value in answer.seconds.items() if not stage.startswith(FULL)},
     }

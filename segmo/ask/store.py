@@ -70,6 +70,15 @@ class Store:
 
         An entry that is larger than all may be together is not kept, and one that the disk does not take is logged.
         """
+        self.put_all({key: (tensors, text)})
+
+    def put_all(self, entries: Mapping[str, tuple[Mapping[str, Tensor], str]]) -> None:
+        """As :meth:`put` for several entries at once; the folder is looked through once."""
+        for key, (tensors, text) in entries.items():
+            self._write(key, tensors, text)
+        self._shrink()
+
+    def _write(self, key: str, tensors: Mapping[str, Tensor], text: str) -> None:
         unfinished = self.folder / f"{uuid.uuid4().hex}.part"
         try:
             save_file(dict(tensors), unfinished, metadata={"text": text})
@@ -79,7 +88,6 @@ class Store:
             log.warning("%s cannot be written (%s), so it will be made again", self._path(key), error)
         finally:
             unfinished.unlink(missing_ok=True)
-        self._shrink()
 
     @contextmanager
     def making(self, key: str) -> Iterator[None]:

@@ -9,10 +9,10 @@ Legend: F sampled pictures, T frames of the language model (one or two pictures 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,14 +21,22 @@ from torch import Tensor
 
 from segmo.families import family_of
 from segmo.frames.image_text import ImageTextScorer
-from segmo.frames.scores import GRID, words_and_features
+from segmo.frames.scores import GRID, words_and_scenes
 from segmo.frames.tower import Tower
 from segmo.runtime.frames import choose_frames, representative
 from segmo.video import Clip
 
 Pictures = NDArray[np.uint8]
-# Scores frames, each one or two pictures (pictures, height, width, 3), against a question: (frames,) fp32.
-Scorer = Callable[[Sequence[Pictures], str], Tensor]
+
+
+class Scorer(Protocol):
+    """Scores frames against a question in two steps, so that the first serves all questions about a video."""
+
+    def encode_frames(self, frames: Sequence[Pictures]) -> Tensor:
+        """Features of frames, each of one or more pictures (pictures, height, width, 3): (S, ...)."""
+
+    def score_features(self, features: Tensor, question: str) -> Tensor:
+        """Relevance of each frame to the question, (S,) fp32 on the CPU; 0 for all without a question."""
 
 
 @dataclass(frozen=True)
@@ -37,26 +45,43 @@ class ClipFrames:
 
     Attributes:
         wanted: frames of the language model to keep, at least one.
-        score: relevance of frames to a question.
-        key: what the choice depends on beside clip and question, for a cache of features.
+        scorer: relevance of frames to a question.
         pictures: pictures that make one frame (2 for Qwen-VL, 1 for LLaVA-OneVision).
         balance: weight of relevance against novelty.
     """
 
     wanted: int
-    score: Scorer
-    key: str
+    scorer: Scorer
     pictures: int = 1
     balance: float = 0.5
 
     def __call__(self, clip: Clip, question: str) -> NDArray[np.int64]:
-        starts = np.arange(0, len(clip.frames), self.pictures)
         looks = looks_of(clip.frames, self.pictures)
-        scene_T = torch.from_numpy(np.unique(clip.scene_F[starts], return_inverse=True)[1])
-        middle = representative(looks, scene_T)
-        shown = [clip.frames[starts[frame] : starts[frame] + self.pictures] for frame in middle.tolist()]
-        kept = choose_frames(looks, scene_T, self.score(shown, question), self.wanted, self.balance)
-        numbers = starts[kept.numpy()][:, None] + np.arange(self.pictures)
+        shown = [clip.frames[numbers] for numbers in self.heads(clip, looks)]
+        features = self.scorer.encode_frames(shown)
+        return self.choose(clip, looks, self.scorer.score_features(features, question))
+
+    def heads(self, clip: Clip, looks: Tensor) -> list[NDArray[np.int64]]:
+        """The pictures of the frame that stands for each scene."""
+        return [self._pictures_of([frame], clip) for frame in representative(looks, self._scenes(clip)).tolist()]
+
+    def choose(self, clip: Clip, looks: Tensor, relevance_S: Tensor) -> NDArray[np.int64]:
+        """The pictures of the frames to keep, ascending.
+
+        Args:
+            clip: only its times and scenes are read.
+            looks: of all its frames, by :func:`looks_of`.
+            relevance_S: of each frame of :meth:`heads`.
+        """
+        kept = choose_frames(looks, self._scenes(clip), relevance_S, self.wanted, self.balance)
+        return self._pictures_of(kept.tolist(), clip)
+
+    def _scenes(self, clip: Clip) -> Tensor:
+        """Scene of each frame, counted from 0 without the scenes that lie between two frames, (T,) int64."""
+        return torch.from_numpy(np.unique(clip.scene_F[:: self.pictures], return_inverse=True)[1])
+
+    def _pictures_of(self, frames: Sequence[int], clip: Clip) -> NDArray[np.int64]:
+        numbers = (np.asarray(frames)[:, None] * self.pictures + np.arange(self.pictures)).flatten()
         found: NDArray[np.int64] = numbers[numbers < len(clip.frames)].astype(np.int64)
         return found
 
@@ -86,18 +111,23 @@ class OwnScorer:
         self.device = model.device
 
     @torch.no_grad()
-    def __call__(self, frames: Sequence[Pictures], question: str) -> Tensor:
-        """The scorer ``embedding`` on one frame for each scene; 0 for all without a question."""
-        if not question.strip():
-            return torch.zeros(len(frames))
+    def encode_frames(self, frames: Sequence[Pictures]) -> Tensor:
+        """Features of each frame's tokens, (S, cells, H)."""
         size = max(len(part) for part in frames)  # the last frame of a video may have fewer pictures
         pictures = np.concatenate([np.concatenate([part, part[-1:]])[:size] for part in frames])
         pixels, grid = self._pixels(pictures)
         call = self.tower.call(pixels, grid, {})
-        features = self.tower(call.pixels, call.grid)[0]
+        features_RH = self.tower(call.pixels, call.grid)[0]
+        cells = call.token_rows.rows[0]
+        return torch.unflatten(features_RH[: len(frames) * cells], 0, (len(frames), cells))
+
+    @torch.no_grad()
+    def score_features(self, features: Tensor, question: str) -> Tensor:
+        """The scorer ``embedding`` on one frame for each scene; 0 for all without a question."""
+        if not question.strip():
+            return torch.zeros(len(features))
         ids = self.processor.tokenizer(question, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
-        words = self.tower.embed(ids.to(self.device))
-        return words_and_features(words, features, call, 0, torch.arange(len(frames)))
+        return words_and_scenes(self.tower.embed(ids.to(self.device)), features.to(self.device))
 
     def _pixels(self, pictures: Pictures) -> tuple[Tensor, Tensor]:
         inputs = self.processor.video_processor(videos=[pictures], do_sample_frames=False, return_tensors="pt")
@@ -124,9 +154,5 @@ def frame_choice(model: Any, processor: Any, frames: int, relevance: Path | None
     Raises:
         OptionError: the folder holds no such model.
     """
-    if relevance is None:
-        score: Scorer = OwnScorer(model, processor)
-    else:
-        score = ImageTextScorer.load(relevance, model.device).score_frames
-    key = f"{frames} frames, balance {balance:g}, {'' if relevance is None else relevance.resolve()}"
-    return ClipFrames(frames, score, key, pictures_per_frame(processor), balance)
+    scorer: Scorer = OwnScorer(model, processor) if relevance is None else ImageTextScorer.load(relevance, model.device)
+    return ClipFrames(frames, scorer, pictures_per_frame(processor), balance)

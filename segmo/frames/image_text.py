@@ -107,12 +107,18 @@ class ImageTextScorer:
         """Relevance of each picture to the question, (P,) fp32 on the CPU; 0 for all without a question."""
         if not question.strip():
             return torch.zeros(len(pictures))
-        image_PD, text_CD = self.image_features(pictures), self.text_features(question)
-        return (image_PD @ text_CD.T).amax(dim=1).cpu()
+        return self.score_features(self.image_features(pictures), question)
 
-    def score_frames(self, frames: Sequence[NDArray[np.uint8]], question: str) -> Tensor:
-        """As :meth:`score`, for frames of one or more pictures (pictures, height, width, 3): the first one counts."""
-        return self.score([pictures[0] for pictures in frames], question)
+    def encode_frames(self, frames: Sequence[NDArray[np.uint8]]) -> Tensor:
+        """As :meth:`image_features` for the first picture of each frame (pictures, height, width, 3)."""
+        return self.image_features([pictures[0] for pictures in frames])
+
+    def score_features(self, features: Tensor, question: str) -> Tensor:
+        """As :meth:`score`, for pictures whose features (P, D) are known."""
+        if not question.strip():
+            return torch.zeros(len(features))
+        text_CD = self.text_features(question)
+        return (features.to(text_CD) @ text_CD.T).amax(dim=1).cpu()
 
 
 def _pooled(features: Any) -> Tensor:

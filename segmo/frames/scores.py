@@ -1,6 +1,6 @@
 """Scores of frames before the encoder: handed in, or from the model's own features of a few frames and its words.
 
-Legend: F frames of a video, S scenes, Q question tokens, R rows of features, H hidden size.
+Legend: F frames of a video, S scenes, C tokens of a frame, Q question tokens, R rows of features, H hidden size.
 """
 
 from __future__ import annotations
@@ -90,9 +90,15 @@ def words_and_features(
     frame_S = torch.as_tensor(scored)
     cells, start = call.token_rows.rows[video], call.token_rows.starts()[video]
     rows = (start + frame_S[:, None] * cells + torch.arange(cells)).flatten().to(features_RH.device)
-    embeds = torch.cat([features_RH[rows], words_QH.to(features_RH)])[None]
-    scenes, words = len(frame_S), len(words_QH)
+    return words_and_scenes(words_QH, torch.unflatten(features_RH[rows], 0, (len(frame_S), cells)))
+
+
+def words_and_scenes(words_QH: Tensor, features_SCH: Tensor) -> Tensor:
+    """The same from the features of the frames alone, C tokens each."""
+    scenes, cells = features_SCH.shape[:2]
+    embeds = torch.cat([features_SCH.flatten(0, 1), words_QH.to(features_SCH)])[None]
+    words = len(words_QH)
     scene = torch.cat([torch.arange(scenes).repeat_interleave(cells), torch.full((words,), QUERY)])
     cell = torch.cat([torch.arange(cells).repeat(scenes), torch.full((words,), -1)])
-    on = features_RH.device
+    on = features_SCH.device
     return embedding_relevance(embeds, scene[None].to(on), cell[None].to(on), None, scenes)[0].cpu()

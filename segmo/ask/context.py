@@ -1,0 +1,105 @@
+"""What both ways from a file to features share: the model, the settings, the cache and the time line."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from segmo.ask.loaded import Loaded
+from segmo.ask.settings import Settings
+from segmo.ask.store import Store, file_hash
+from segmo.timeline import Timeline
+from segmo.video import Clip, read
+
+VERSION = 2  # raised whenever the same file and settings would give other features
+
+Progress = Callable[[str, int, int], None]
+Entry = tuple[Mapping[str, Tensor], str]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A question about a video file, and its name in the time line."""
+
+    video: Path
+    question: str
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a run works with.
+
+    Attributes:
+        loaded: the model.
+        settings: how.
+        store: keeps what may serve further questions; None keeps nothing.
+        timeline: gets every stage.
+        progress: called with (stage, done, total).
+    """
+
+    loaded: Loaded
+    settings: Settings
+    store: Store | None
+    timeline: Timeline
+    progress: Progress
+
+    def hash(self, request: Request) -> str:
+        """Of the file's bytes; "" where nothing is kept."""
+        with self.timeline.measure("hash", request.name):
+            return file_hash(request.video) if self.store else ""
+
+    def reading(self) -> tuple[Any, ...]:
+        """All that decides what is read from a file, for keys."""
+        settings, loaded = self.settings, self.loaded
+        sampling = (settings.fps or loaded.fps, loaded.size, loaded.max_pixels, settings.max_frames)
+        return (*sampling, dataclasses.astuple(settings.scenes))
+
+    def read(self, request: Request) -> Clip:
+        """The sampled frames and scenes of a file."""
+        settings, inner = self.settings, Timeline()
+        offset = self.timeline.now()
+        clip = read(
+            request.video,
+            settings.fps or self.loaded.fps,
+            self.loaded.size,
+            max_pixels=self.loaded.max_pixels,
+            max_frames=settings.max_frames,
+            scenes=settings.scenes,
+            workers=settings.workers,
+            progress=lambda done, total: self.progress("decode, scenes", done, total),
+            timeline=inner,
+        )
+        for event in inner.events:
+            self.timeline.add(event.stage, event.start + offset, event.end + offset, request.name, event.busy)
+        return clip
+
+    def kept(self, keys: Iterable[str], request: Request) -> dict[str, Entry]:
+        """What the cache has under these keys; the stage "cache" if that is anything."""
+        start = self.timeline.now()
+        found = {key: self.store.get(key) for key in keys} if self.store else {}
+        there: dict[str, Entry] = {key: entry for key, entry in found.items() if entry is not None}
+        if there:
+            self.timeline.add("cache", start, self.timeline.now(), request.name)
+        return there
+
+    def keep(self, entries: Mapping[str, Entry]) -> None:
+        """Puts entries into the cache."""
+        if self.store and entries:
+            self.store.put_all(entries)
+
+    def making(self, key: str) -> AbstractContextManager[None]:
+        """Held while something is made, so that another process waits for it and does not make it too."""
+        return self.store.making(key) if self.store else nullcontext()
+
+
+def key_of(*parts: Any) -> str:
+    """A key for the cache, from all that an entry depends on."""
+    return hashlib.sha256(repr((VERSION, *parts)).encode()).hexdigest()

@@ -1,0 +1,71 @@
+"""What is known of a file without its pictures: when each sampled frame is shown, how it looks, where scenes start.
+
+With it frames are chosen for a further question, and only the pictures that are wanted are decoded.
+
+Legend: F sampled frames, T frames of the language model, D size of a description.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segmo.video import Clip, fetch
+
+
+@dataclass(frozen=True)
+class Film:
+    """A clip that may lack its pictures.
+
+    Attributes:
+        clip: with black pictures, which take no memory, unless ``decoded``.
+        looks: what each frame looks like, (T, D) fp32, by :func:`segmo.frames.clips.looks_of`.
+        decoded: the clip holds its pictures.
+    """
+
+    clip: Clip
+    looks: Tensor
+    decoded: bool
+
+    def pictures(self, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Sampled pictures by their numbers, ascending, (count, height, width, 3) uint8; decoded if need be."""
+        if self.decoded:
+            return self.clip.frames[numbers]
+        height, width = self.clip.frames.shape[1:3]
+        return fetch(self.clip.path, self.clip.seconds[numbers].tolist(), (width, height))
+
+    def without_pictures(self) -> Film:
+        """The same in little memory."""
+        return replace(self, clip=replace(self.clip, frames=_black(self.clip.frames.shape)), decoded=False)
+
+    def to_disk(self) -> tuple[dict[str, Tensor], str]:
+        """Tensors by name, and the rest as JSON."""
+        clip = self.clip
+        rest = {
+            "shape": clip.frames.shape,
+            "fps": clip.fps,
+            "duration": clip.duration,
+            "cuts": clip.cuts,
+            "cut_frames": clip.cut_frames,
+        }
+        return {"seconds": torch.from_numpy(clip.seconds), "looks": self.looks}, json.dumps(rest)
+
+    @classmethod
+    def from_disk(cls, path: Path, tensors: Mapping[str, Tensor], rest: str) -> Film:
+        """The inverse of :meth:`to_disk`, for a file with the same bytes."""
+        known = json.loads(rest)
+        seconds, black = tensors["seconds"].numpy(), _black(tuple(known["shape"]))
+        cuts, cut_frames = tuple(known["cuts"]), tuple(known["cut_frames"])
+        clip = Clip(path, black, seconds, known["fps"], known["duration"], cuts, cut_frames)
+        return cls(clip, tensors["looks"], decoded=False)
+
+
+def _black(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.broadcast_to(np.zeros((), np.uint8), shape)

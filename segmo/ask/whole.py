@@ -1,0 +1,89 @@
+"""All sampled frames of a file, or those that a function of the caller's chooses, as one entry of the cache."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+from segmo.ask.context import Context, Request, key_of
+from segmo.ask.encode import encode, process
+from segmo.ask.features import Features
+from segmo.ask.settings import checked_question
+from segmo.video import Clip
+
+CACHED = ("features of the video",)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What the processors made of a request: features from the disk, or a clip with the model's inputs."""
+
+    key: str
+    features: Features | None
+    clip: Clip | None = None
+    inputs: dict[str, Any] | None = None
+
+
+class Whole:
+    """From a file to the features of its frames, all together."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self._making: set[str] = set()
+        self._lock = threading.Lock()
+
+    def prepare(self, request: Request, again: bool = False) -> Ready:
+        """All that needs no model, in the thread that runs ahead."""
+        context, question = self.context, checked_question(request.question)
+        key = self._key(request, question)
+        if context.store:
+            found = context.kept([key], request)
+            if found:
+                return Ready(key, Features.from_disk(*found[key]))
+            with self._lock:
+                if key in self._making and not again:
+                    return Ready(key, None)  # the request before is about to encode this video
+                self._making.add(key)
+        clip = context.read(request)
+        if context.settings.choose is not None:
+            with context.timeline.measure("choose", request.name):
+                clip = clip.only(context.settings.choose(clip, question))
+        with context.timeline.measure("process", request.name):
+            return Ready(key, None, clip, process(context.loaded, clip, question))
+
+    def features(self, request: Request, ready: Ready) -> tuple[Features, tuple[str, ...]]:
+        """Features of the video, and what came from the cache."""
+        if ready.features is not None:
+            return ready.features, CACHED
+        with self.context.making(ready.key):
+            found = self.context.kept([ready.key], request)  # another request or process may have been faster
+            if found:
+                return Features.from_disk(*found[ready.key]), CACHED
+            features = self._encode(request, ready)
+            self.context.keep({ready.key: features.to_disk()})
+            with self._lock:
+                self._making.discard(ready.key)
+            return features, ()
+
+    def _key(self, request: Request, question: str) -> str:
+        context, choose = self.context, self.context.settings.choose
+        parts = [context.hash(request), context.loaded.fingerprint, *context.reading()]
+        if choose is not None:
+            parts += [question, getattr(choose, "key", repr(choose))]
+        return key_of("whole", *parts)
+
+    def _encode(self, request: Request, ready: Ready) -> Features:
+        if ready.clip is None or ready.inputs is None:  # the request before failed to encode this video
+            ready = self.prepare(request, again=True)
+        assert ready.clip is not None
+        assert ready.inputs is not None
+        context = self.context
+        with context.timeline.measure("encode", request.name):
+            return encode(
+                context.loaded,
+                ready.inputs,
+                ready.clip,
+                checked_question(request.question),
+                lambda done, total: context.progress("encode", done, total),
+            )
