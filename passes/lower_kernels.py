@@ -50,6 +50,7 @@ _CHOICES: dict[str, Callable[[str, Any, Any], Choice]] = {
     "rank_attention": _over_ranks,
     "rank_decode_attention": _over_ranks,
     "scan_video": _scan,
+    "rank_scan_video": _scan,
     "attention_relevance": _question,
 }
 

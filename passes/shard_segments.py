@@ -102,7 +102,7 @@ class ShardSegments:
         early, selects = rewrite.options.scorer != "attention", "index" in rewrite.nodes
         for node in rewrite.graph.nodes:
             if node.target is OPS.scan_video.default:
-                node.target, node.args = OPS.rank_scan_video.default, (*node.args[:3], group, early, selects)
+                node.target, node.args = OPS.rank_scan_video.default, (*node.args[:3], group, early, selects, TORCH)
             elif node.target is OPS.embedding_relevance.default:
                 node.target, node.args = OPS.rank_relevance.default, (*node.args, group)
 

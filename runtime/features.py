@@ -38,8 +38,13 @@ def _scan_row(embeds_NH: Tensor, video_V: Tensor, frame_V: Tensor, before_V: Ten
     return square_V, dot_V, sum_FH
 
 
-def _check_finite(square_V: Tensor, frame_V: Tensor, cell_V: Tensor) -> None:
-    bad_V = ~torch.isfinite(square_V)
+def check_finite(value_V: Tensor, frame_V: Tensor, cell_V: Tensor) -> None:
+    """Refuses video features of which a number (V,) came out that is not finite.
+
+    Raises:
+        PromptError: it names the first token's frame and cell.
+    """
+    bad_V = ~torch.isfinite(value_V)
     if bool(bad_V.any()):
         token = int(bad_V.nonzero()[0])
         raise PromptError(
@@ -71,7 +76,7 @@ def scan_tokens(
     previous_T = previous_cell(local_T, cell_T).masked_fill(first[local_T], -1)
     new_T, previous_T = previous_T < 0, previous_T.clamp(min=0)
     square_T, dot_T, sum_FH = _scan_row(embeds_NH, at_T, local_T, at_T[previous_T])
-    _check_finite(square_T, frame_T, cell_T)
+    check_finite(square_T, frame_T, cell_T)
 
     norm_T = square_T.sqrt_()
     cosine_T = dot_T / (norm_T * norm_T[previous_T]).clamp(min=1e-12)

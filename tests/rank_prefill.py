@@ -65,6 +65,7 @@ def _answer(model: Any, family: str, world: int, case: dict[str, Any]) -> dict[s
         "logits": logits,
         "cache": out.past_key_values.get_seq_length(),
         "passes": passes,
+        "notes": [note for graph in report["graphs"] for note in graph["notes"]],
         "kept": report["tokens"],
         "own": schedule.own if schedule is not None else None,
     }

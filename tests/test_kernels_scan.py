@@ -10,7 +10,7 @@ from interpreter import interpret
 
 from segmo.errors import PromptError
 from segmo.runtime import features
-from segmo.runtime.kernels.scan import scan_video
+from segmo.runtime.kernels.scan import scan_tokens, scan_video
 from segmo.runtime.kernels.specs import Config, ScanSpec, dtype_name
 from segmo.runtime.layout import QUERY, SINK
 
@@ -46,6 +46,26 @@ def test_equals_the_torch_implementation(
     expected_novelty, expected_similarity = features.scan_video(x, frame_BN, cell_BN)
     torch.testing.assert_close(novelty, expected_novelty, rtol=1e-5, atol=2e-6)
     torch.testing.assert_close(similarity, expected_similarity, rtol=1e-5, atol=2e-6)
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    frames=st.lists(st.integers(1, 9), min_size=2, max_size=6),
+    start=st.integers(0, 5),
+    videos=st.lists(st.integers(0, 5), max_size=2),
+    gap=st.integers(0, 3),
+)
+def test_some_frames_alone_equal_the_torch_implementation(
+    frames: list[int], start: int, videos: list[int], gap: int
+) -> None:
+    frame_N, cell_N = layout(frames, 1)
+    own_T = ((cell_N >= 0) & (frame_N >= min(start, len(frames) - 1))).nonzero()[:, 0]
+    first_F = torch.tensor([number in (0, *videos) for number in range(len(frames))])
+    rows = torch.randn(gap + len(own_T), 40, generator=torch.Generator().manual_seed(gap))
+    given_to_both = (rows, torch.arange(len(own_T)) + gap, frame_N[own_T], cell_N[own_T], first_F)
+    found = interpret(scan_tokens, *given_to_both)
+    for one, expected in zip(found, features.scan_tokens(*given_to_both), strict=True):
+        torch.testing.assert_close(one, expected, rtol=1e-5, atol=2e-6)
 
 
 def test_text_alone() -> None:

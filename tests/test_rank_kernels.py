@@ -71,6 +71,7 @@ def test_a_model_s_prefill_and_decode_run_on_generated_kernels(crew: Crew) -> No
     for one in crew.run(answer, "qwen2_vl", spread, {"tokens": 3}):
         # Layers, the scan, and the selection with its gathers; in decode layers alone.
         assert one["passes"]["prefill", "lower-kernels"] > models.LAYERS + 1
+        assert any(note.startswith("lower-kernels: rank_scan_video: triton@") for note in one["notes"])
         assert one["passes"]["decode", "lower-kernels"] == models.LAYERS
         assert torch.equal(one["tokens"], alone["tokens"])
         torch.testing.assert_close(one["logits"], alone["logits"], rtol=1e-4, atol=1e-5)

@@ -10,6 +10,7 @@ features go from the rank that encoded it to the one whose segment it is in, if 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -21,6 +22,8 @@ from segmo.runtime.distributed.vision import frame_share
 from segmo.runtime.features import scan_tokens
 from segmo.runtime.layout import video_starts
 from segmo.runtime.relevance import feature_sum, frame_fit
+
+ScanTokens = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,20 @@ def is_spread(embeds_NH: Tensor, spread: Spread) -> bool:
 
 
 def scan_spread(
-    embeds_NH: Tensor, frame_N: Tensor, cell_N: Tensor, spread: Spread, missing: bool, selects: bool = True
+    embeds_NH: Tensor,
+    frame_N: Tensor,
+    cell_N: Tensor,
+    spread: Spread,
+    missing: bool,
+    selects: bool = True,
+    scan: ScanTokens = scan_tokens,
 ) -> tuple[Tensor, Tensor]:
     """:func:`segmo.runtime.features.scan_video` of one row, each rank doing the frames that it encoded.
 
     Args:
         missing: whether the frame before a rank's own ones must come from another rank.
         selects: whether tokens are selected by their novelty; otherwise it does not travel, and is 0.
+        scan: :func:`segmo.runtime.features.scan_tokens` or its generated twin.
 
     Returns:
         ``novelty`` and ``similarity`` (N,) fp32 of all tokens, the same on every rank.
@@ -101,7 +111,7 @@ def scan_spread(
     novelty_T = similarity_F = torch.zeros(0, device=embeds_NH.device)
     if end > start:
         first_F = video_starts(frame_N, cell_N)
-        novelty_T, similarity_F = scan_tokens(source, at_T, spread.frame_V[tokens], spread.cell_V[tokens], first_F)
+        novelty_T, similarity_F = scan(source, at_T, spread.frame_V[tokens], spread.cell_V[tokens], first_F)
         own = spread.own()
         novelty_T, similarity_F = novelty_T[own.start - tokens.start :], similarity_F[start - halo :]
     novelty_N = torch.zeros(frame_N.shape, device=embeds_NH.device)

@@ -16,11 +16,15 @@ import torch
 from torch import Tensor
 
 from segmo.errors import PromptError, RankError
+from segmo.runtime import features
 from segmo.runtime.distributed import attention
 from segmo.runtime.distributed.features import Spread, deal_rows, encoder_of, is_spread, scan_spread, spread_fit
 from segmo.runtime.distributed.kernels import PartKernels
 from segmo.runtime.distributed.schedule import pack_rank, rank_schedule, unpack_rank
 from segmo.runtime.distributed.session import Settings, fingerprint, session_of
+from segmo.runtime.kernels import scan as generated_scan
+from segmo.runtime.lowering import runs_generated
+from segmo.runtime.ops import scan_kernel
 from segmo.runtime.partition.planner import make_plan
 from segmo.runtime.partition.workload import Workload
 from segmo.runtime.register import operator
@@ -45,13 +49,14 @@ def _fake(op: Any) -> Callable[[_Function], _Function]:
 
 @operator("rank_scan_video")
 def rank_scan_video(
-    embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor, group: str, early: bool, selects: bool
+    embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor, group: str, early: bool, selects: bool, implementation: str
 ) -> tuple[Tensor, Tensor]:
     """:func:`segmo.runtime.features.scan_video` of one prompt, each rank doing the frames that it encoded.
 
     Args:
         early: whether tokens are dealt out before the first layer, so that a rank needs no other features.
         selects: whether tokens are selected by their novelty.
+        implementation: as :func:`segmo.runtime.ops.scan_video`'s.
 
     Raises:
         PromptError: several prompts, or features that are spread where every rank needs all of them.
@@ -66,13 +71,15 @@ def rank_scan_video(
             'with scorer="attention" every rank computes the first layers in full and needs all features; '
             "call encode_video without spread=True, or use another scorer"
         )
-    novelty_N, similarity_N = scan_spread(embeds_BNH[0], frame_BN[0], cell_BN[0], spread, session.spread, selects)
+    generated = runs_generated(implementation, lambda: scan_kernel(embeds_BNH))
+    scan = generated_scan.scan_tokens if generated else features.scan_tokens
+    novelty_N, similarity_N = scan_spread(embeds_BNH[0], frame_BN[0], cell_BN[0], spread, session.spread, selects, scan)
     return novelty_N[None], similarity_N[None]
 
 
 @_fake(rank_scan_video)
 def _(
-    embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor, group: str, early: bool, selects: bool
+    embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor, group: str, early: bool, selects: bool, implementation: str
 ) -> tuple[Tensor, Tensor]:
     shape = frame_BN.shape
     return embeds_BNH.new_empty(shape, dtype=torch.float32), embeds_BNH.new_empty(shape, dtype=torch.float32)
