@@ -66,3 +66,15 @@ def opened(browser: Any, file: Path, width: int = 1280, height: int = 900) -> It
     page.wait_for_selector("html[data-ready]")
     yield watched
     page.close()
+
+
+def seconds_to_open(browser: Any, file: Path) -> float:
+    """Processor time in which the page's process has read, laid out and painted it: the same on a busy machine."""
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    client = page.context.new_cdp_session(page)
+    client.send("Performance.enable", {"timeDomain": "threadTicks"})
+    page.goto(file.resolve().as_uri())
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    values = {each["name"]: each["value"] for each in client.send("Performance.getMetrics")["metrics"]}
+    page.close()
+    return float(values["ProcessTime"])

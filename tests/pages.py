@@ -13,6 +13,7 @@ from models import build, prompt
 from torch._dynamo import reset
 
 import segmo
+from segmo.inspection.text import node_name, readable
 from segmo.passes.reasons import Miss
 from segmo.passes.runner import PassRecord
 from segmo.report import GraphReport, Prefill, Report
@@ -53,7 +54,7 @@ def enlarged(report: Report, layers: int, frames: int, cells: int = 48) -> Repor
     prefill = report.graphs[0]
     records = [
         dataclasses.replace(
-            record, text_before=_repeat(record.text_before, layers), text_after=_repeat(record.text_after, layers)
+            record, text_before=_deeper(record.text_before, layers), text_after=_deeper(record.text_after, layers)
         )
         for record in prefill.passes
     ]
@@ -64,16 +65,26 @@ def enlarged(report: Report, layers: int, frames: int, cells: int = 48) -> Repor
 
 
 @functools.cache
-def _repeat(text: str, layers: int) -> str:
-    """The lines of the last decoder layer again and again, under new names as the next layers would have."""
-    lines = text.splitlines()
-    inside = [at for at, line in enumerate(lines) if "layers_modules_2_" in line and "= L_" not in line]
-    block = lines[inside[0] : inside[-1] + 1]
-    names = {match[1] for line in block if (match := re.match(r"\s*(\w+)(?:: \"[^\"]*\")? = ", line))}
-    pattern = "\n".join(block).replace("layers_modules_2_", "layers_modules_@_")
-    pattern = re.sub(r"\w+", lambda match: f"{match[0]}_of_@" if match[0] in names else match[0], pattern)
-    more = [pattern.replace("@", str(layer)) for layer in range(3, layers)]
-    return "\n".join([*lines[: inside[-1] + 1], *more, *lines[inside[-1] + 1 :]])
+def _deeper(text: str, layers: int) -> str:
+    """A graph of three decoder layers with the middle one again and again, as a model of so many layers has it.
+
+    Copies read their own parameters and name their own nodes; the last layer stays the last.
+    """
+    signature, *lines = text.split("\n        ")
+    starts = [
+        next(at for at, line in enumerate(lines) if f"layers_modules_{n}_" in line and "= L_" not in line)
+        for n in (1, 2)
+    ]
+    middle = lines[slice(*starts)]
+    names = {node_name(line) for line in readable("\n".join(middle))} - {""}
+
+    def copied(line: str, layer: int) -> str:
+        named = re.sub(r"\w+", lambda match: f"{match[0]}_of_{layer}" if match[0] in names else match[0], line)
+        return named.replace("layers_modules_1_", f"layers_modules_{layer}_")
+
+    copies = [copied(line, layer) for layer in range(2, layers - 1) for line in middle]
+    tail = [line.replace("layers_modules_2_", f"layers_modules_{layers - 1}_") for line in lines[starts[1] :]]
+    return "\n        ".join([signature, *lines[: starts[1]], *copies, *tail])
 
 
 def _prefill(frames: int, cells: int, shown: Shown) -> Prefill:

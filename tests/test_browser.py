@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Watched, opened, started
+from browser import Watched, opened, seconds_to_open, started
 from PIL import Image
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -74,6 +74,26 @@ def test_it_renders_without_a_word_or_a_request(browser: Any, files: dict[str, P
         assert len([url for url in watched.asked if url.startswith("file:")]) == 1
 
 
+def test_80_layers_and_3000_frames_stay_small_and_quick_and_say_what_is_missing(
+    browser: Any, files: dict[str, Path]
+) -> None:
+    assert files["large"].stat().st_size < 10e6
+    assert seconds_to_open(browser, files["large"]) < 2
+    with opened(browser, files["large"]) as watched:
+        titles = watched.page.locator("#changes details.fold > summary").all_inner_texts()
+        # Selection touches all layers, and each is shown or named; so does the attention.
+        assert any(title.startswith("layer 1, likewise layers 2 to 79 ") for title in titles)
+        assert any(title.startswith("layer 0, likewise layers 1 to 79 ") for title in titles)
+        assert any(title.startswith("layer 79 ") for title in titles)  # the last one alone is trimmed
+        passes = ("select-tokens", "segment-attention", "inject-context", "lower-kernels", "trim-last-layer")
+        shown = watched.page.locator("#changes h3").all_inner_texts()
+        assert [title for title in shown if title.endswith(passes)] == [f"Graph 0, {name}" for name in passes]
+        left_out = watched.page.inner_text("#left-out")
+        assert "changes of layers that are, names apart, those of the layer that is shown" in left_out
+        assert "2,760 of 3,000 frames" in left_out
+        assert watched.page.locator(".strip figure").count() == 240
+
+
 def test_markup_is_shown_and_not_run(browser: Any, files: dict[str, Path]) -> None:
     with opened(browser, files["evil"]) as watched:
         assert watched.page.evaluate("window.hacked === undefined")
@@ -92,7 +112,7 @@ def test_search_finds_nodes_and_gives_the_page_back(small: Watched) -> None:
     page.fill("#search", "segment_attention")
     page.wait_for_selector("#changes mark")
     found = count(small, "#changes mark")
-    assert found >= 3  # one in each decoder layer
+    assert found >= 3  # in the first layer, of which the others are copies, and where its schedule is made
     assert page.inner_text("#count").startswith(f"{found} matches in ")
     assert count(small, "details.fold:not(.hidden)") == count(small, "details.fold:has(mark)")
     assert all(text == "segment_attention" for text in page.locator("#changes mark").all_inner_texts())

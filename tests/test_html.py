@@ -18,7 +18,8 @@ from pages import EVIL, FRAMES, make_report, record_of, with_markup
 import segmo
 from segmo.errors import OptionError
 from segmo.html import blocks, video
-from segmo.html.changes import _opcodes, changes, node_lines, record_changes, short
+from segmo.html.alike import fold_alike, names_of, spans
+from segmo.html.changes import Fold, Row, _opcodes, changes, node_lines, record_changes, short
 from segmo.html.drawing import draw, operation
 from segmo.html.kernels import kernels
 from segmo.html.ranks import timeline
@@ -115,6 +116,34 @@ def test_runs_cover_both_sides_whatever_the_lines(before: list[str], after: list
         assert tag == "replace" or before[at[0] : at[1]] == after[at[2] : at[3]]
         a, c = at[1], at[3]
     assert (a, c) == (len(before), len(after))
+
+
+def test_layers_that_changed_alike_are_one_fold(report: Report) -> None:
+    record = record_of(report, "segment-attention")
+    all_folds = record_changes(record)
+    folds = fold_alike(all_folds, names_of(record))
+    (layers,) = [fold for fold in folds if fold.title == "layer 0"]
+    assert layers.likewise == ("layer 1", "layer 2")
+    assert sorted(title for fold in folds for title in (fold.title, *fold.likewise)) == sorted(
+        fold.title for fold in all_folds
+    )
+    assert spans(["layer 2", "layer 3", "layer 4", "layer 7", "inputs"]) == "layers 2 to 4, 7, inputs"
+    assert spans(["layer 7"]) == "layer 7"
+
+
+@pytest.mark.parametrize(
+    ("other", "alike"),
+    [
+        ("d_1 = torch.mul(c_1, layers.7.w)", True),
+        ("d_1 = torch.mul(d_1, layers.7.w)", False),  # reads another node
+        ("d_1 = torch.add(c_1, layers.7.w)", False),
+        ("d_1 = torch.mul(c_1, layers.7.b)", False),
+    ],
+)
+def test_layers_are_alike_up_to_names_only(other: str, alike: bool) -> None:
+    one = Fold("layer 3", (Row("changed", "b = torch.mul(a, layers.3.w)", "b = torch.mul(a, layers.3.w)"),))
+    two = Fold("layer 7", (Row("changed", "d_1 = torch.mul(c_1, layers.7.w)", other),))
+    assert (len(fold_alike([one, two], {"a", "b", "c_1", "d_1"})) == 1) == alike
 
 
 def test_parameters_have_the_models_names() -> None:

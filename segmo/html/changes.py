@@ -6,7 +6,7 @@ import functools
 import re
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from segmo.inspection.text import node_name, readable
@@ -45,10 +45,12 @@ class Fold:
     Attributes:
         title: such as "layer 3".
         rows: in order of the graph.
+        likewise: titles of folds that differ from this one in names only, and are not shown themselves.
     """
 
     title: str
     rows: tuple[Row, ...]
+    likewise: tuple[str, ...] = ()
 
     @property
     def names(self) -> frozenset[str]:
@@ -75,9 +77,10 @@ def changes(before: str, after: str) -> tuple[Fold, ...]:
     return tuple(fold for fold in found if any(row.kind not in ("same", "gap") for row in fold.rows))
 
 
-def node_lines(text: str) -> list[str]:
+@functools.lru_cache(maxsize=16)
+def node_lines(text: str) -> tuple[str, ...]:
     """One line per node of a graph's text, without source comments and without parameters' second names."""
-    return [line for line in readable(text, sources=False) if not _ALIAS.match(line)]
+    return tuple(line for line in readable(text, sources=False) if not _ALIAS.match(line))
 
 
 def record_changes(record: PassRecord) -> tuple[Fold, ...]:
@@ -96,7 +99,7 @@ def _short_name(name: str) -> str:
     return re.sub(r"_(modules|parameters|buffers)_", ".", name).removesuffix("_")
 
 
-def _places(lines: list[str]) -> list[str]:
+def _places(lines: Sequence[str]) -> list[str]:
     """Where in the model each line is, by the last parameter that was read."""
     place, places = BEFORE, []
     for line in lines:
@@ -112,7 +115,7 @@ def _places(lines: list[str]) -> list[str]:
     return places
 
 
-def _rows(left: list[str], right: list[str]) -> Iterator[tuple[int, Row]]:
+def _rows(left: Sequence[str], right: Sequence[str]) -> Iterator[tuple[int, Row]]:
     """Rows with the index in ``right`` that they stand at; runs of unchanged nodes as a gap."""
     for tag, a, b, c, d in _opcodes(left, right):
         if tag == "equal":
@@ -121,7 +124,7 @@ def _rows(left: list[str], right: list[str]) -> Iterator[tuple[int, Row]]:
             yield from _changed(left[a:b], right[c:d], c)
 
 
-def _opcodes(left: list[str], right: list[str]) -> Iterator[tuple[str, int, int, int, int]]:
+def _opcodes(left: Sequence[str], right: Sequence[str]) -> Iterator[tuple[str, int, int, int, int]]:
     """Runs that are equal, and what lies between them, as :mod:`difflib` gives them.
 
     By patience diff (Cohen): lines that are unique on both sides, which all that name a node are, in their longest
@@ -146,7 +149,7 @@ def _runs(pairs: list[_Pair]) -> Iterator[tuple[_Pair, _Pair]]:
             start = at + 1
 
 
-def _in_order(left: list[str], right: list[str]) -> list[_Pair]:
+def _in_order(left: Sequence[str], right: Sequence[str]) -> list[_Pair]:
     """Places of unique common lines, as many as have the same order on both sides."""
     repeated = {line for lines in (left, right) for line, count in Counter(lines).items() if count > 1}
     places = {line: at for at, line in enumerate(right) if line not in repeated}
@@ -166,7 +169,7 @@ def _in_order(left: list[str], right: list[str]) -> list[_Pair]:
     return found[::-1]
 
 
-def _unchanged(right: list[str], start: int, end: int, first: bool, last: bool) -> Iterator[tuple[int, Row]]:
+def _unchanged(right: Sequence[str], start: int, end: int, first: bool, last: bool) -> Iterator[tuple[int, Row]]:
     head = start if first else min(start + CONTEXT, end)
     tail = end if last else max(end - CONTEXT, head)
     for at in range(start, head):
@@ -179,7 +182,7 @@ def _unchanged(right: list[str], start: int, end: int, first: bool, last: bool) 
         yield at, Row("same", short(right[at]), short(right[at]))
 
 
-def _changed(left: list[str], right: list[str], at: int) -> Iterator[tuple[int, Row]]:
+def _changed(left: Sequence[str], right: Sequence[str], at: int) -> Iterator[tuple[int, Row]]:
     """Pairs nodes that kept their name, and puts what was added or removed between them."""
     names = {node_name(line): place for place, line in enumerate(right) if node_name(line)}
     done = 0

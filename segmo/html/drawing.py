@@ -52,8 +52,9 @@ def draw(record: PassRecord, fold: Fold) -> tuple[Drawing, Drawing]:
 
 
 def _side(text: str, fold: Fold) -> Drawing:
-    bodies = {node_name(line): line.split(" = ", 1)[1] for line in node_lines(text) if " = " in line}
-    changed = [name for name in bodies if name in fold.names]
+    bodies = {node_name(line): _body(line) for line in node_lines(text) if " = " in line}
+    names = fold.names
+    changed = [name for name in bodies if name in names]
     shown = dict.fromkeys(changed[:MOST_NODES])
     for name in list(shown):  # then what they read, and who reads them, as far as there is room
         for source in _sources(bodies[name], bodies):
@@ -67,6 +68,12 @@ def _side(text: str, fold: Fold) -> Drawing:
         name: [s for s in _sources(body, bodies) if s in shown] for name, body in bodies.items() if name in shown
     }
     return _placed(sources, bodies, first, len(changed) - len(first))
+
+
+def _body(line: str) -> str:
+    """What computes a node: the right side, or the call in place that stands in front of it."""
+    in_place, _, named = line.rpartition(";  ")
+    return in_place or named.split(" = ", 1)[1]
 
 
 def _sources(body: str, bodies: dict[str, str]) -> list[str]:

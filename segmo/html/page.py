@@ -6,13 +6,14 @@ import base64
 import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from segmo.html import blocks, drawing, ranks, video
+from segmo.html.alike import fold_alike, names_of, spans
 from segmo.html.changes import Fold, Row, record_changes
 from segmo.html.kernels import kernels
 from segmo.passes.runner import PassRecord
@@ -72,6 +73,7 @@ def render_page(report: Report, targets: Sequence[str] = ()) -> str:
     if len(shown) < len(report.graphs):
         room.left_out.append(f"graphs {len(shown)} to {len(report.graphs) - 1}: print(segmo.last_report()) lists them")
     graphs = [_graph(number, graph, room) for number, graph in enumerate(shown)]
+    room.left_out += _alike(graphs)
     script = _asset("report.js")
     return (
         _environment()
@@ -90,6 +92,7 @@ def render_page(report: Report, targets: Sequence[str] = ()) -> str:
             script=script,
             script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
             op_changes=op_changes,
+            spans=spans,
         )
     )
 
@@ -118,10 +121,11 @@ def _graph(number: int, graph: GraphReport, room: Room) -> Graph:
 
 
 def _change(number: int, record: PassRecord, room: Room) -> Change | None:
-    folds = record_changes(record)
-    if not folds:
+    changed = record_changes(record)
+    if not changed:
         return None
-    drawn = next((fold for fold in folds if fold.title.startswith("layer")), folds[0])
+    folds = fold_alike(changed, names_of(record))
+    drawn = max(folds, key=lambda fold: (fold.title.startswith("layer"), len(fold.likewise)))
     kept: list[Fold] = []
     for fold in folds:
         if len(fold.rows) > room.rows and (kept or room.rows <= 0):
@@ -137,10 +141,18 @@ def _change(number: int, record: PassRecord, room: Room) -> Change | None:
     return Change(record.name, tuple(kept), drawn.title, *drawing.draw(record, drawn), left_out)
 
 
+def _alike(graphs: list[Graph]) -> list[str]:
+    """Says how many layers are not shown because another one stands for them."""
+    count = sum(len(fold.likewise) for graph in graphs for change in graph.changes for fold in change.folds)
+    what = "changes of layers that are, names apart, those of the layer that is shown"
+    return [f"{count:,} {what}: segmo inspect MODEL --diff PASS prints them"] if count else []
+
+
 def _cut(fold: Fold, rows: int) -> Fold:
     if len(fold.rows) <= rows:
         return fold
-    return Fold(fold.title, (*fold.rows[:rows], Row("gap", f"{len(fold.rows) - rows:,} more left out", "")))
+    rest = Row("gap", f"{len(fold.rows) - rows:,} more left out", "")
+    return replace(fold, rows=(*fold.rows[:rows], rest))
 
 
 def _prefill(prefill: Prefill, room: Room) -> dict[str, Any]:

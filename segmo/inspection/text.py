@@ -46,7 +46,7 @@ def _inputs(text: str) -> Iterator[tuple[str, str]]:
 
 def node_name(line: str) -> str:
     """The name of the node that a line of :func:`readable` stands for; empty for the output and comments."""
-    match = _NAME.match(line)
+    match = _NAME.match(line.rpartition(";  ")[2])  # a call in place stands in front of the name of its result
     return match[1] if match else line.removeprefix("input ").split(":")[0] if line.startswith("input ") else ""
 
 
