@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 
@@ -14,7 +15,12 @@ from rank_cases import Case, attend, attend_with_delays, decode
 
 from segmo.errors import PlanError
 from segmo.runtime.attention.reference import segment_attention
+from segmo.runtime.cost.device import DEVICES
+from segmo.runtime.cost.shape import PRESETS
+from segmo.runtime.distributed.needs import Needs
 from segmo.runtime.distributed.schedule import RankSchedule
+from segmo.runtime.partition.plan import Piece, Plan
+from segmo.runtime.partition.workload import Workload
 from segmo.runtime.schedule import RowSchedule, pack
 
 
@@ -98,26 +104,62 @@ def test_decode_over_a_sharded_cache_equals_full_attention(crew, data, new):
         assert torch.equal(out, results[0])
 
 
-def spread(world: int) -> Case:
-    """Twelve segments, dealt out in order."""
+def spread(world: int, context: int = 1) -> Case:
+    """Twelve segments, dealt out in order; four context tokens at the start of one of them."""
     ends = tuple(4 + 16 * (i + 1) for i in range(12))
     starts = (4, *ends[:-1])
     spans = tuple(tuple((starts[i], ends[i]) for i in range(12) if i * world // 12 == rank) for rank in range(world))
-    row = RowSchedule(0, 4, ends, ends[-1] + 5, tuple(range(20, 24)))
+    row = RowSchedule(0, 4, ends, ends[-1] + 5, tuple(range(starts[context], starts[context] + 4)))
     return Case(row, spans, 0, 4, 2, 16, torch.float32, 0)
 
 
-def test_bytes_are_those_of_context_and_question(crew):
-    case = spread(crew.world)
+@pytest.mark.parametrize("context", [1, 6, 11])
+def test_bytes_are_those_of_later_ranks_and_of_the_question(crew, context):
+    """Context travels to ranks with later segments only: a row sees nothing behind it."""
+    case = spread(crew.world, context)
+    owner = next(rank for rank, spans in enumerate(case.spans) if (4 + 16 * context, 20 + 16 * context) in spans)
     others = crew.world - 1
     traffic = crew.run(attend, case, crew.world)
-    sharing = 4 * 2 * 2 * 16 * 4  # tokens, keys and values, heads, size, bytes; rank 0 has the context
+    sharing = 4 * 2 * 2 * 16 * 4  # tokens, keys and values, heads, size, bytes
     part = 5 * 4 * (16 + 1) * 4
     question = part * others if crew.world <= 3 else 2 * (part + part // 17) * 3 // 4
     longest = 16 * -(-12 // crew.world)
     cache = (longest + 4 + 5) * 2 * 16 * 4 * others
     for rank, (*_, received) in enumerate(traffic):
-        assert received == pytest.approx(sharing * (rank > 0) + question + cache, abs=2)
+        assert received == pytest.approx(sharing * (rank > owner) + question + cache, abs=2)
+
+
+@given(st.data(), st.integers(1, 9))
+def test_the_plan_counts_what_ranks_need_of_each_other(data, world):
+    """Brute force over rows; and a plan, whose context lies at the start of segments, counts the same."""
+    case = data.draw(cases(world))
+    needs = Needs(case.row, case.spans)
+    owner = {p: rank for rank, spans in enumerate(case.spans) for span in spans for p in range(*span)}
+    seen = {(rank, p) for rank, spans in enumerate(case.spans) for span in spans for p in visible(case.row, *span)}
+    for rank in range(world):
+        others = sorted(p for reader, p in seen if reader == rank and owner[p] != rank)
+        assert sorted(p for source in range(world) if source != rank for p in needs.seen[rank][source]) == others
+        assert needs.exchange.needed[rank] == len(others)
+        assert set(others) <= set(needs.arriving(rank))
+    starts = (case.row.sink_end, *case.row.segment_ends[:-1])
+    heads = tuple(p for start, end in zip(starts, case.row.segment_ends, strict=False) for p in range(start, end)[:3])
+    row = dataclasses.replace(case.row, context=heads)
+    pieces = [
+        [Piece(s, a - first, b - first) for a, b in spans for s, first in enumerate(starts) if segment_of(row, a) == s]
+        for spans in case.spans
+    ]
+    plan = Plan(Workload.of_schedule(row), PRESETS["qwen2-0.5b"], (DEVICES["h100"],) * world, pieces, 0, "gather", "")
+    assert plan.exports == Needs(row, case.spans).exchange
+
+
+def segment_of(row, position):
+    return sum(end <= position for end in row.segment_ends)
+
+
+def visible(row, start, end):
+    """What the rows of a piece see outside it, sinks aside, by the rule of attention."""
+    segment = segment_of(row, start)
+    return {p for p in range(row.sink_end, start) if p in row.context or segment_of(row, p) == segment}
 
 
 def test_random_delays_change_nothing(crew):

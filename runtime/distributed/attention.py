@@ -1,17 +1,17 @@
 """Segment attention over ranks: two exchanges per layer, hidden behind the attention inside own segments.
 
-Legend: A query heads, G key/value heads, R = A / G, L tokens of this rank, E exported tokens per rank, X
-exported tokens of all ranks, Q question tokens, D head size, W ranks.
+Legend: A query heads, G key/value heads, R = A / G, L tokens of this rank, E tokens that it gives to others, X tokens
+that its pieces see, sinks and themselves aside, Q question tokens, D head size, W ranks.
 
-Per layer: (1) keys and values of exported tokens start to travel; (2) the question attends to this rank's
+Per layer: (1) keys and values that other ranks' pieces see start to travel; (2) the question attends to this rank's
 keys, and that part starts to travel; (3) own pieces attend inside themselves; (4) they attend to sinks and
-exported tokens, merged by logsumexp; (5) the question's parts are merged by logsumexp, on all ranks in the
+these tokens, merged by logsumexp; (5) the question's parts are merged by logsumexp, on all ranks in the
 same order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -30,37 +30,42 @@ def _grouped(x_ALD: Tensor, groups: int) -> Tensor:
     return x_ALD.view(groups, x_ALD.shape[0] // groups, *x_ALD.shape[1:])
 
 
-def _start_exports(
+def _start_shared(
     k_GLD: Tensor, v_GLD: Tensor, schedule: RankSchedule, ranks: Ranks, step: str
 ) -> Callable[[], tuple[Tensor, Tensor]]:
     """Starts the exchange; the returned function gives keys and values (G, sinks+X, D), sinks first."""
-    sinks = slice(0, schedule.sinks)
-    if not schedule.exported:
-        return lambda: (k_GLD[:, sinks], v_GLD[:, sinks])
-    rows = list(schedule.export_rows)
-    mine_2GED = torch.stack([k_GLD[:, rows], v_GLD[:, rows]])
-    start = _start_broadcasts if schedule.exchange.by_broadcast else _start_all_gather
-    wait = start(mine_2GED, schedule, ranks, step)
+    exchange, waits = schedule.needs.exchange, []
+    if exchange.total:
+        start = _start_broadcasts if exchange.by_broadcast else _start_straight
+        waits.append(start(_rows(k_GLD, v_GLD, schedule.sent_rows), schedule, ranks, step))
 
     def finish() -> tuple[Tensor, Tensor]:
-        both_2GXD = wait()[:, :, list(schedule.arrival_order)]
-        k = torch.cat([k_GLD[:, sinks], both_2GXD[0]], dim=1)
-        return k, torch.cat([v_GLD[:, sinks], both_2GXD[1]], dim=1)
+        arrived = [wait() for wait in waits]
+        if not schedule.seen:
+            return k_GLD[:, : schedule.sinks], v_GLD[:, : schedule.sinks]
+        both_2GXD = torch.cat([_rows(k_GLD, v_GLD, schedule.kept_rows), *arrived], dim=2)
+        k, v = both_2GXD[:, :, list(schedule.shared_order)]
+        return k, v
 
     return finish
 
 
-def _start_all_gather(mine_2GED: Tensor, schedule: RankSchedule, ranks: Ranks, step: str) -> Callable[[], Tensor]:
-    """All ranks bring equally many tokens, padded with zeros; the function gives them side by side."""
-    padding = schedule.exchange.largest - mine_2GED.shape[2]
-    wait = ranks.start_gather(torch.nn.functional.pad(mine_2GED, (0, 0, 0, padding)), step)
-    return lambda: wait().permute(1, 2, 0, 3, 4).flatten(2, 3)
+def _rows(k_GLD: Tensor, v_GLD: Tensor, rows: Sequence[int]) -> Tensor:
+    """Keys and values of some rows, (2, G, E, D)."""
+    return torch.stack([k_GLD[:, list(rows)], v_GLD[:, list(rows)]])
+
+
+def _start_straight(mine_2GED: Tensor, schedule: RankSchedule, ranks: Ranks, step: str) -> Callable[[], Tensor]:
+    """Tokens go to the ranks that need them, and nowhere else."""
+    rows_E2GD = mine_2GED.permute(2, 0, 1, 3)
+    wait = ranks.start_exchange(rows_E2GD, schedule.needs.counts, step)
+    return lambda: wait().permute(1, 2, 0, 3)
 
 
 def _start_broadcasts(mine_2GED: Tensor, schedule: RankSchedule, ranks: Ranks, step: str) -> Callable[[], Tensor]:
-    """Each rank that exports tokens sends them; the function gives them side by side."""
+    """Each rank that has something to give sends it to all; the function gives these side by side."""
     waits = []
-    for source, count in enumerate(schedule.exchange.counts):
+    for source, count in enumerate(schedule.needs.exchange.counts):
         if count:
             shape = (*mine_2GED.shape[:2], count, mine_2GED.shape[3])
             value = mine_2GED if source == schedule.rank else mine_2GED.new_empty(shape)
@@ -144,7 +149,7 @@ def rank_attention(
     out_ALD = q_ALD.new_empty(q_ALD.shape[1], q_ALD.shape[0], v_GLD.shape[2]).transpose(0, 1)
     out_GRLD = _grouped(out_ALD, groups)
 
-    wait_exports = _start_exports(k_GLD, v_GLD, schedule, ranks, f"layer {layer}: context")
+    wait_shared = _start_shared(k_GLD, v_GLD, schedule, ranks, f"layer {layer}: context")
     wait_question = None
     if schedule.query:
         part = _question_part(q_GRLD, k_GLD, v_GLD, schedule, scale, kernels)
@@ -158,7 +163,7 @@ def rank_attention(
     for block in schedule.blocks:
         rows = slice(block.start, block.end)
         inside.append(partial_attention(q_GRLD[:, :, rows], k_GLD[:, rows], v_GLD[:, rows], scale, causal=True))
-    shared_k, shared_v = wait_exports()
+    shared_k, shared_v = wait_shared()
     for block, (out, lse) in zip(schedule.blocks, inside, strict=True):
         rows = slice(block.start, block.end)
         keys = _seen(shared_k, block.visible, block.visible_prefix, schedule.sinks)
@@ -172,7 +177,7 @@ def rank_attention(
 
 
 def _seen(shared_GXD: Tensor, visible: tuple[int, ...], prefix: int | None, sinks: int) -> Tensor:
-    """Sinks and the exported tokens that a block sees: a view where these come first, otherwise a copy."""
+    """Sinks and the shared tokens that a block sees: a view where these come first, otherwise a copy."""
     if prefix is not None:
         return shared_GXD[:, : sinks + prefix]
     return shared_GXD[:, [*range(sinks), *(sinks + index for index in visible)]]

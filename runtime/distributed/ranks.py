@@ -122,24 +122,28 @@ class Ranks:
         group = self._sure_group
         return self._start(lambda: collectives.all_reduce(value.contiguous(), operation, group), step)
 
-    def exchange(self, rows: Tensor, counts: Sequence[Sequence[int]], step: str) -> Tensor:
-        """Rows go from rank to rank.
+    def start_exchange(self, rows: Tensor, counts: Sequence[Sequence[int]], step: str) -> Callable[[], Tensor]:
+        """Starts to send rows from rank to rank.
 
         Args:
             rows: what this rank sends, first to rank 0, then to rank 1, and so on.
             counts: how many rows each rank sends to each, (W, W), the same on all ranks.
 
         Returns:
-            What arrived, first from rank 0, then from rank 1, and so on.
+            A function that waits and gives what arrived, first from rank 0, then from rank 1, and so on.
         """
         if not any(map(any, counts)):
-            return rows.new_empty(0, *rows.shape[1:])
+            return lambda: rows.new_empty(0, *rows.shape[1:])
         self._enter(step)
         arriving = [sent[self.rank] for sent in counts]
         self.traffic.exchanges += 1
         self.traffic.bytes_received += sum(arriving) * math.prod(rows.shape[1:]) * rows.element_size()
         group, leaving = self._sure_group, list(counts[self.rank])
-        return self._start(lambda: collectives.all_to_all_single(rows.contiguous(), arriving, leaving, group), step)()
+        return self._start(lambda: collectives.all_to_all_single(rows.contiguous(), arriving, leaving, group), step)
+
+    def exchange(self, rows: Tensor, counts: Sequence[Sequence[int]], step: str) -> Tensor:
+        """What :meth:`start_exchange` gives, waited for."""
+        return self.start_exchange(rows, counts, step)()
 
     @property
     def _sure_group(self) -> dist.ProcessGroup:

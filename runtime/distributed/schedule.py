@@ -1,16 +1,14 @@
 """What each rank owns of one prompt, and where in its own tensors each block lies.
 
-Legend: K kept tokens of the prompt, L tokens of this rank, W ranks, X exported tokens of all ranks.
+Legend: K kept tokens of the prompt, L tokens of this rank, W ranks, X tokens that this rank's pieces see, sinks and
+themselves aside: context tokens and earlier pieces of their segments, its own and other ranks'.
 
 A rank's tensors hold sinks, its own pieces in order of the prompt, and the question: (sinks | own |
 question).
-Exported tokens are those whose keys and values other ranks need: context tokens, and pieces of a segment that
-goes on in a later piece.
 """
 
 from __future__ import annotations
 
-import bisect
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +17,9 @@ import torch
 from torch import Tensor
 
 from segmo.errors import PlanError
-from segmo.runtime.partition.exchange import Exports
+from segmo.runtime.distributed.needs import Needs, Span
 from segmo.runtime.partition.plan import Plan
 from segmo.runtime.schedule import RowSchedule
-
-Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -32,7 +28,7 @@ class Block:
 
     Attributes:
         start, end: rows in the rank's tensors.
-        visible: which of the exported tokens (in order of the prompt) its rows see, ascending.
+        visible: which of the tokens that the rank sees (in order of the prompt) its rows see, ascending.
     """
 
     start: int
@@ -108,66 +104,47 @@ class RankSchedule:
         return torch.tensor(positions, dtype=torch.long, device=device)
 
     @functools.cached_property
-    def _segment_start(self) -> tuple[int, ...]:
-        return (self.row.sink_end, *self.row.segment_ends[:-1])
-
-    def _segment_of(self, position: int) -> int:
-        return bisect.bisect_right(self.row.segment_ends, position)
+    def needs(self) -> Needs:
+        """What the ranks need of each other in every layer."""
+        return Needs(self.row, self.spans)
 
     @functools.cached_property
-    def exports(self) -> tuple[tuple[int, ...], ...]:
-        """Positions that each rank exports, (W,) ascending."""
-        context = set(self.row.context)
-        exports = []
-        for spans in self.spans:
-            positions: list[int] = []
-            for start, end in spans:
-                goes_on = end < self.row.segment_ends[self._segment_of(start)] if end > start else False
-                positions += [p for p in range(start, end) if goes_on or p in context]
-            exports.append(tuple(positions))
-        return tuple(exports)
+    def seen(self) -> tuple[int, ...]:
+        """Positions that this rank's pieces see, sinks and themselves aside, (X,) ascending."""
+        return tuple(sorted(position for one in self.needs.seen[self.rank] for position in one))
 
-    @functools.cached_property
-    def exchange(self) -> Exports:
-        """How many tokens each rank exports, and so how they travel."""
-        return Exports.of([len(one) for one in self.exports])
-
-    @functools.cached_property
-    def exported(self) -> tuple[int, ...]:
-        """Positions exported by any rank, (X,) ascending."""
-        return tuple(sorted(position for one in self.exports for position in one))
-
-    @functools.cached_property
-    def export_rows(self) -> tuple[int, ...]:
-        """Rows of this rank's tensors that it exports."""
+    def _rows_of(self, positions: Sequence[int]) -> tuple[int, ...]:
         row_of = {position: row for row, position in enumerate(self.own_of(self.rank), start=self.sinks)}
-        return tuple(row_of[position] for position in self.exports[self.rank])
+        return tuple(row_of[position] for position in positions)
 
     @functools.cached_property
-    def arrival_order(self) -> tuple[int, ...]:
-        """For each exported token in order of the prompt, its place among those that arrive, rank after rank.
+    def sent_rows(self) -> tuple[int, ...]:
+        """Rows of this rank's tensors that travel to others, in the order in which they leave."""
+        return self._rows_of(self.needs.sent(self.rank))
 
-        An all-gather brings the largest count from every rank, broadcasts bring just what there is.
-        """
-        place, at = {}, 0
-        for one in self.exports:
-            place.update({position: at + index for index, position in enumerate(one)})
-            at += len(one) if self.exchange.by_broadcast else self.exchange.largest
-        return tuple(place[position] for position in self.exported)
+    @functools.cached_property
+    def kept_rows(self) -> tuple[int, ...]:
+        """Rows of this rank's tensors that its own pieces see: sinks, then tokens of earlier pieces."""
+        return (*range(self.sinks), *self._rows_of(self.needs.seen[self.rank][self.rank]))
+
+    @functools.cached_property
+    def shared_order(self) -> tuple[int, ...]:
+        """Places of sinks and then of the tokens of ``seen`` among ``kept_rows`` and what arrives after them."""
+        mine = self.needs.seen[self.rank][self.rank]
+        arrived = self.needs.arriving(self.rank)
+        place = {position: at for at, position in enumerate((*mine, *arrived), start=self.sinks)}
+        return (*range(self.sinks), *(place[position] for position in self.seen))
 
     @functools.cached_property
     def blocks(self) -> tuple[Block, ...]:
         """This rank's pieces."""
         blocks, row = [], self.sinks
-        context = set(self.row.context)
+        at = {position: index for index, position in enumerate(self.seen)}
         for start, end in self.spans[self.rank]:
-            if end == start:
-                continue
-            first = self._segment_start[self._segment_of(start)]
-            before = bisect.bisect_left(self.exported, start)
-            visible = tuple(i for i in range(before) if self.exported[i] >= first or self.exported[i] in context)
-            blocks.append(Block(row, row + end - start, visible))
-            row += end - start
+            if end > start:
+                segment, context = self.needs.seen_by(start)
+                blocks.append(Block(row, row + end - start, tuple(at[p] for p in (*context, *segment))))
+                row += end - start
         return tuple(blocks)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 
 # Up to this many ranks the question's parts are gathered, which takes one exchange; with more they are
@@ -12,40 +12,42 @@ GATHERED_PARTS = 3
 
 @dataclass(frozen=True)
 class Exports:
-    """Tokens whose keys and values each rank gives to all others in every layer.
+    """Tokens whose keys and values travel between ranks in every layer; all fields are (W,).
 
-    An all-gather moves the largest count from every rank; where few ranks have something to give, a broadcast
-    from each of them moves less.
+    A row sees nothing behind it, so tokens are needed by ranks with a later piece only, and travel straight to these.
+    Where one rank has something for many, broadcasts to all ranks are lighter.
+
+    Attributes:
+        counts: tokens that each rank gives to at least one other.
+        sent: the same, counted once for each rank that needs them.
+        needed: other ranks' tokens that each rank needs.
     """
 
     counts: tuple[int, ...]
-
-    @classmethod
-    def of(cls, counts: Sequence[int]) -> Exports:
-        return cls(tuple(counts))
+    sent: tuple[int, ...]
+    needed: tuple[int, ...]
 
     @property
     def total(self) -> int:
         return sum(self.counts)
 
     @property
-    def largest(self) -> int:
-        return max(self.counts)
-
-    @property
     def sources(self) -> int:
         return sum(count > 0 for count in self.counts)
 
-    @property
+    @functools.cached_property
+    def busiest(self) -> int:
+        """Tokens that leave or reach the busiest rank, whichever are more, if they travel straight."""
+        return max(*self.sent, *self.needed)
+
+    @functools.cached_property
     def by_broadcast(self) -> bool:
-        """Whether broadcasts move at most half of what an all-gather would."""
-        return 2 * self.total <= self.largest * len(self.counts)
+        """Whether broadcasts move at most half of what the busiest rank would."""
+        return 2 * self.total <= self.busiest
 
     def received(self, rank: int) -> int:
-        """Tokens that a rank receives, padding included."""
-        if self.by_broadcast:
-            return self.total - self.counts[rank]
-        return self.largest * (len(self.counts) - 1)
+        """Tokens that a rank receives."""
+        return self.total - self.counts[rank] if self.by_broadcast else self.needed[rank]
 
 
 def parts_are_gathered(world: int) -> bool:

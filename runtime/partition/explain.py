@@ -38,7 +38,7 @@ def explain(plan: Plan) -> list[str]:
     reasons.append(
         f"Communication that no computation hides: {1e3 * max(waiting, 0):.1f} ms "
         f"({100 * max(waiting, 0) / plan.seconds:.1f}%); each rank receives "
-        f"{plan.bytes_received() / 1e6:.2f} MB."
+        f"{plan.bytes_received / 1e6:.2f} MB."
     )
     return reasons
 

@@ -126,7 +126,7 @@ def simulate(
                     seconds=plan.seconds,
                     speedup=speedup,
                     efficiency=speedup / count,
-                    bytes_received=plan.bytes_received(),
+                    bytes_received=plan.bytes_received,
                     limit=limit_of(plan),
                 )
             )
