@@ -2,6 +2,7 @@
 
     python benchmarks/video.py paths     # time and peak memory beside the plain path: clips, 10 minutes, an hour
     python benchmarks/video.py memory    # peak memory of reading alone, from 3 minutes to an hour
+    python benchmarks/video.py scenes    # what finding scenes adds to decoding, one thread
     python benchmarks/video.py cuts      # scene cuts beside PySceneDetect alone
     python benchmarks/video.py overlap   # a batch of requests against the longest of its stages
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import subprocess
 import sys
 import time
@@ -41,7 +43,9 @@ from segmo.demo.processor import CELL, build_processor, encode_prompt
 from segmo.demo.repeat import repeat_file
 from segmo.options import Options
 from segmo.timeline import Timeline
-from segmo.video import read
+from segmo.video import SceneOptions, read
+from segmo.video.index import build_index
+from segmo.video.source import open_source
 
 CELLS = (14, 8)
 SIZE = (CELLS[0] * CELL, CELLS[1] * CELL)
@@ -134,6 +138,23 @@ def one_reading(name: str, folder: Path) -> dict[str, Any]:
     return {"clip": name, **costs, "frames": len(found.frames), "cuts": len(found.cuts)}
 
 
+def added_by_scenes(name: str, folder: Path, rounds: int = 5) -> dict[str, Any]:
+    """One row of ``scenes``: milliseconds per frame without scenes, with them, and with all frames compared in full."""
+    path = clip(name, folder)
+    index = build_index(path)
+    with open_source(path) as (_, stream):
+        row: dict[str, Any] = {"clip": name, "size": f"{stream.width} x {stream.height}"}
+    ways = {"decode": None, "scenes": SceneOptions(), "in full": SceneOptions(min_content_val=0.0)}
+    best = {f"{way} {kind}": math.inf for kind in ("CPU", "wall") for way in ways}
+    for _ in range(rounds):  # in turn, so that what else the machine does meets all alike
+        for way, options in ways.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            read(path, FPS, SIZE, max_frames=MAX_FRAMES, scenes=options, workers=1)
+            for kind, seconds in (("CPU", time.process_time() - cpu), ("wall", time.perf_counter() - wall)):
+                best[f"{way} {kind}"] = min(best[f"{way} {kind}"], 1000 * seconds / len(index.times))
+    return row | {"frames": len(index.times)} | best
+
+
 def one_comparison(name: str, folder: Path) -> dict[str, Any]:
     """One row of ``cuts``: our cuts, PySceneDetect's own, and the seconds of both."""
     from scenedetect import SceneManager, open_video
@@ -202,7 +223,7 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["paths", "memory", "cuts", "overlap", "one-path", "one-reading"])
+    parser.add_argument("what", choices=["paths", "memory", "scenes", "cuts", "overlap", "one-path", "one-reading"])
     parser.add_argument("row", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--clips", nargs="+", default=["bikes", "bigbuckbunny", "10 minutes", "an hour"])
     parser.add_argument("--requests", type=int, default=12)
@@ -219,6 +240,9 @@ def main() -> None:
         show([in_process(given, "one-path", *way) for way in ways], "One question, compiled before")
     elif given.what == "memory":
         show([in_process(given, "one-reading", name) for name in LENGTHS], "Reading alone")
+    elif given.what == "scenes":
+        names = ("3 minutes", "bigbuckbunny")
+        show([added_by_scenes(name, given.folder) for name in names], "Milliseconds per frame, the best of five")
     elif given.what == "cuts":
         show([one_comparison(name, given.folder) for name in given.clips], "Scene cuts")
     else:

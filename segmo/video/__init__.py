@@ -6,6 +6,8 @@ index     when each frame is shown and where decoding can start, without decodin
 decode    frames in the order of time, from a point in the file
 pixels    a decoded frame as an array: size and rotation
 sample    the frame that is shown at every multiple of 1 / fps seconds
+glance    a quick look at a decoded frame
+compare   how much each frame differs from the one before
 scenes    PySceneDetect's AdaptiveDetector, fed while decoding goes on
 chunk     one stretch of a file: frames sampled, neighbours compared
 read      a whole file, long ones in several chunks at a time

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmo.timeline import Timeline
+from segmo.video.compare import Changes, Comparer
 from segmo.video.decode import Damage, Span, decode
 from segmo.video.index import Index
 from segmo.video.pixels import Picture
 from segmo.video.sample import Sampler, count_samples
-from segmo.video.scenes import Small, change
+from segmo.video.scenes import SceneOptions
 
 
 @dataclass
@@ -27,15 +27,12 @@ class Chunk:
 
     Attributes:
         times: when each of its frames is shown.
-        changes: how much each differs from the one before; 0 for the first.
-        first, last: its first and last frame, small, for the comparison across a border; None without scenes.
+        changes: from one frame to the next; empty without scenes.
         damage: what could not be decoded.
     """
 
     times: array[float] = field(default_factory=lambda: array("d"))
-    changes: array[float] = field(default_factory=lambda: array("d"))
-    first: NDArray[np.uint8] | None = None
-    last: NDArray[np.uint8] | None = None
+    changes: Changes = field(default_factory=Changes)
     damage: Damage = field(default_factory=Damage)
 
 
@@ -65,27 +62,6 @@ class Frames:
         return self._pixels[numbers], numbers
 
 
-class Comparer:
-    """Compares each frame of a chunk with the one before, as it comes from the decoder.
-
-    In the decoder's own thread: handing a frame to another one costs as much as comparing it. Other stretches of the
-    file are decoded meanwhile.
-    """
-
-    def __init__(self, chunk: Chunk) -> None:
-        self._chunk, self._small = chunk, Small()
-        self.busy = 0.0
-
-    def add(self, frame: Any) -> None:
-        """Takes the next frame."""
-        start, chunk = time.perf_counter(), self._chunk
-        small = self._small(frame)
-        chunk.changes.append(0.0 if chunk.last is None else change(chunk.last, small))
-        chunk.first = small if chunk.first is None else chunk.first
-        chunk.last = small
-        self.busy += time.perf_counter() - start
-
-
 def read_chunk(
     path: Path,
     index: Index,
@@ -93,7 +69,7 @@ def read_chunk(
     fps: float,
     frames: Frames,
     picture: Picture,
-    scenes: bool,
+    scenes: SceneOptions | None,
     step: Callable[[], None],
     timeline: Timeline,
 ) -> Chunk:
@@ -106,13 +82,14 @@ def read_chunk(
         fps: frames to sample per second.
         frames: takes the sampled ones.
         picture: brings a sampled frame to its size; of this chunk alone.
-        scenes: compare neighbours.
+        scenes: compare neighbours, for a detector with these options.
         step: called after each frame.
         timeline: gets "decode" and "scenes", which take turns.
     """
-    chunk = Chunk()
+    comparer = Comparer(scenes) if scenes else None
+    chunk = Chunk(changes=comparer.changes) if comparer else Chunk()
     sampler = Sampler(fps, span.start, count_samples(index, fps))
-    began, comparer = timeline.now(), Comparer(chunk) if scenes else None
+    began = timeline.now()
 
     def keep(picks: Iterable[tuple[int, Any]]) -> None:
         for number, frame in picks:
@@ -125,6 +102,8 @@ def read_chunk(
             if comparer:
                 comparer.add(frame)
             step()
+        if comparer:
+            comparer.end()
         if chunk.times:
             whole = span.end <= index.duration  # the next stretch starts where this one ends
             keep(sampler.end(span.end if whole else chunk.times[-1] + 1 / index.rate))

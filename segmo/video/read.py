@@ -71,9 +71,7 @@ def read(
     spans = plan_spans(index, len(os.sched_getaffinity(0)) if workers is None else workers)
 
     def run(span: Span) -> Chunk:
-        return read_chunk(
-            path, index, span, rate, frames, Picture(size, max_pixels), scenes is not None, step, timeline
-        )
+        return read_chunk(path, index, span, rate, frames, Picture(size, max_pixels), scenes, step, timeline)
 
     with ThreadPoolExecutor(len(spans), "segmo-video") as pool:
         chunks = [chunk for chunk in pool.map(run, spans) if chunk.times]
@@ -124,11 +122,11 @@ def _join(
     """Times of all frames, and the cuts as (frame, seconds)."""
     times, changes = array("d"), array("d")
     for before, after in pairwise(chunks):
-        if before.last is not None and after.first is not None:
-            after.changes[0] = change(before.last, after.first)
+        if before.changes.last is not None and after.changes.first is not None:
+            after.changes.values[0] = change(before.changes.last, after.changes.first)
     for chunk in chunks:
         times.extend(chunk.times)
-        changes.extend(chunk.changes)
+        changes.extend(chunk.changes.values)
     return times, [] if options is None else list(find_cuts(times, changes, rate, options))
 
 

@@ -1,9 +1,9 @@
 """Scenes by PySceneDetect's ``AdaptiveDetector``, in two steps, so that the first can run in pieces.
 
-The first step compares neighbouring frames, downscaled as PySceneDetect does it. It is nearly all of the work, needs no
-more than two frames, and gives the same numbers wherever a file is cut into pieces. The second step is the detector's
-own: a rolling average over those numbers and a shortest length of a scene. It runs once, over the whole file, on the
-frames that it could find a cut at.
+The first step compares neighbouring frames, downscaled as PySceneDetect does it (:mod:`segmo.video.compare`). It is
+nearly all of the work, needs a few frames at a time, and gives the same numbers wherever a file is cut into pieces. The
+second step is the detector's own: a rolling average over those numbers and a shortest length of a scene. It runs once,
+over the whole file, on the frames that it could find a cut at.
 """
 
 from __future__ import annotations
@@ -80,7 +80,8 @@ def find_cuts(
 
     Args:
         times: seconds at which each frame is shown.
-        changes: :func:`change` from the frame before; 0 for the first.
+        changes: :func:`change` from the frame before; 0 for the first. Of frames that are neither a cut nor next to one
+            it may be any smaller than ``min_content_val``.
         rate: frames per second of the file.
         options: of the detector.
 
