@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import typer
 from models import build
+from torch._dynamo import reset
 from transformers import Qwen2VLVideoProcessor
 from typer.testing import CliRunner
 
+from segmo import backend
 from segmo.capture import Setup
 from segmo.commands.inspect import inspect
 from segmo.demo.clips import clip_path
-from segmo.errors import OptionError, PipelineError
+from segmo.errors import NotRewrittenError, OptionError, PipelineError
 from segmo.families import FAMILIES
 from segmo.inspection import prompts
 from segmo.inspection.bisect import Step
 from segmo.inspection.models import PIXELS, SIDE, load_config, shrink
 from segmo.inspection.ranks import plan_for
-from segmo.inspection.run import inspect_model, inspect_subject, subject, with_stop
+from segmo.inspection.run import capture_subject, inspect_model, inspect_subject, subject, with_stop
 from segmo.inspection.text import diff, graph_at, node_name, readable
 from segmo.inspection.tree import bisection_table
 from segmo.options import Options
@@ -95,6 +98,48 @@ def test_json_holds_the_report_graph_and_diff() -> None:
     removed = [line for line in found["diff"] if line.startswith("-") and "scaled_dot_product" in line]
     added = [line for line in found["diff"] if line.startswith("+") and "segmo.segment_attention" in line]
     assert len(removed) == len(added) == 2
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Fills with an entry for each call of a compiled graph."""
+    calls: list[Any] = []
+    lower = backend._lower
+
+    def lower_counted(*args: Any) -> Any:
+        run = lower(*args)
+        return lambda *inputs: (calls.append(run), run(*inputs))[1]
+
+    monkeypatch.setattr(backend, "_lower", lower_counted)
+    return calls
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_graph_that_is_only_looked_at_never_runs(name: str, ran: list[Any]) -> None:
+    given = subject(name, frames=8, layers=1)
+    seen = capture_subject(given, {"keep": 0.5}, stop_after="segment-attention")
+    assert ran == []
+    assert seen.prefill is None
+    assert [graph.kind for graph in seen.graphs] == ["prefill"]
+    text = graph_at(seen.graphs[0], "after")
+    assert "segmo.segment_attention.default" in text
+    reset()
+    report = inspect_subject(given, {"keep": 0.5}, stop_after="segment-attention")
+    assert readable(graph_at(report.graphs[0], "after")) == readable(text)
+    assert len(ran) == 2  # prefill and decode
+
+
+def test_the_command_runs_a_model_only_for_what_the_run_tells(ran: list[Any]) -> None:
+    run("qwen2_vl", "--layers", "1", "--graph", "after")
+    assert "+" in run("qwen2_vl", "--layers", "1", "--diff", "select-tokens")
+    assert ran == []
+    run("qwen2_vl", "--layers", "1", "--graph", "after", "--number", "1")  # the decode graph comes after a prefill
+    assert len(ran) == 2
+
+
+def test_an_error_in_a_graph_that_is_only_looked_at_is_the_users_to_see() -> None:
+    with pytest.raises(NotRewrittenError, match="layer=2, but"):
+        capture_subject(subject("qwen2_vl", frames=8, layers=1), {"scorer": "attention", "strict": True})
 
 
 def test_a_diff_names_only_nodes_that_changed() -> None:

@@ -46,9 +46,9 @@ def inspect(
     """Show what each pass does to a model's graphs, and why a pass did not apply. Needs no weights.
 
     Unless --weights is given, the model is built narrow, with random weights, from the class and the number of layers
-    that its config names.
+    that its config names. Where --graph or --diff alone are asked for, the prefill is rewritten and never run.
     """
-    from segmo.inspection.run import inspect_subject, subject, with_stop
+    from segmo.inspection.run import capture_subject, inspect_subject, subject, with_stop
 
     options: dict[str, Any] = {
         "keep": keep,
@@ -62,7 +62,9 @@ def inspect(
     if bisect:
         _print_bisection(given, options, tolerance, as_json)
         return
-    report = inspect_subject(given, options)
+    # A decode graph comes after a prefill that ran, and so does what a page or the JSON says of tokens and scenes.
+    graph_alone = (graph or diff) and number is None and html is None and not as_json
+    report = (capture_subject if graph_alone else inspect_subject)(given, options)
     if html is not None:
         _write_page(report, given, html, target or [], ranks, device)
     texts = _texts(_chosen(report, number), graph, diff)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from segmo.errors import OptionError
+from segmo.errors import OptionError, SegMoError
 from segmo.options import Options
 
 if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
     from segmo.report import Report
 
 
@@ -90,17 +91,65 @@ def inspect_subject(given: Subject, options: Mapping[str, Any], stop_after: str 
     return segmo.last_report()
 
 
+def capture_subject(given: Subject, options: Mapping[str, Any], stop_after: str | None = None) -> Report:
+    """The report of the prefill graph alone, which is rewritten and never called.
+
+    ``generate`` encodes the video before the decoder is called. When the decoder's prefill has been captured and its
+    passes have run, everything ends: no decoder layer is computed, and there is no decode graph.
+
+    Args:
+        given, options, stop_after: as for :func:`inspect_subject`.
+
+    Raises:
+        OptionError: a wrong option, or ``stop_after`` is not in the pipeline.
+    """
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    import segmo
+    from segmo.backend import segmo as rewrite
+
+    wanted = Options.parse(with_stop(options, stop_after)).as_dict()
+
+    def backend(gm: GraphModule, example_inputs: Sequence[Any]) -> Any:
+        run = rewrite(gm, example_inputs, options=wanted)
+        if segmo.last_report().graphs[-1].kind == "prefill":
+            raise _Captured
+        return run
+
+    segmo.uncompile(given.model)
+    given.model.compile(backend=backend, dynamic=True)
+    try:
+        _generate(given, 1)
+    except BackendCompilerFailed as failure:
+        if not isinstance(failure.inner_exception, SegMoError):
+            raise
+        if not isinstance(failure.inner_exception, _Captured):
+            raise failure.inner_exception from None
+    finally:
+        segmo.uncompile(given.model)
+    return segmo.last_report()
+
+
+class _Captured(SegMoError):
+    """Ends :func:`capture_subject`; never seen by a user."""
+
+
 def generate(given: Subject, options: Mapping[str, Any] | None, tokens: int) -> Any:
     """What ``generate`` returns, with the logits of each step, greedily; without SegMo when ``options`` is None."""
-    import torch
-
     import segmo
 
     segmo.uncompile(given.model)
-    if options is not None:
-        segmo.compile(given.model, **options)
-    shown = segmo.show_prompt(**given.shown) if options is not None else nullcontext()
-    with torch.no_grad(), warnings.catch_warnings(), shown:
+    if options is None:
+        return _generate(given, tokens)
+    segmo.compile(given.model, **options)
+    with segmo.show_prompt(**given.shown):
+        return _generate(given, tokens)
+
+
+def _generate(given: Subject, tokens: int) -> Any:
+    import torch
+
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="SegMo left a")  # the report says it
         return given.model.generate(
             **given.inputs,
