@@ -85,6 +85,7 @@ class Facts:
         mask_miss: why attention cannot be replaced.
         cut_miss: why tokens cannot be dropped.
         frames_chosen: SegMo calls the model's vision encoder and so can leave frames out of it.
+        called_from: the user's line that called the model.
     """
 
     kind: str
@@ -98,6 +99,7 @@ class Facts:
     mask_miss: Miss | None = None
     cut_miss: Miss | None = None
     frames_chosen: bool = False
+    called_from: str | None = None
 
 
 def analyse(gm: GraphModule, config: Any = None) -> Facts:
@@ -190,7 +192,7 @@ def _placeholder(gm: GraphModule, *names: str) -> Node | None:
         if node.op == "placeholder" and isinstance(example(node), torch.Tensor):
             name = str(node.target).lower().rstrip("_")
             if any(name.endswith(end) for end in names):
-                return node  # type: ignore[no-any-return]
+                return node  # type: ignore[no-any-return]  # fx gives its nodes no type
     return None
 
 
@@ -243,10 +245,12 @@ def _unrepeated(node: Node) -> Node:
     if not isinstance(inserted, Node) or inserted.target is not operator.getitem:
         return node
     source = inserted.args[0]
-    small = sizes(source) if isinstance(source, Node) else None
+    if not isinstance(source, Node):
+        return node
+    small = sizes(source)
     if small is None or len(small) != 4 or len(shape) != 4 or small[2:] != shape[2:]:
         return node
-    return source  # type: ignore[return-value]
+    return source
 
 
 def _kind(attention: Attention) -> str:

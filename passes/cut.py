@@ -182,7 +182,7 @@ class TokenCut:
             return None
         source = node.args[0]
         if node.target == "unsqueeze":
-            added = int(node.args[1]) % example(node).dim()  # type: ignore[arg-type]
+            added = int(node.args[1]) % example(node).dim()  # type: ignore[arg-type]  # the dimension is a number
             if added in (0, dim):
                 return None
             dim -= dim > added
@@ -252,7 +252,7 @@ class TokenCut:
                 if node.op == "call_method":
                     self.values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
                 elif node.op == "call_function":
-                    target = node.target  # type: ignore[assignment]
+                    target = node.target  # type: ignore[assignment]  # callable, for this kind of node
                     self.values[node] = target(*args, **kwargs)
                 else:
                     raise _lost(f"{node.op} nodes are not expected here", node)
@@ -296,7 +296,7 @@ class TokenCut:
         if not isinstance(source, Node) or not self.changed_dims(source):
             return
         flat = len(node.args) == 2 and isinstance(node.args[1], (tuple, list))
-        lengths = list(node.args[1]) if flat else list(node.args[1:])  # type: ignore[arg-type]
+        lengths = list(node.args[1]) if flat else list(node.args[1:])  # type: ignore[arg-type]  # flat: a list
         old_in = [int(concrete(s)) for s in example(source).shape]
         new_in, old_out = list(self.value(source).shape), [int(concrete(s)) for s in example(node).shape]
         if node.target in ("expand", torch.Tensor.expand):

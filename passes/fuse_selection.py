@@ -107,7 +107,7 @@ def _may_share(root: Node, source: Node) -> bool:
 def _payload(rewrite: Rewrite, gather: Node, name: str) -> Payload | None:
     """What a gather copies for each kept token; None where the kernel cannot."""
     source, _, dim = gather.args
-    value, role = example(source), _role(rewrite, source)  # type: ignore[arg-type]
+    value, role = example(source), _role(rewrite, source)  # type: ignore[arg-type]  # what is gathered is a node
     if role is not None:
         return payload_of(name, _ROLES[role], 1, 1)
     if not isinstance(value, Tensor) or not isinstance(dim, int):

@@ -68,12 +68,12 @@ def _from_module(place: str) -> type[Any]:
     """
     module, _, name = place.partition(":")
     try:
-        cls: Any = getattr(import_module(module), name)
+        cls: type[Any] = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise PipelineError(f"the pipeline names the pass {place!r}, which cannot be imported: {error}") from error
     if any(not hasattr(cls, wanted) for wanted in ("__dataclass_fields__", "name", "tier", "run")):
         raise PipelineError(f"{place!r} is not a pass: a frozen dataclass with a name, a tier and run()")
-    return cls  # type: ignore[no-any-return]
+    return cls
 
 
 def parse_pipeline(text: str) -> list[tuple[str, dict[str, Any]]]:

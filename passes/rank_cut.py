@@ -8,7 +8,8 @@ Legend: N prompt tokens, K kept tokens, L tokens of this rank.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,8 +112,8 @@ class RankCut(TokenCut):
         self.joined.add(made)
         return made
 
-    def _insert(self, op: object, node: Node, before: Node) -> Node:
+    def _insert(self, op: Callable[..., Any], node: Node, before: Node) -> Node:
         with self.graph.inserting_before(before):
-            made = self.graph.call_function(op, (node, self.packed, self.group))  # type: ignore[arg-type]
+            made = self.graph.call_function(op, (node, self.packed, self.group))
         made.meta.update(example_value=example(node), stack_trace=node.meta.get("stack_trace"))
         return made

@@ -156,7 +156,7 @@ class Miss:
         reason: what was found.
         remedy: what would make the pass apply.
         node: name of the graph node, if one is to blame.
-        source: the line of the model that the node came from.
+        source: the line of the model that the node came from; without a node, the user's line that called the model.
         expected: whether this is how it should be (a text-only prompt, a decode step) and nothing was lost.
     """
 
@@ -169,6 +169,11 @@ class Miss:
     @property
     def expected(self) -> bool:
         return self.code in EXPECTED
+
+    @property
+    def place(self) -> str:
+        """Where it happened, as far as that is known: the source line, else the node."""
+        return self.source or self.node or ""
 
     @classmethod
     def of(cls, code: str, detail: object = "", node: Node | None = None) -> Miss:

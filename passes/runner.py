@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch.fx import GraphModule
 
@@ -99,6 +99,7 @@ def run_pipeline(
         _tell("before", each, gm)
         start = time.perf_counter()
         outcome, rewrite = _run_pass(each, rewrite, gm)
+        misses = tuple(_placed(miss, facts) for miss in outcome.misses)
         seconds = time.perf_counter() - start
         after_text, after_ops = (graph_text(gm), count_ops(gm.graph)) if outcome.matches else (text, ops)
         result.records.append(
@@ -106,7 +107,7 @@ def run_pipeline(
                 each.name,
                 each.tier.value,
                 outcome.matches,
-                outcome.misses,
+                misses,
                 seconds,
                 ops,
                 after_ops,
@@ -114,15 +115,20 @@ def run_pipeline(
                 after_text,
             )
         )
-        log.info("%s: %d matches, %d misses, %.3f s", each.name, outcome.matches, len(outcome.misses), seconds)
-        for miss in outcome.misses:
-            place = f" at {miss.source or miss.node}" if miss.node else ""
+        log.info("%s: %d matches, %d misses, %.3f s", each.name, outcome.matches, len(misses), seconds)
+        for miss in misses:
+            place = f" at {miss.place}" if miss.place else ""
             log.debug("%s: not applied (%s): %s%s; %s", each.name, miss.code, miss.reason, place, miss.remedy)
         text, ops = after_text, after_ops
         _tell("after", each, gm)
     result.notes, result.choices = rewrite.notes, rewrite.choices
     result.recorded = _add_outputs(rewrite, gm)
     return result
+
+
+def _placed(miss: Miss, facts: Facts) -> Miss:
+    """A miss with a source line: where no node is to blame (an option, a process group), that of the call."""
+    return miss if miss.source else replace(miss, source=facts.called_from)
 
 
 def _run_pass(each: Pass, rewrite: Rewrite, gm: GraphModule) -> tuple[Outcome, Rewrite]:

@@ -43,7 +43,7 @@ class TrimLastLayer:
         within = downstream([merge.node])
         attention = [n for n in rewrite.graph.nodes if n in within and _is_attention(n)][-1]
         if not any(_asks_last(node) for node in downstream([attention])):
-            return Outcome(misses=(Miss.of("every-row"),))
+            return Outcome(misses=(Miss.of("every-row", node=attention),))
         narrow = _narrowed(attention)
         TailCut(rewrite.graph, merge, facts.attentions).follow(narrow)
         rewrite.notes.append(f"trim-last-layer: one row behind the attention of layer {len(facts.attentions) - 1}")

@@ -14,7 +14,7 @@ from torch._dynamo.exc import RestartAnalysis
 from torch._logging._internal import trace_structured_artifact
 from torch.fx import GraphModule
 
-from segmo.capture import calling_model, chooses_frames, set_up_dynamo
+from segmo.capture import calling_line, calling_model, chooses_frames, set_up_dynamo
 from segmo.errors import CompileError, NotRewrittenError, SegMoError
 from segmo.history import prefilled, report_for
 from segmo.options import Options
@@ -22,7 +22,8 @@ from segmo.passes.analyse import Facts, analyse
 from segmo.passes.pipeline import build_pipeline
 from segmo.passes.runner import Result, run_pipeline
 from segmo.passes.shard_segments import ShardSegments
-from segmo.report import GraphReport, Prefill, Report, complain
+from segmo.prefill import Prefill
+from segmo.report import GraphReport, Report, complain
 from segmo.runtime.distributed.session import last_plan
 from segmo.shown import current_shown
 
@@ -57,7 +58,9 @@ def segmo(
 def _compile(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
     passes = build_pipeline(options)
     model = calling_model()
-    facts = replace(analyse(gm, getattr(model, "config", None)), frames_chosen=chooses_frames(model))
+    facts = replace(
+        analyse(gm, getattr(model, "config", None)), frames_chosen=chooses_frames(model), called_from=calling_line()
+    )
     result = run_pipeline(gm, facts, options, passes)
     _refuse_missing_frames(facts, result, options)
     run = _lower(gm, example_inputs, options)

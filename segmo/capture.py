@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -83,9 +84,28 @@ def calling_model() -> torch.nn.Module | None:
         module = frame.f_locals.get("self")
         if isinstance(module, torch.nn.Module) and hasattr(module, "config"):
             candidates.append(module)
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back  # type: ignore[assignment]  # None at the end
     known = [m for m in candidates if getattr(m.config, "model_type", None) in FAMILIES]
     return (known or candidates or [None])[-1]
+
+
+# Between a user's line and the backend lies nothing but these.
+_BETWEEN = ("torch", "transformers", "segmo", "typer", "click")
+
+
+def calling_line() -> str | None:
+    """The user's line that called the model, as ``file:line: code``; None if SegMo's command line did."""
+    frame = sys._getframe()
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name == "segmo.cli":
+            return None
+        if name.partition(".")[0] not in _BETWEEN:
+            path = frame.f_code.co_filename
+            code = linecache.getline(path, frame.f_lineno).strip()
+            return f"{path}:{frame.f_lineno}" + (f": {code}" if code else "")
+        frame = frame.f_back  # type: ignore[assignment]  # None at the end
+    return None
 
 
 def chooses_frames(model: torch.nn.Module | None) -> bool:

@@ -1,13 +1,9 @@
-"""What SegMo did to a model: for every graph what fired, what did not and why; and what the last prefill kept.
-
-Legend: B batch, N prompt tokens, K kept tokens, S scenes.
-"""
+"""What SegMo did to a model: for every graph what fired, what did not and why; and what the last prefill kept."""
 
 from __future__ import annotations
 
 import html
 import json
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,18 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from segmo.errors import NotRewrittenError
 from segmo.options import Options
+from segmo.prefill import FrameCounts, Prefill
 from segmo.timeline import Timeline
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from segmo.capture import Setup
     from segmo.passes.reasons import Miss
     from segmo.passes.runner import PassRecord, Result
     from segmo.runtime.attention.choice import Choice
     from segmo.runtime.partition.plan import Plan
-    from segmo.shown import Shown
-
 
 _FRAME = "width:100%;height:720px;border:1px solid #dde2e6;border-radius:8px"
 
@@ -94,105 +87,6 @@ def op_changes(record: PassRecord) -> dict[str, int]:
     names = sorted({*record.ops_before, *record.ops_after})
     deltas = {name: record.ops_after.get(name, 0) - record.ops_before.get(name, 0) for name in names}
     return {name: delta for name, delta in deltas.items() if delta}
-
-
-class Prefill:
-    """The tokens of one prefill, as the rewritten graph handed them out. Row 0 of the batch is what is summed up.
-
-    Attributes:
-        frame, cell: frame and cell of each prompt token, (B, N) int64; text has cell -1.
-        novelty: 1 - cosine with the same cell of the previous frame, (B, N) fp32.
-        scene: scene of each token, (B, N) int64.
-        relevance: relevance of each scene, (B, S) fp32, -inf where there is none; None if no pass needed it.
-        index: positions of the kept tokens, (B, K) int64; None if all were kept.
-        segment: attention segment of each kept token, (B, K) int64; None without segments.
-        context: whether a kept token is context, (B, K) bool; None without context.
-        positions: M-RoPE position ids, (3 or 4, B or 1, N) int, wherever the model has them; None for 1-D positions.
-        shown: what :func:`segmo.show_prompt` said of this prompt.
-    """
-
-    def __init__(self, recorded: dict[str, Tensor], shown: Shown | None = None) -> None:
-        self.shown = shown
-        # An input of the graph, which only a picture needs: it is not copied here.
-        self.positions: Tensor | None = recorded.get("positions")
-        moved = {name: tensor.detach().cpu() for name, tensor in recorded.items() if name != "positions"}
-        self.frame, self.cell, self.scene = moved["frame"], moved["cell"], moved["scene"]
-        self.novelty = moved["novelty"]
-        self.relevance: Tensor | None = moved.get("relevance")
-        self.index: Tensor | None = moved.get("index")
-        self.segment: Tensor | None = moved.get("segment")
-        self.context: Tensor | None = moved.get("context")
-
-    def kept(self) -> Tensor:
-        """Positions of row 0's kept tokens, ascending."""
-        import torch
-
-        return torch.arange(self.frame.shape[1]) if self.index is None else self.index[0]
-
-    def tokens(self) -> dict[str, int]:
-        """Prompt tokens, video tokens among them, and video tokens kept."""
-        return {
-            "prompt": int(self.frame.shape[1]),
-            "video": int((self.cell[0] >= 0).sum()),
-            "kept": int((self.cell[0, self.kept()] >= 0).sum()),
-        }
-
-    def scenes(self) -> list[dict[str, Any]]:
-        """The scenes in order."""
-        video = self.cell[0] >= 0
-        kept = self.kept()
-        kept = kept[video[kept]]
-        found = []
-        for scene in range(int(self.scene[0].max()) + 1 if bool(video.any()) else 0):
-            inside = video & (self.scene[0] == scene)
-            frames = self.frame[0, inside]
-            relevance = None if self.relevance is None else float(self.relevance[0, scene])
-            found.append(
-                {
-                    "start_frame": int(frames.min()),
-                    "end_frame": int(frames.max()) + 1,
-                    "tokens": int(inside.sum()),
-                    "kept": int((self.scene[0, kept] == scene).sum()),
-                    "relevance": relevance if relevance is None or math.isfinite(relevance) else None,
-                    "novelty": float(self.novelty[0, inside].mean()),
-                }
-            )
-        return found
-
-    def segments(self) -> list[dict[str, int]]:
-        """The attention segments in order; tokens are kept ones, text between frames included."""
-        if self.segment is None:
-            return []
-        segment = self.segment[0]
-        frame = self.frame[0, self.kept()]
-        context = self.context[0] if self.context is not None else segment < -2
-        found = []
-        for number in range(int(segment.max()) + 1):
-            inside = segment == number
-            found.append(
-                {
-                    "start_frame": int(frame[inside].min()),
-                    "end_frame": int(frame[inside].max()) + 1,
-                    "tokens": int(inside.sum()),
-                    "context": int((inside & context).sum()),
-                }
-            )
-        return found
-
-
-@dataclass(frozen=True)
-class FrameCounts:
-    """What the vision encoder saw of the last prompt's videos.
-
-    Attributes:
-        video: frames there were.
-        encoded: frames that were encoded; all of them where the encoder does not treat frames alone.
-        kept: the frames whose tokens may be kept, for each video.
-    """
-
-    video: int
-    encoded: int
-    kept: tuple[tuple[int, ...], ...]
 
 
 @dataclass
@@ -302,7 +196,7 @@ def _graph_lines(number: int, graph: GraphReport) -> list[str]:
     reasons: dict[str, list[str]] = {}
     for record in graph.passes:
         for miss in record.misses:
-            place = f" at {miss.source or miss.node}" if miss.node else ""
+            place = f" at {miss.place}" if miss.place else ""
             reasons.setdefault(f"{miss.reason}{place}; {miss.remedy}", []).append(record.name)
     lines += [f"    not applied: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
     return lines + [f"    {note}" for note in graph.notes]
@@ -330,7 +224,11 @@ def complain(graph: GraphReport, options: Options) -> None:
     lost = graph.unexpected()
     if not lost:
         return
-    text = "; ".join(f"{name}: {miss.reason} (to change that: {miss.remedy})" for name, miss in lost)
+    places = [f", at {miss.place}" if miss.place else "" for _, miss in lost]
+    text = "; ".join(
+        f"{name}: {miss.reason} (to change that: {miss.remedy}){place}"
+        for (name, miss), place in zip(lost, places, strict=True)
+    )
     part = "a part of " if graph.rewritten else ""
     message = f"SegMo left {part}a {graph.kind} graph as it was. {text}"
     if options.strict:

@@ -16,7 +16,8 @@ import segmo
 from segmo.inspection.text import node_name, readable
 from segmo.passes.reasons import Miss
 from segmo.passes.runner import PassRecord
-from segmo.report import GraphReport, Prefill, Report
+from segmo.prefill import Prefill
+from segmo.report import GraphReport, Report
 from segmo.shown import Shown
 
 EVIL = '<img data-evil src=x onerror="window.hacked=1"></script><script>window.hacked=1</script>\'&amp;'

@@ -24,7 +24,8 @@ from segmo.html.drawing import draw, operation
 from segmo.html.kernels import kernels
 from segmo.html.ranks import timeline
 from segmo.inspection.text import node_name
-from segmo.report import Prefill, Report
+from segmo.prefill import Prefill
+from segmo.report import Report
 from segmo.runtime.attention.choice import Choice, Shape
 from segmo.runtime.attention.reference import dense_mask
 from segmo.runtime.cost.shape import PRESETS

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
+from segmo.capture import calling_line
 from segmo.families import family_of
 from segmo.frames.prompt import Prompt, current_prompt, prompt_known
 from segmo.frames.proof import prove_independence
@@ -28,7 +29,8 @@ from segmo.passes.analyse import Facts
 from segmo.passes.pipeline import build_pass
 from segmo.passes.push_selection import PushSelection, vision_graph
 from segmo.passes.runner import run_pipeline
-from segmo.report import FrameCounts, Report, complain
+from segmo.prefill import FrameCounts
+from segmo.report import Report, complain
 from segmo.runtime.encoded import place_rows
 from segmo.runtime.external import current_scores
 from segmo.runtime.frames import choose_frames, frame_count, frame_scenes, representative, scene_means
@@ -103,7 +105,7 @@ class FrameEncoder:
         miss, outputs = prove_independence(self.tower, call)
         gm = GraphModule({"encoder": self.tower}, vision_graph(outputs))
         passes = [] if PushSelection.name in self.options.disable else [build_pass(PushSelection, self.options)]
-        result = run_pipeline(gm, Facts("vision", miss=miss), self.options, passes)
+        result = run_pipeline(gm, Facts("vision", miss=miss, called_from=calling_line()), self.options, passes)
         report = report_for(self.model, self.options, SETUP)
         self.pushed = any(record.matches for record in result.records)
         complain(report.add("vision", result), self.options)

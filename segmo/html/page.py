@@ -17,7 +17,8 @@ from segmo.html.alike import fold_alike, names_of, spans
 from segmo.html.changes import Fold, Row, record_changes
 from segmo.html.kernels import kernels
 from segmo.passes.runner import PassRecord
-from segmo.report import GraphReport, Prefill, Report, op_changes
+from segmo.prefill import Prefill
+from segmo.report import GraphReport, Report, op_changes
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_ROWS = 6_000  # of graph changes; a row is about 400 bytes of the page
@@ -61,7 +62,7 @@ class Graph:
         found: dict[str, list[str]] = {}
         for record in self.report.passes:
             for miss in record.misses:
-                place = f", at {miss.source or miss.node}" if miss.node else ""
+                place = f", at {miss.place}" if miss.place else ""
                 found.setdefault(f"{miss.reason}. To change that: {miss.remedy}{place}", []).append(record.name)
         return list(found.items())
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segmo.report import Prefill
+from segmo.prefill import Prefill
 from segmo.storyboard import Scene, choose_frames
 
 if TYPE_CHECKING:

@@ -53,8 +53,9 @@ def _add_pass(tree: Tree, record: PassRecord) -> None:
 def _add_miss(branch: Tree, miss: Miss) -> None:
     style = "dim" if miss.expected else "red"
     leaf = branch.add(f"[{style}]not applied ({escape(miss.code)}): {escape(miss.reason)}[/]")
-    if miss.node:
-        leaf.add(f"at {escape(miss.node)}" + (f", {escape(miss.source)}" if miss.source else ""))
+    places = [escape(place) for place in (miss.node, miss.source) if place]
+    if places:
+        leaf.add(f"at {', '.join(places)}")
     leaf.add(f"to change that: {escape(miss.remedy)}")
 
 
