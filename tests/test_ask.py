@@ -161,7 +161,7 @@ def test_what_came_from_the_cache_is_said(loaded: Loaded, lossless: Path, tmp_pa
     ask = asker(loaded, Store(tmp_path), frames=4)
     assert not ask.ask(lossless, "which digit in red stripes").cached
     found = ask.ask(lossless, "which shape in blue dots")
-    assert "from the cache: scenes, relevance features" in "\n".join(sentences(found))
+    assert "from the cache: scenes, features for relevance" in "\n".join(sentences(found))
     assert found.tokens["video"] == 4 * 6
     assert "cache" in ask.timeline.seconds()
     assert "cache" in [stage for row in stage_table(found).columns[:1] for stage in row.cells]

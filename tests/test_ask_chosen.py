@@ -26,7 +26,7 @@ from segmo.timeline import Timeline
 
 FIRST, SECOND = "What happens?", "Which animal wakes up, and what does it do then?"
 SHOTS, LENGTH = 12, 20  # each shot is a second and starts with a keyframe
-WANTED = 4
+WANTED = 16
 
 
 @dataclass
@@ -99,7 +99,7 @@ def asked(way: Chosen, video: Path, question: str) -> tuple[Features, tuple[str,
     """Features, what came from the cache, and the numbers of the chosen pictures."""
     request = Request(video, question)
     ready = way.prepare(request)
-    return *way.features(request, ready), ready.numbers.tolist()
+    return *way.features(request, ready), ready.wanted.numbers.tolist()
 
 
 def check_same(one: Features, other: Features) -> None:
@@ -118,10 +118,11 @@ def test_a_second_question_decodes_and_encodes_only_frames_not_seen_before(
     count_encoder(loaded, work, monkeypatch)
     _, cached, first = asked(chosen(loaded, Store(tmp_path)), video, FIRST)
     assert cached == ()
-    assert work.done() == (SHOTS * LENGTH, SHOTS + WANTED)
+    assert work.done() == (SHOTS * LENGTH, WANTED)  # what was scored is among what is chosen
     expected, _, second = asked(chosen(loaded, None), video, SECOND)
     work.done()
 
+    monkeypatch.setattr(sys.modules["segmo.video.fetch"], "build_index", None)  # nor are packets read again
     way = chosen(loaded, Store(tmp_path))  # as another run would
     found, cached, numbers = asked(way, video, SECOND)
     decoded, encoded = work.done()
@@ -133,13 +134,43 @@ def test_a_second_question_decodes_and_encodes_only_frames_not_seen_before(
     assert 0 < len(new) < WANTED
     assert encoded == len(new)
     assert 0 < decoded <= LENGTH * len(new)
-    assert cached == ("scenes", "relevance features", f"features of {WANTED - len(new)} of {WANTED} frames")
+    assert cached == ("scenes", "features for relevance", f"features of {WANTED - len(new)} of {WANTED} frames")
     assert "index" not in way.context.timeline.seconds()
 
     again, cached, _ = asked(chosen(loaded, Store(tmp_path)), video, SECOND)
     assert work.done() == (0, 0)
     assert cached[-1] == f"features of {WANTED} of {WANTED} frames"
     check_same(again, expected)
+
+
+def test_a_processor_that_scales_frames_by_their_number_is_followed(
+    video: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qwen3-VL's pixels are limited over the whole video: features serve questions with as many frames."""
+    loaded = load(write_model("qwen3_vl", tmp_path / "model"), device="cpu")
+    loaded.processor.video_processor.size = {"shortest_edge": 64, "longest_edge": 48 * 32 * 12}
+    count_encoder(loaded, work, monkeypatch)
+    store = Store(tmp_path / "cache")
+    asked(chosen(loaded, store), video, FIRST)
+    assert work.done() == (SHOTS * LENGTH, SHOTS + WANTED)  # what was scored has another size
+    expected, _, _ = asked(chosen(loaded, None), video, SECOND)
+    work.done()
+    found, cached, _ = asked(chosen(loaded, store), video, SECOND)
+    check_same(found, expected)
+    assert 0 < work.done()[1] < WANTED
+    assert cached[:2] == ("scenes", "features for relevance")
+
+
+def test_another_number_of_frames_takes_features_from_the_same_cache(
+    one: Loaded, video: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count_encoder(one, work, monkeypatch)
+    asked(chosen(one, Store(tmp_path)), video, FIRST)
+    work.done()
+    found, cached, _ = asked(chosen(one, Store(tmp_path), frames=WANTED - 4), video, FIRST)
+    assert work.done() == (0, 0)
+    assert found.facts.frames == 2 * (WANTED - 4)
+    assert cached[-1] == f"features of {WANTED - 4} of {WANTED - 4} frames"
 
 
 def test_an_image_text_model_sees_each_scene_once(
@@ -162,11 +193,11 @@ def test_a_request_that_runs_ahead_leaves_frames_to_the_one_before(
     count_encoder(one, work, monkeypatch)
     way, request = chosen(one, Store(tmp_path)), Request(video, FIRST)
     first = way.prepare(request)
-    work.done()
+    assert work.done() == (SHOTS * LENGTH, SHOTS)
     ahead = way.prepare(request)
     assert work.done() == (0, 0)
     way.features(request, first)
-    assert work.done() == (0, WANTED)
+    assert work.done() == (0, WANTED - SHOTS)
     found, cached = way.features(request, ahead)
     assert work.done() == (0, 0)
     assert cached[-1] == f"features of {WANTED} of {WANTED} frames"
@@ -209,5 +240,5 @@ def test_a_damaged_file_is_read_again(one: Loaded, work: Work, tmp_path: Path) -
     again, cached, _ = asked(chosen(one, Store(tmp_path / "cache")), broken, FIRST)
     assert found.facts.notes
     assert work.done()[0] == whole > 0
-    assert cached == ("relevance features", f"features of {WANTED} of {WANTED} frames")
+    assert [name.split()[0] for name in cached] == ["features", "features"]
     check_same(found, again)

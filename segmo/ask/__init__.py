@@ -11,6 +11,7 @@ context    what both ways from a file to features share
 whole      all sampled frames, as one entry of the cache
 film       what is known of a file without its pictures
 pieces     features frame by frame
+frames     features of single frames, from the cache or the encoder
 chosen     frames chosen by scene and question, each encoded once for all questions
 ask        one question after another, the next video read while the current answer is computed
 batch      many questions from a file of JSON lines, taken up again where a run ended

@@ -30,13 +30,14 @@ Progress = Callable[[int, int], None]
 _PIXELS = "pixel_values_videos"
 
 
-def process(loaded: Loaded, clip: Clip, question: str) -> dict[str, Any]:
+def process(loaded: Loaded, clip: Clip, question: str, pixels: bool = True) -> dict[str, Any]:
     """The processor's work on the CPU: what the model takes for one question, pixels included.
 
     Args:
         loaded: the model.
         clip: frames are not sampled again; their times go into the prompt where a family writes times.
         question: any; the video's part of the prompt does not depend on it.
+        pixels: without them, no picture is looked at: the prompt is that of any clip of this shape.
 
     Raises:
         VideoError: the processor cannot bring frames of this shape to the model.
@@ -46,10 +47,14 @@ def process(loaded: Loaded, clip: Clip, question: str) -> dict[str, Any]:
     short_ids(loaded.processor, text, loaded.video_token)  # a question with a video token is refused by name
     places = np.rint(clip.seconds * clip.fps).astype(int).tolist()
     metadata = {"total_num_frames": places[-1] + 1, "fps": clip.fps, "frames_indices": places}
+    frames: Any = clip.frames
+    if not pixels:
+        count, height, width, channels = frames.shape
+        frames = torch.empty((count, channels, height, width), dtype=torch.uint8, device="meta")
     try:
         inputs: dict[str, Any] = loaded.processor(
             text=[text],
-            videos=[clip.frames],
+            videos=[frames],
             video_metadata=[metadata],
             do_sample_frames=False,
             return_tensors="pt",
@@ -121,6 +126,12 @@ def features_of(loaded: Loaded, inputs: Mapping[str, Any], encoded: Encoded, cli
         "mm_token_type_ids" in inputs,
         Facts(len(clip.frames), clip.fps, clip.duration, clip.cuts, clip.notes),
     )
+
+
+def frame_shape(inputs: Mapping[str, Any]) -> tuple[int, ...]:
+    """The size at which a processor brings each frame to the encoder; the same for clips of any length, or not."""
+    grid = inputs.get("video_grid_thw")
+    return tuple(inputs[_PIXELS].shape[2:]) if grid is None else tuple(grid[0, 1:].tolist())
 
 
 def trailing(loaded: Loaded) -> int:

@@ -1,4 +1,4 @@
-"""What is known of a file without its pictures: when each sampled frame is shown, how it looks, where scenes start.
+"""What is known of a file without its pictures: when frames are shown, how they look, where scenes start.
 
 With it frames are chosen for a further question, and only the pictures that are wanted are decoded.
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmo.video import Clip, fetch
+from segmo.video.index import Index
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Film:
         if self.decoded:
             return self.clip.frames[numbers]
         height, width = self.clip.frames.shape[1:3]
-        return fetch(self.clip.path, self.clip.seconds[numbers].tolist(), (width, height))
+        return fetch(self.clip.path, self.clip.seconds[numbers].tolist(), (width, height), index=self.clip.index)
 
     def without_pictures(self) -> Film:
         """The same in little memory."""
@@ -47,23 +48,33 @@ class Film:
 
     def to_disk(self) -> tuple[dict[str, Tensor], str]:
         """Tensors by name, and the rest as JSON."""
-        clip = self.clip
+        clip, index = self.clip, self.clip.index
+        assert index is not None  # it was read from the file
         rest = {
             "shape": clip.frames.shape,
             "fps": clip.fps,
             "duration": clip.duration,
             "cuts": clip.cuts,
             "cut_frames": clip.cut_frames,
+            "index": {"origin": index.origin, "rate": index.rate, "dense": index.dense, "timed": index.timed},
         }
-        return {"seconds": torch.from_numpy(clip.seconds), "looks": self.looks}, json.dumps(rest)
+        arrays = {"seconds": clip.seconds, "times": index.times, "keyframes": index.keyframes}
+        return {"looks": self.looks, **{n: torch.from_numpy(array) for n, array in arrays.items()}}, json.dumps(rest)
 
     @classmethod
     def from_disk(cls, path: Path, tensors: Mapping[str, Tensor], rest: str) -> Film:
         """The inverse of :meth:`to_disk`, for a file with the same bytes."""
         known = json.loads(rest)
-        seconds, black = tensors["seconds"].numpy(), _black(tuple(known["shape"]))
-        cuts, cut_frames = tuple(known["cuts"]), tuple(known["cut_frames"])
-        clip = Clip(path, black, seconds, known["fps"], known["duration"], cuts, cut_frames)
+        clip = Clip(
+            path,
+            _black(tuple(known["shape"])),
+            tensors["seconds"].numpy(),
+            known["fps"],
+            known["duration"],
+            tuple(known["cuts"]),
+            tuple(known["cut_frames"]),
+            index=Index(times=tensors["times"].numpy(), keyframes=tensors["keyframes"].numpy(), **known["index"]),
+        )
         return cls(clip, tensors["looks"], decoded=False)
 
 

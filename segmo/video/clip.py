@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from segmo.video.index import Index
+
 ROUNDING = 5e-4  # seconds; timestamps are whole multiples of the stream's time base
 
 
@@ -28,6 +30,7 @@ class Clip:
         cuts: seconds at which a scene after the first starts, ascending.
         cut_frames: the same as numbers of frames of the file, counted from 0.
         notes: what was wrong with the file and could be left out; empty for a sound file.
+        index: the time line of the file, with which :func:`segmo.video.fetch` need not read it again.
     """
 
     path: Path
@@ -38,6 +41,7 @@ class Clip:
     cuts: tuple[float, ...] = ()
     cut_frames: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    index: Index | None = None
 
     @property
     def scene_F(self) -> NDArray[np.int64]:

@@ -89,6 +89,7 @@ def read(
         cuts=tuple(seconds for _, seconds in cuts),
         cut_frames=tuple(number for number, _ in cuts),
         notes=_notes(chunks, index, len(times)),
+        index=index,
     )
 
 
