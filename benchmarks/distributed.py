@@ -12,31 +12,27 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import functools
-import itertools
 import json
 import os
 import re
-import resource
 import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
-from rank_model import SHAPE, Decoder, Prompt, make_prompt, select
+from peak import memory, release, reset_peak
+from rank_clock import clocked, exchange
+from rank_model import DTYPES, SHAPE, Decoder, Prompt, make_prompt
+from rank_plans import predict, show_plans
 from rank_ways import (
     Outcome,
     Way,
     gathered_attention,
     ring_attention,
-    run_plan,
     segments,
     sequence_parallel,
     ulysses_attention,
@@ -49,11 +45,6 @@ from segmo.runtime.cost.device import Device
 from segmo.runtime.cost.link import measure_link
 from segmo.runtime.cost.measure import measure_device
 from segmo.runtime.distributed.ranks import Ranks
-from segmo.runtime.partition.plan import Piece, Plan
-from segmo.runtime.partition.planner import make_plan
-from segmo.runtime.partition.workload import Workload
-
-DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 @dataclass(frozen=True)
@@ -66,7 +57,7 @@ class Result:
             cores that nothing else uses, but for waiting.
         bytes_received: by the rank that receives most, in one prefill.
         imbalance: largest over mean of the ranks' processor time.
-        memory_mib: peak of one rank's process so far.
+        memory_mib: of each rank that takes part, its peak above what it held before (weights and prompt).
         error: difference of the question's hidden states from the single process, relative to their size.
     """
 
@@ -76,37 +67,8 @@ class Result:
     cpu_seconds: float
     bytes_received: int
     imbalance: float
-    memory_mib: float
+    memory_mib: tuple[float, ...]
     error: float | None
-
-
-def exchange(value: float) -> list[float]:
-    """One number from every rank."""
-    values = [torch.zeros(1, dtype=torch.double) for _ in range(dist.get_world_size())]
-    dist.all_gather(values, torch.tensor([value], dtype=torch.double))
-    return [float(one) for one in values]
-
-
-@dataclass(frozen=True)
-class Clocked:
-    """Best wall time of the slowest rank, and processor times of the run in which the busiest rank had least."""
-
-    wall: float
-    cpu: tuple[float, ...]
-    outcome: Outcome
-
-
-def clocked(run: Callable[[], Outcome], runs: int) -> Clocked:
-    """Times a prefill that all ranks take part in."""
-    walls, cpus = [], []
-    for _ in range(runs):
-        dist.barrier()
-        wall, cpu = time.perf_counter(), time.process_time()
-        outcome = run()
-        taken, busy = time.perf_counter() - wall, time.process_time() - cpu
-        walls.append(max(exchange(taken)))
-        cpus.append(tuple(exchange(busy)))
-    return Clocked(min(walls), min(cpus, key=max), outcome)
 
 
 def calibrate(ranks: Ranks, dtype: torch.dtype) -> Device:
@@ -161,9 +123,12 @@ class Comparison:
         if not re.search(self.args.only, name):
             return None
         group.traffic.bytes_received = 0
+        release()
+        reset_peak()
+        before = memory("VmRSS")
         clock = clocked(lambda: way(self.decoder, self.prompt, group), self.args.runs)
+        peaks = exchange((memory("VmHWM") - before) / 2**20)
         moved = int(max(exchange(group.traffic.bytes_received)) / self.args.runs)
-        peak = max(exchange(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
         busy = clock.cpu[:used]
         self.results.append(
             Result(
@@ -173,7 +138,7 @@ class Comparison:
                 max(busy) / prompts,
                 moved,
                 max(busy) / statistics.mean(busy),
-                peak,
+                tuple(peaks[:used]),
                 self._error(clock.outcome, same_as),
             )
         )
@@ -214,56 +179,6 @@ def compare(args: argparse.Namespace, ranks: Ranks, decoder: Decoder, device: De
     return it.results
 
 
-def random_plan(row_segments: list[int], plan: Plan, rng: np.random.Generator) -> Plan:
-    """The same workload with its segments cut into runs at random places."""
-    cuts = sorted(rng.integers(0, len(row_segments) + 1, plan.world - 1).tolist())
-    edges = [0, *cuts, len(row_segments)]
-    pieces = tuple(
-        tuple(Piece(s, 0, row_segments[s]) for s in range(start, end)) for start, end in itertools.pairwise(edges)
-    )
-    return Plan(plan.workload, plan.shape, plan.devices, pieces, plan.home, plan.cache, "random")
-
-
-def predict(args: argparse.Namespace, ranks: Ranks, decoder: Decoder, device: Device) -> list[dict[str, Any]]:
-    """Predicted against measured time for the chosen plan and for others, on several videos.
-
-    Measured twice: as wall time, and as processor time of the busiest rank, which other work on the machine does not
-    stretch. What is compared with the latter is the plan's largest busy time.
-    """
-    rng = np.random.default_rng(1)
-    rows = []
-    for number in range(args.plans):
-        tokens = int(rng.integers(2, max(3, args.tokens // 1024 + 1))) * 1024
-        prompt = make_prompt(tokens, int(rng.integers(5, 13)), DTYPES[args.dtype], seed=number)
-        index, row = select(prompt, 1.0, "scene", args.context, ranks)
-        load, devices = Workload.of_schedule(row), [device] * ranks.world
-        chosen = make_plan(load, SHAPE, devices, cache="sharded")
-        plans = {
-            "chosen": chosen,
-            "equal": make_plan(load, SHAPE, devices, "equal", cache="sharded"),
-            "zigzag": make_plan(load, SHAPE, devices, "zigzag", cache="sharded"),
-            "whole scenes in a row": make_plan(load, SHAPE, devices, "balanced", split=False, cache="sharded"),
-            "random": random_plan(list(load.segments), chosen, rng),
-        }
-        for name, plan in plans.items():
-            run = functools.partial(run_plan, decoder, prompt, ranks, plan, index, row)
-            clock = clocked(run, args.runs)
-            rows.append(
-                {
-                    "video": number,
-                    "tokens": tokens,
-                    "plan": name,
-                    "wall": clock.wall,
-                    "predicted wall": plan.seconds,
-                    "busy": max(clock.cpu),
-                    "predicted busy": max(plan.busy),
-                }
-            )
-            if ranks.rank == 0:
-                Console(stderr=True).print(rows[-1], highlight=False)
-    return rows
-
-
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that was asked for, on this rank's core; the same answer on every rank but for rounding."""
     ranks = Ranks.of()
@@ -297,9 +212,12 @@ def work(rank: int, args: argparse.Namespace, folder: str) -> None:
 
 
 def show_results(results: list[dict[str, Any]]) -> Table:
-    """The ways side by side; speedups are by processor time of the busiest rank and by wall time."""
+    """The ways side by side, speedups by wall time and by processor time of the busiest rank.
+
+    MiB is the peak of the rank that holds most, above its weights and the prompt.
+    """
     table = Table(title="prefill, one thread per rank")
-    for column in ("way", "ranks", "wall s", "x", "CPU s", "x", "MB received", "max/mean", "peak MiB", "error"):
+    for column in ("way", "ranks", "wall s", "x", "CPU s", "x", "MB received", "max/mean", "MiB", "error"):
         table.add_column(column, justify="left" if column == "way" else "right")
     first = results[0]
     for one in results:
@@ -312,28 +230,10 @@ def show_results(results: list[dict[str, Any]]) -> Table:
             f"{first['cpu_seconds'] / one['cpu_seconds']:.2f}",
             f"{one['bytes_received'] / 1e6:.3f}",
             f"{one['imbalance']:.3f}",
-            f"{one['memory_mib']:.0f}",
+            f"{max(one['memory_mib']):.0f}",
             "" if one["error"] is None else f"{one['error']:.1e}",
         )
     return table
-
-
-def show_plans(rows: list[dict[str, Any]]) -> list[str]:
-    """How far predictions are off, and how far the chosen plan is from the best measured one."""
-    lines = []
-    for kind in ("wall", "busy"):
-        errors = [abs(one[f"predicted {kind}"] / one[kind] - 1) for one in rows]
-        regrets = []
-        for video in {one["video"] for one in rows}:
-            mine = {one["plan"]: one[kind] for one in rows if one["video"] == video}
-            regrets.append(mine["chosen"] / min(mine.values()) - 1)
-        median, worst = 100 * statistics.median(errors), 100 * max(errors)
-        lines.append(f"{kind} time of {len(rows)} plans: median error {median:.1f}%, largest {worst:.1f}%")
-        median, worst = 100 * statistics.median(regrets), 100 * max(regrets)
-        lines.append(
-            f"{kind} time of the chosen plan over the best of five: median {median:.1f}%, largest {worst:.1f}%"
-        )
-    return lines
 
 
 def main() -> None:

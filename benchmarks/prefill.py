@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peak import memory, reset_peak
 from rich.console import Console
 from rich.table import Table
 from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
@@ -151,17 +152,6 @@ def roofline_seconds(kept: int, pairs: int, trimmed: bool, rates: tuple[float, f
         linear += (kept - 1) * projection_flops() + token_flops()
         attention += pair_flops(kept)
     return linear / rates[0] + attention / rates[1]
-
-
-def reset_peak() -> None:
-    """Lets the kernel count this process's peak memory anew."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def memory(field: str) -> int:
-    """A field of /proc/self/status in bytes."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
 
 
 def own_seconds(run: Callable[[], Any]) -> float:

@@ -27,6 +27,7 @@ from segmo.runtime.segments import context_tokens, segment_ids
 from segmo.runtime.selection import kept_count, select_tokens
 
 SHAPE = ModelShape(hidden=896, layers=4, heads=14, kv_heads=2, head_size=64, intermediate=4864, vocab=64)
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SINKS, QUESTION, CELLS = 16, 24, 64
 
 # (A, L, D), (G, L, D), (G, L, D), scale, layer -> (A, L, D)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from prefill import memory, reset_peak
+from peak import memory, reset_peak
 from rich.console import Console
 from rich.table import Table
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize

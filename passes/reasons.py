@@ -87,7 +87,6 @@ _ALL = (
         "the last layer's result is asked for at more places than the last token",
         "pass logits_to_keep=1, as generate() does, and no output_hidden_states",
     ),
-    Reason("dealt-out", "the tokens are spread over ranks", "nothing to do: the last layer is spread with them"),
     Reason("gradients", "gradients are recorded", "run the model under torch.inference_mode() or torch.no_grad()"),
     Reason("own-buffers", "inductor plans its own buffers", "nothing to do"),
     Reason("no-segments", "no attention was replaced by segments", "see why segment-attention did not apply"),
@@ -190,7 +189,7 @@ class Miss:
 
 EXPECTED = frozenset({
     "no-decoder", "decode", "text-only", "keep-all", "one-segment", "no-context", "no-segments", "no-group",
-    "every-row", "dealt-out", "gradients", "own-buffers",
+    "every-row", "gradients", "own-buffers",
 })  # fmt: skip
 
 

@@ -48,7 +48,7 @@ class TailCut(TokenCut):
         self._walk(order[order.index(attention) + 1 :])
 
     def _visit(self, node: Node) -> None:
-        if node.target is OPS.scatter_tokens.default:  # on its way to the prompt's length
+        if node.target in (OPS.scatter_tokens.default, OPS.join_tokens.default):  # on its way to the prompt's length
             raise every_row(node)
         super()._visit(node)
 

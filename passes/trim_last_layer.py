@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from torch.fx import Node
 
+import segmo.runtime.distributed.ops  # noqa: F401  # registers torch.ops.segmo
 from segmo.passes.analyse import SDPA, sdpa_arguments
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.graph import downstream, replace_call
@@ -16,6 +17,12 @@ from segmo.passes.scene_nodes import OPS, merge_of
 from segmo.passes.sizes import index_of, settled_bound
 from segmo.passes.tail_cut import TailCut
 
+# What gives the last row of what.
+_SEGMENTED: dict[Any, Any] = {
+    OPS.segment_attention.default: OPS.segment_attention.default,
+    OPS.rank_attention.default: OPS.rank_last_attention.default,
+}
+
 
 @dataclass(frozen=True)
 class TrimLastLayer:
@@ -23,7 +30,7 @@ class TrimLastLayer:
 
     ``generate()`` asks a prefill for the logits of the last token (``logits_to_keep=1``). Keys and values of every
     token are still made, because the cache needs them; the last layer's attention, output projection and MLP are then
-    needed for one row. Exact, and worth one layer in all.
+    needed for one row. Exact, and worth one layer in all. Over ranks no context travels in that layer.
 
     Trap avoided: a model that hands out hidden states or all logits reads every row; that is found by following the
     graph to its outputs, and is a miss.
@@ -37,8 +44,6 @@ class TrimLastLayer:
         facts = rewrite.facts
         if facts.miss:
             return Outcome(misses=(facts.miss,))
-        if any(node.target is OPS.rank_attention.default for node in rewrite.graph.nodes):
-            return Outcome(misses=(Miss.of("dealt-out"),))
         merge = merge_of(rewrite)
         within = downstream([merge.node])
         attention = [n for n in rewrite.graph.nodes if n in within and _is_attention(n)][-1]
@@ -51,7 +56,7 @@ class TrimLastLayer:
 
 
 def _is_attention(node: Node) -> bool:
-    return node.op == "call_function" and node.target in (SDPA, OPS.segment_attention.default)
+    return node.op == "call_function" and node.target in (SDPA, *_SEGMENTED)
 
 
 def _asks_last(node: Node) -> bool:
@@ -71,10 +76,10 @@ def _narrowed(attention: Node) -> Node:
             if isinstance(arguments.get(name), Node):
                 arguments[name] = _last_row(attention, arguments[name])
         return replace_call(attention, SDPA, (), arguments)
-    # The schedule says what the row sees; as a mask it is one row.
-    query, *rest, _ = attention.args
-    args = (_last_row(attention, query), *rest, "reference")
-    return replace_call(attention, OPS.segment_attention.default, args)
+    query, *rest = attention.args
+    if attention.target is OPS.segment_attention.default:
+        rest[-1] = "reference"  # the schedule says what the row sees; as a mask it is one row
+    return replace_call(attention, _SEGMENTED[attention.target], (_last_row(attention, query), *rest))
 
 
 def _last_row(before: Node, node: Any) -> Node:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from segmo.runtime.cost.device import DEVICES
 from segmo.runtime.cost.shape import PRESETS
-from segmo.runtime.distributed.attention import gather_cache, rank_attention, rank_decode_attention
+from segmo.runtime.distributed.attention import gather_cache, rank_attention, rank_decode_attention, rank_last_attention
 from segmo.runtime.distributed.kernels import PartKernels, rank_kernels
 from segmo.runtime.distributed.ops import plan_ranks
 from segmo.runtime.distributed.preflight import exchange_facts
@@ -70,6 +70,14 @@ def attend(
     out = rank_attention(q, k, v, schedule, case.scale, ranks, kernels=PartKernels(generated))
     keys = gather_cache(k, schedule, ranks, "cache")
     return out, positions, keys, ranks.traffic.bytes_received
+
+
+def attend_last(rank: int, world: int, case: Case) -> tuple[Tensor, int]:
+    """Output of the prompt's last row, and the bytes received for it."""
+    schedule, ranks = case.schedule(rank), Ranks.of()
+    q, k, v = (x[:, schedule.positions()] for x in case.whole())
+    out = rank_last_attention(q[:, -1:], k, v, schedule, case.scale, ranks)
+    return out, ranks.traffic.bytes_received
 
 
 def decode(rank: int, world: int, case: Case, new: int, generated: bool = False) -> Tensor:

@@ -119,10 +119,13 @@ def refuse(rank: int, world: int, what: str) -> str:
     """What is said to a prompt that cannot be spread over ranks, or what the report says of one that is not."""
     torch._dynamo.reset()
     model = models.build("qwen2_vl")
-    batch = 1 if what == "padding" else 2
-    inputs = models.prompt("qwen2_vl", frames=6, batch=batch)
+    inputs = models.prompt("qwen2_vl", frames=6, batch=2 if what == "batch" else 1)
     if what == "padding":
         inputs = models.left_padded(inputs)
+    elif what == "no question":
+        inputs = models.prompt("qwen2_vl", frames=6, question=0)
+        tokens = ("input_ids", "attention_mask", "mm_token_type_ids")
+        inputs = {name: value[:, :-3] if name in tokens else value for name, value in inputs.items()}
     options: dict[str, Any] = {"keep": 0.5, "segments": 2}
     if what == "attention scorer":
         options |= {"scorer": "attention", "layer": 1}

@@ -11,7 +11,7 @@ import torch
 from crew import Crew
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rank_cases import Case, attend, attend_with_delays, decode
+from rank_cases import Case, attend, attend_last, attend_with_delays, decode
 
 from segmo.errors import PlanError
 from segmo.runtime.attention.reference import segment_attention
@@ -127,6 +127,21 @@ def test_bytes_are_those_of_later_ranks_and_of_the_question(crew, context):
     cache = (longest + 4 + 5) * 2 * 16 * 4 * others
     for rank, (*_, received) in enumerate(traffic):
         assert received == pytest.approx(sharing * (rank > owner) + question + cache, abs=2)
+
+
+@given(st.data())
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_last_row_alone_is_the_same_and_no_context_travels(crew, data):
+    case = data.draw(cases(crew.world).filter(lambda case: case.row.end > case.row.query_start))
+    expected = reference(case)[:, -1:]
+    part = case.heads * (case.size * case.dtype.itemsize + 4)
+    reduced = case.heads * 4 * (1 + case.size + 1)
+    received = part * (crew.world - 1) if crew.world <= 3 else 2 * reduced * 3 // 4
+    results = crew.run(attend_last, case)
+    for out, mine in results:
+        torch.testing.assert_close(out.float(), expected, **tolerance(case.dtype))
+        assert torch.equal(out, results[0][0])
+        assert mine == pytest.approx(received, abs=2)
 
 
 @given(st.data(), st.integers(1, 9))

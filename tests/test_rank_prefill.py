@@ -97,6 +97,7 @@ def _flat(features) -> torch.Tensor:
     [
         ("padding", "PromptError: padding on the left: .*call the model once per prompt"),
         ("batch", "as one process"),
+        ("no question", "PromptError: the prompt ends in its video; over ranks text has to follow"),
         ("attention scorer", "PromptError: .*every rank computes the first layers.*without spread=True"),
         ("no segments", "PromptError: .*shard-segments did not apply.*without spread=True"),
     ],
@@ -127,6 +128,7 @@ def test_the_answer_is_that_of_one_process(crews, ranks, cache, family, keep):
         everyone = [one[case] for one in results]
         for one in everyone:
             assert one["passes"]["prefill", "shard-segments"] == models.LAYERS
+            assert one["passes"]["prefill", "trim-last-layer"] == 1
             assert torch.equal(one["tokens"], expected["tokens"])
             torch.testing.assert_close(one["logits"], expected["logits"], rtol=1e-4, atol=1e-5)
             assert torch.equal(one["logits"], everyone[0]["logits"])

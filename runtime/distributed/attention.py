@@ -203,20 +203,60 @@ def rank_decode_attention(
         k_GND, v_GND: the rank's cache with the new tokens, N = L + new.
         kernels: what attends to one new token, and merges the parts.
     """
-    groups, new = k_GND.shape[0], q_ATD.shape[1]
-    q_GRTD = _grouped(q_ATD, groups)
-    last = k_GND.shape[1] - new
-    own = slice(schedule.sinks, schedule.sinks + schedule.own)
-    if new == 1:
-        seen = slice(None) if schedule.is_home else own
-        part = kernels.decode(q_GRTD, k_GND[:, seen], v_GND[:, seen], scale)
-        return _start_merge(*part, q_ATD.dtype, ranks, f"decode, layer {layer}", kernels)().flatten(0, 1)
-    before = slice(0, last) if schedule.is_home else own
+    if q_ATD.shape[1] == 1:
+        return _newest_attention(q_ATD, k_GND, v_GND, schedule, scale, ranks, f"decode, layer {layer}", kernels)
+    q_GRTD = _grouped(q_ATD, k_GND.shape[0])
+    last = k_GND.shape[1] - q_ATD.shape[1]
+    before = slice(0, last) if schedule.is_home else _own(schedule)
     out, lse = partial_attention(q_GRTD, k_GND[:, before], v_GND[:, before], scale, causal=False)
     if schedule.is_home:
         newest = partial_attention(q_GRTD, k_GND[:, last:], v_GND[:, last:], scale, causal=True)
         out, lse = kernels.merge(torch.stack([out, newest[0]]), torch.stack([lse, newest[1]]), torch.float32)
     return _start_merge(out, lse, q_ATD.dtype, ranks, f"decode, layer {layer}", kernels)().flatten(0, 1)
+
+
+def rank_last_attention(
+    q_A1D: Tensor,
+    k_GLD: Tensor,
+    v_GLD: Tensor,
+    schedule: RankSchedule,
+    scale: float,
+    ranks: Ranks,
+    layer: int = 0,
+    kernels: PartKernels = _IN_TORCH,
+) -> Tensor:
+    """The last row of :func:`rank_attention`, (A, 1, D), where no other row is needed; all ranks must call it together.
+
+    That row is the question's, which sees everything: no context travels, and one row of the question's part.
+
+    Args:
+        q_A1D: the query of the prompt's last token.
+        k_GLD, v_GLD: of this rank's tokens, laid out as (sinks | own | question).
+
+    Raises:
+        RankError: another rank died, hung or disagrees.
+    """
+    return _newest_attention(q_A1D, k_GLD, v_GLD, schedule, scale, ranks, f"layer {layer}: question", kernels)
+
+
+def _own(schedule: RankSchedule) -> slice:
+    return slice(schedule.sinks, schedule.sinks + schedule.own)
+
+
+def _newest_attention(
+    q_A1D: Tensor,
+    k_GND: Tensor,
+    v_GND: Tensor,
+    schedule: RankSchedule,
+    scale: float,
+    ranks: Ranks,
+    step: str,
+    kernels: PartKernels,
+) -> Tensor:
+    """Attention of the last token to all there are: each rank to its own, the home rank to what all ranks have too."""
+    seen = slice(None) if schedule.is_home else _own(schedule)
+    part = kernels.decode(_grouped(q_A1D, k_GND.shape[0]), k_GND[:, seen], v_GND[:, seen], scale)
+    return _start_merge(*part, q_A1D.dtype, ranks, step, kernels)().flatten(0, 1)
 
 
 def gather_cache(x_GLD: Tensor, schedule: RankSchedule, ranks: Ranks, step: str) -> Tensor:

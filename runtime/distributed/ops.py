@@ -9,17 +9,15 @@ All ranks run the same graph, so they call these operators in the same order.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+import segmo.runtime.distributed.attention_ops  # noqa: F401  # registers attention over ranks
 from segmo.errors import PromptError, RankError
 from segmo.runtime import features
-from segmo.runtime.distributed import attention
+from segmo.runtime.distributed.attention import gather_cache
 from segmo.runtime.distributed.features import Spread, deal_rows, encoder_of, is_spread, scan_spread, spread_fit
-from segmo.runtime.distributed.kernels import PartKernels
 from segmo.runtime.distributed.schedule import pack_rank, rank_schedule, unpack_rank
 from segmo.runtime.distributed.session import Settings, fingerprint, session_of
 from segmo.runtime.kernels import scan as generated_scan
@@ -27,24 +25,11 @@ from segmo.runtime.lowering import runs_generated
 from segmo.runtime.ops import scan_kernel
 from segmo.runtime.partition.planner import make_plan
 from segmo.runtime.partition.workload import Workload
-from segmo.runtime.register import operator
+from segmo.runtime.register import fake, operator
 from segmo.runtime.relevance import embedding_relevance
 from segmo.runtime.schedule import unpack
 
-_Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
 ONE_PROMPT = "segments are spread over ranks one prompt at a time, without padding; call the model once per prompt"
-
-
-def _fake(op: Any) -> Callable[[_Function], _Function]:
-    """Registers the function that gives an operator's output shape."""
-
-    def register(function: _Function) -> _Function:
-        op.register_fake(function)
-        return function
-
-    return register
 
 
 @operator("rank_scan_video")
@@ -77,7 +62,7 @@ def rank_scan_video(
     return novelty_N[None], similarity_N[None]
 
 
-@_fake(rank_scan_video)
+@fake(rank_scan_video)
 def _(
     embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor, group: str, early: bool, selects: bool, implementation: str
 ) -> tuple[Tensor, Tensor]:
@@ -94,7 +79,7 @@ def rank_relevance(
     return embedding_relevance(embeds_BNH, scene_BN, cell_BN, valid_BN, max_scenes, fit)
 
 
-@_fake(rank_relevance)
+@fake(rank_relevance)
 def _(
     embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, valid_BN: Tensor | None, max_scenes: int, group: str
 ) -> Tensor:
@@ -121,6 +106,11 @@ def plan_ranks(schedule: Tensor, index_BK: Tensor | None, frame_BN: Tensor, cell
     if len(rows) != 1 or rows[0].start != 0:
         found = f"{len(rows)} prompts in a batch" if len(rows) != 1 else "padding on the left"
         raise PromptError(f"{found}: {ONE_PROMPT}")
+    if rows[0].query_start == rows[0].end:
+        raise PromptError(
+            "the prompt ends in its video; over ranks text has to follow it, such as the question, because the last "
+            "token is computed on every rank"
+        )
     marks = session.ranks.gather(fingerprint(schedule, index_BK).to(_device_of(index_BK)), "prompt")
     different = [rank for rank, mark in enumerate(marks[:, 0].tolist()) if mark != marks[0, 0]]
     if different:
@@ -150,7 +140,7 @@ def _device_of(index_BK: Tensor | None) -> torch.device:
     return torch.device("cpu") if index_BK is None else index_BK.device
 
 
-@_fake(plan_ranks)
+@fake(plan_ranks)
 def _(schedule: Tensor, index_BK: Tensor | None, frame_BN: Tensor, cell_BN: Tensor, settings: str) -> Tensor:
     return torch.empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.long)
 
@@ -161,62 +151,9 @@ def rank_positions(packed: Tensor, like: Tensor) -> Tensor:
     return unpack_rank(packed).positions(like.device)[None]
 
 
-@_fake(rank_positions)
+@fake(rank_positions)
 def _(packed: Tensor, like: Tensor) -> Tensor:
     return like.new_empty((1, torch.library.get_ctx().new_dynamic_size()), dtype=torch.long)
-
-
-@operator("rank_attention")
-def rank_attention(
-    q_BALD: Tensor,
-    k_BGLD: Tensor,
-    v_BGLD: Tensor,
-    packed: Tensor,
-    scale: float,
-    group: str,
-    layer: int,
-    implementation: str,
-) -> Tensor:
-    """See :func:`segmo.runtime.distributed.attention.rank_attention`; B is 1, laid out (B, L, A, D)."""
-    schedule, ranks = unpack_rank(packed), session_of(group).ranks
-    kernels = PartKernels.of(implementation, q_BALD[0], k_BGLD[0])
-    out = attention.rank_attention(q_BALD[0], k_BGLD[0], v_BGLD[0], schedule, scale, ranks, layer, kernels)
-    return out.transpose(0, 1).contiguous().transpose(0, 1)[None]
-
-
-@_fake(rank_attention)
-def _(
-    q_BALD: Tensor,
-    k_BGLD: Tensor,
-    v_BGLD: Tensor,
-    packed: Tensor,
-    scale: float,
-    group: str,
-    layer: int,
-    implementation: str,
-) -> Tensor:
-    batch, heads, length, _ = q_BALD.shape
-    return q_BALD.new_empty((batch, length, heads, v_BGLD.shape[3])).transpose(1, 2)
-
-
-@operator("rank_decode_attention")
-def rank_decode_attention(
-    q_BATD: Tensor, k_BGND: Tensor, v_BGND: Tensor, scale: float, group: str, layer: int, implementation: str
-) -> Tensor:
-    """See :func:`segmo.runtime.distributed.attention.rank_decode_attention`; B is 1."""
-    session = session_of(group)
-    schedule = session.decoding(k_BGND.shape[2], q_BATD.shape[2])
-    ranks = session.ranks
-    kernels = PartKernels.of(implementation, q_BATD[0], k_BGND[0])
-    q_ATD, k_GND, v_GND = q_BATD[0], k_BGND[0], v_BGND[0]
-    return attention.rank_decode_attention(q_ATD, k_GND, v_GND, schedule, scale, ranks, layer, kernels)[None]
-
-
-@_fake(rank_decode_attention)
-def _(
-    q_BATD: Tensor, k_BGND: Tensor, v_BGND: Tensor, scale: float, group: str, layer: int, implementation: str
-) -> Tensor:
-    return q_BATD.new_empty((*q_BATD.shape[:3], v_BGND.shape[3]))
 
 
 @operator("rank_tokens")
@@ -229,7 +166,7 @@ def rank_tokens(x_BKH: Tensor, index_BL: Tensor, packed: Tensor, group: str) -> 
     return deal_rows(x_BKH[0], row_K, session.encoder_K, unpack_rank(packed), session.ranks)[None]
 
 
-@_fake(rank_tokens)
+@fake(rank_tokens)
 def _(x_BKH: Tensor, index_BL: Tensor, packed: Tensor, group: str) -> Tensor:
     return x_BKH.new_empty((1, index_BL.shape[1], *x_BKH.shape[2:]))
 
@@ -245,7 +182,7 @@ def rank_rows(features_RH: Tensor, mask_BK: Tensor, index_BL: Tensor, packed: Te
     return deal_rows(features_RH, row_K, session.encoder_K, unpack_rank(packed), session.ranks)
 
 
-@_fake(rank_rows)
+@fake(rank_rows)
 def _(features_RH: Tensor, mask_BK: Tensor, index_BL: Tensor, packed: Tensor, group: str) -> Tensor:
     return features_RH.new_empty((torch.library.get_ctx().new_dynamic_size(), *features_RH.shape[1:]))
 
@@ -253,14 +190,12 @@ def _(features_RH: Tensor, mask_BK: Tensor, index_BL: Tensor, packed: Tensor, gr
 @operator("join_tokens")
 def join_tokens(x: Tensor, packed: Tensor, group: str) -> Tensor:
     """All ranks' tokens in order of the prompt, equal on every rank: (..., L, D) to (..., K, D)."""
-    whole = attention.gather_cache(
-        x.reshape(-1, *x.shape[-2:]), unpack_rank(packed), session_of(group).ranks, "gather tokens"
-    )
+    whole = gather_cache(x.reshape(-1, *x.shape[-2:]), unpack_rank(packed), session_of(group).ranks, "gather tokens")
     # Also alone, where nothing is gathered, the result must not be the operator's input.
     return whole.reshape(*x.shape[:-2], *whole.shape[-2:]).clone()
 
 
-@_fake(join_tokens)
+@fake(join_tokens)
 def _(x: Tensor, packed: Tensor, group: str) -> Tensor:
     size = torch.library.get_ctx().new_dynamic_size()
     return x.new_empty((*x.shape[:-2], size, x.shape[-1]))
@@ -272,6 +207,6 @@ def from_home(x: Tensor, packed: Tensor, group: str) -> Tensor:
     return session_of(group).ranks.share(x, unpack_rank(packed).home, "logits").clone()
 
 
-@_fake(from_home)
+@fake(from_home)
 def _(x: Tensor, packed: Tensor, group: str) -> Tensor:
     return torch.empty_like(x)

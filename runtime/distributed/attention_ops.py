@@ -1,0 +1,100 @@
+"""The attention operators that ``shard-segments`` inserts, each with a fake for shape propagation.
+
+Legend: L tokens of this rank, N cached tokens, T new tokens, A query heads, G key/value heads, D head size; B is 1.
+
+All ranks run the same graph, so they call these operators in the same order.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from segmo.runtime.distributed import attention
+from segmo.runtime.distributed.kernels import PartKernels
+from segmo.runtime.distributed.schedule import unpack_rank
+from segmo.runtime.distributed.session import session_of
+from segmo.runtime.register import fake, operator
+
+
+@operator("rank_attention")
+def rank_attention(
+    q_BALD: Tensor,
+    k_BGLD: Tensor,
+    v_BGLD: Tensor,
+    packed: Tensor,
+    scale: float,
+    group: str,
+    layer: int,
+    implementation: str,
+) -> Tensor:
+    """See :func:`segmo.runtime.distributed.attention.rank_attention`; B is 1, laid out (B, L, A, D)."""
+    schedule, ranks = unpack_rank(packed), session_of(group).ranks
+    kernels = PartKernels.of(implementation, q_BALD[0], k_BGLD[0])
+    out = attention.rank_attention(q_BALD[0], k_BGLD[0], v_BGLD[0], schedule, scale, ranks, layer, kernels)
+    return out.transpose(0, 1).contiguous().transpose(0, 1)[None]
+
+
+@fake(rank_attention)
+def _(
+    q_BALD: Tensor,
+    k_BGLD: Tensor,
+    v_BGLD: Tensor,
+    packed: Tensor,
+    scale: float,
+    group: str,
+    layer: int,
+    implementation: str,
+) -> Tensor:
+    batch, heads, length, _ = q_BALD.shape
+    return q_BALD.new_empty((batch, length, heads, v_BGLD.shape[3])).transpose(1, 2)
+
+
+@operator("rank_last_attention")
+def rank_last_attention(
+    q_BA1D: Tensor,
+    k_BGLD: Tensor,
+    v_BGLD: Tensor,
+    packed: Tensor,
+    scale: float,
+    group: str,
+    layer: int,
+    implementation: str,
+) -> Tensor:
+    """See :func:`segmo.runtime.distributed.attention.rank_last_attention`; B is 1."""
+    schedule, ranks = unpack_rank(packed), session_of(group).ranks
+    kernels = PartKernels.of(implementation, q_BA1D[0], k_BGLD[0])
+    return attention.rank_last_attention(q_BA1D[0], k_BGLD[0], v_BGLD[0], schedule, scale, ranks, layer, kernels)[None]
+
+
+@fake(rank_last_attention)
+def _(
+    q_BA1D: Tensor,
+    k_BGLD: Tensor,
+    v_BGLD: Tensor,
+    packed: Tensor,
+    scale: float,
+    group: str,
+    layer: int,
+    implementation: str,
+) -> Tensor:
+    return q_BA1D.new_empty((*q_BA1D.shape[:3], v_BGLD.shape[3]))
+
+
+@operator("rank_decode_attention")
+def rank_decode_attention(
+    q_BATD: Tensor, k_BGND: Tensor, v_BGND: Tensor, scale: float, group: str, layer: int, implementation: str
+) -> Tensor:
+    """See :func:`segmo.runtime.distributed.attention.rank_decode_attention`; B is 1."""
+    session = session_of(group)
+    schedule = session.decoding(k_BGND.shape[2], q_BATD.shape[2])
+    ranks = session.ranks
+    kernels = PartKernels.of(implementation, q_BATD[0], k_BGND[0])
+    q_ATD, k_GND, v_GND = q_BATD[0], k_BGND[0], v_BGND[0]
+    return attention.rank_decode_attention(q_ATD, k_GND, v_GND, schedule, scale, ranks, layer, kernels)[None]
+
+
+@fake(rank_decode_attention)
+def _(
+    q_BATD: Tensor, k_BGND: Tensor, v_BGND: Tensor, scale: float, group: str, layer: int, implementation: str
+) -> Tensor:
+    return q_BATD.new_empty((*q_BATD.shape[:3], v_BGND.shape[3]))
