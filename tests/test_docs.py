@@ -21,6 +21,15 @@ def test_links_lead_to_files(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
+def test_what_pages_link_to_outside_their_folder_is_brought_to_the_site() -> None:
+    kinds = set(re.findall(r'"(\.\w+)"', re.search(r"KINDS = \{(.*)\}", (ROOT / "docs" / "hooks.py").read_text())[1]))
+    links = [link for page in PAGES[2:] for link in re.findall(r"\]\((\.\./[^)#]+)", page.read_text())]
+    assert links
+    for link in links:
+        assert link.startswith("../benchmarks/"), link
+        assert Path(link).suffix in kinds, link
+
+
 def test_the_readme_names_every_option() -> None:
     table = (ROOT / "README.md").read_text().split("## Options")[1].split("##")[0]
     named = set(re.findall(r"`(\w+)`", "".join(line.split("|")[1] for line in table.splitlines() if line[:3] == "| `")))
