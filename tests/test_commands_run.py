@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,14 @@ def test_one_question(tmp_path: Path) -> None:
     assert {"decode", "scenes", "encode", "prefill", "generate"} <= {event["stage"] for event in report["timeline"]}
     assert report["answers"][0]["tokens"] == {"prompt": 69, "video": 60, "kept": 30}
     assert report["answers"][0]["cuts"] == [1.2, 3.04, 5.48, 7.48, 9.68]
-    assert "from the cache: features of the video" in run(*common)
+    page = (tmp_path / "report" / "segmo-report.html").read_text()
+    assert "bikes.mp4" in page
+    assert question in page
+    assert "bright: kept" in page  # there are pictures, and what was dropped lies dimmed on them
+    assert len(set(re.findall(r'alt="frame \d+" decoding="async" src="(data:image/jpeg;base64,[^"]+)"', page))) == 10
+    again = run(*common, "--report", str(tmp_path / "again"))  # the cache holds no pictures
+    assert "from the cache: features of the video" in again
+    assert (tmp_path / "again" / "segmo-report.html").read_text().count("data:image/jpeg") == 10
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
@@ -45,9 +53,23 @@ def test_one_question(tmp_path: Path) -> None:
 def test_frames_are_chosen_before_they_are_encoded(kind: str, tmp_path: Path) -> None:
     video, question = str(clip_path("bikes")), "which digit in red dots"
     more = () if kind == "own" else ("--relevance", str(save_image_text_model("clip", tmp_path / "clip")))
-    found = run(video, question, "--max-new-tokens", "1", "--frames", "4", "--keep", "0.5", "--no-cache", *more)
+    found = run(
+        video,
+        question,
+        "--max-new-tokens",
+        "1",
+        "--frames",
+        "4",
+        "--keep",
+        "0.5",
+        "--no-cache",
+        "--report",
+        str(tmp_path / "report"),
+        *more,
+    )
     assert "24 of the video, 12 of them kept" in found  # 4 frames of 6 tokens
     assert "choose " in found
+    assert (tmp_path / "report" / "segmo-report.html").read_text().count("data:image/jpeg") == 4
 
 
 def test_what_relevance_needs_is_said() -> None:

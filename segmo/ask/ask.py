@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,10 @@ from segmo.ask.store import Store
 from segmo.ask.whole import Whole
 from segmo.errors import SegMoError
 from segmo.timeline import Timeline
+from segmo.video import fetch
 from segmo.video.source import check_file
 
+PICTURE = 160 * 90  # pixels of a frame on the report's page, at most
 FULL = "full attention: "  # before the names of stages that ran without SegMo
 
 
@@ -129,9 +131,20 @@ class Asker:
         features, cached = self._way.features(request, ready)
         inputs = features.inputs(self.loaded, checked_question(request.question))
         full = self._compared(inputs, request.name) if self.settings.compare else None
-        found = self._generate(inputs, request.name, "")
+        with self._shown(request, features.facts):
+            found = self._generate(inputs, request.name, "")
         seconds = self.timeline.seconds(request.name)
         return Answer(request, found.text, full, features.facts, self._tokens(inputs), cached, seconds)
+
+    def _shown(self, request: Request, facts: Facts) -> AbstractContextManager[None]:
+        """What the report shows of the prompt. Its frames are read once more, small: no cache holds pictures."""
+        if self.settings.options.report is None:
+            return nullcontext()
+        frames = None
+        if not facts.notes:  # in a damaged file, seeking may end at another frame
+            with self.timeline.measure("pictures", request.name):
+                frames = fetch(request.video, facts.seconds, max_pixels=PICTURE)
+        return segmo.show_prompt(frames, question=request.question, name=str(request.video))
 
     def _generate(self, inputs: dict[str, Any], name: str, label: str) -> Generated:
         def step(done: int, total: int) -> None:

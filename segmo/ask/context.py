@@ -18,7 +18,7 @@ from segmo.ask.store import Store, file_hash
 from segmo.timeline import Timeline
 from segmo.video import Clip, read
 
-VERSION = 3  # raised whenever the same file and settings would give other features
+VERSION = 4  # raised whenever the same file and settings would give another entry
 
 Progress = Callable[[str, int, int], None]
 Entry = tuple[Mapping[str, Tensor], str]

@@ -124,7 +124,7 @@ def features_of(loaded: Loaded, inputs: Mapping[str, Any], encoded: Encoded, cli
         cut_out(inputs["input_ids"][0], short, loaded.video_token),
         {name: torch.as_tensor(value) for name, value in inputs.items() if name not in left_out},
         "mm_token_type_ids" in inputs,
-        Facts(len(clip.frames), clip.fps, clip.duration, clip.cuts, clip.notes),
+        Facts(len(clip.frames), clip.fps, clip.duration, clip.cuts, clip.notes, tuple(clip.seconds.tolist())),
     )
 
 

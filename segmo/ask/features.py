@@ -27,6 +27,7 @@ class Facts:
         duration: of the file, in seconds.
         cuts: seconds at which a scene after the first starts.
         notes: what was wrong with the file.
+        seconds: times of the frames, ascending.
     """
 
     frames: int
@@ -34,6 +35,7 @@ class Facts:
     duration: float
     cuts: tuple[float, ...]
     notes: tuple[str, ...]
+    seconds: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -100,12 +102,14 @@ class Features:
     def from_disk(cls, tensors: Mapping[str, Tensor], rest: str) -> Features:
         """The inverse of :meth:`to_disk`."""
         known = json.loads(rest)
-        facts = known["facts"]
+        facts: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in known["facts"].items()
+        }
         return cls(
             tensors["pooled"],
             tuple(tensors[f"deepstack.{number}"] for number in range(known["deepstack"])),
             VideoText(tensors["ids"], known["before"], known["after"]),
             {name[len("extra.") :]: tensor for name, tensor in tensors.items() if name.startswith("extra.")},
             known["typed"],
-            Facts(facts["frames"], facts["fps"], facts["duration"], tuple(facts["cuts"]), tuple(facts["notes"])),
+            Facts(**facts),
         )

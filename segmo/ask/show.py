@@ -11,7 +11,10 @@ from rich.table import Table
 
 from segmo.ask.ask import FULL, Answer
 
-ORDER = ("hash", "cache", "index", "decode", "scenes", "choose", "process", "encode", "compile", "prefill", "generate")
+ORDER = (
+    *("hash", "cache", "index", "decode", "scenes", "choose", "process", "encode", "pictures"),
+    *("compile", "prefill", "generate"),
+)
 
 
 class Bars:

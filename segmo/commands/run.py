@@ -45,7 +45,7 @@ def run(
     lowering: Annotated[str, typer.Option(help='"auto", "flash", "reference" or "inductor"')] = "auto",
     pipeline: Annotated[str | None, typer.Option(help="passes to run, in order")] = None,
     disable: Annotated[list[str] | None, typer.Option(help="switch a pass off; may be given again")] = None,
-    report: Annotated[Path | None, typer.Option(help="folder for the report as JSON")] = None,
+    report: Annotated[Path | None, typer.Option(help="folder for the report: JSON, and a page with the frames")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="a pass that does not apply is an error")] = False,
     adaptive_threshold: Annotated[float, typer.Option(help="a cut is so many times its neighbours' change")] = 3.0,
     min_content_val: Annotated[float, typer.Option(help="least change of a cut, 0 to 255")] = 15.0,
