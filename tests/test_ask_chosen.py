@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,18 @@ def test_the_cache_stays_within_its_bytes_and_the_answer_right(one: Loaded, vide
         found, _, _ = asked(chosen(one, store), video, question)
         assert store.size() <= 30_000
         check_same(found, asked(chosen(one, None), video, question)[0])
+
+
+def test_two_runs_at_a_time_encode_each_frame_once(
+    one: Loaded, video: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with its own store on one folder, as two processes have it."""
+    count_encoder(one, work, monkeypatch)
+    with ThreadPoolExecutor(2) as pool:
+        ways = [chosen(one, Store(tmp_path)) for _ in range(2)]
+        found = list(pool.map(lambda way: asked(way, video, FIRST)[0], ways))
+    assert work.done()[1] == WANTED
+    check_same(*found)
 
 
 def test_other_scenes_or_another_rate_are_another_film(one: Loaded, video: Path, tmp_path: Path) -> None:

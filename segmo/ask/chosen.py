@@ -132,8 +132,7 @@ class Chosen:
             kept = context.kept([key], request)
             if kept:
                 return Scored(kept[key][0]["features"], True)
-            with context.timeline.measure("decode", request.name):
-                pictures = film.pictures(np.concatenate(heads))
+            pictures = self.frames.pictures_of(request, film, np.concatenate(heads))
             with context.timeline.measure("choose", request.name):
                 parts = np.split(pictures, np.cumsum([len(head) for head in heads])[:-1])
                 features = self.choice.scorer.encode_frames(parts).cpu().contiguous()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,7 +68,7 @@ class FrameFeatures:
     """
 
     def __init__(self, context: Context, pictures: int) -> None:
-        self.context, self.pictures = context, pictures
+        self.context, self._count = context, pictures
         self._awaited: set[str] = set()  # features that earlier requests are about to make
         self._lock = threading.Lock()
 
@@ -113,6 +114,11 @@ class FrameFeatures:
                 self._awaited.difference_update(keys)
         return there | made, wanted.cached | kept.keys()
 
+    def pictures_of(self, request: Request, film: Film, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Sampled pictures by their numbers, ascending; the stage "decode" where they are not at hand."""
+        with nullcontext() if film.decoded else self.context.timeline.measure("decode", request.name):
+            return film.pictures(numbers)
+
     def _keys(self, file: str, film: Film, numbers: NDArray[np.int64], shape: tuple[int, ...]) -> tuple[str, ...]:
         """Of each frame: the file, the model, the times of its pictures, and the size it is encoded at."""
         shared = (file, self.context.loaded.fingerprint, film.clip.frames.shape[1:3], shape)
@@ -120,7 +126,7 @@ class FrameFeatures:
 
     def _parts(self, numbers: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """The pictures of each frame; the last one of a video may have fewer."""
-        return np.split(numbers, range(self.pictures, len(numbers), self.pictures))
+        return np.split(numbers, range(self._count, len(numbers), self._count))
 
     def _process(
         self,
@@ -136,8 +142,7 @@ class FrameFeatures:
         context, question = self.context, checked_question(request.question)
         parts = self._parts(np.arange(len(numbers)))
         places = np.concatenate([parts[frame] for frame in frames])
-        with context.timeline.measure("decode", request.name):
-            pictures = film.pictures(numbers[places])
+        pictures = self.pictures_of(request, film, numbers[places])
         with context.timeline.measure("process", request.name):
             alone = replace(film.clip.only(numbers[places]), frames=pictures)
             inputs = process(context.loaded, alone, question)
