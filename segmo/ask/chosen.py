@@ -81,9 +81,7 @@ class Chosen:
         film_key = key_of("film", file, choice.pictures, *context.reading())
         film, known = self._film(request, film_key)
         heads = choice.heads(film.clip, film.looks)
-        scored = (
-            self._own(request, file, film, heads) if not self._scorer else self._other(request, film_key, film, heads)
-        )
+        scored = self._other(request, film_key, film, heads) if self._scorer else self._own(request, file, film, heads)
         with context.timeline.measure("choose", request.name):
             relevance = choice.scorer.score_features(scored.features, checked_question(request.question))
             numbers = choice.choose(film.clip, film.looks, relevance)

@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from segmo.video.pixels import THREADS
+
 # What decoders give for nearly all files: a site of the two colour planes stands for 2 x 2 pixels of the first plane.
 FORMATS = frozenset({"yuv420p", "yuvj420p"})
 SIDE = 32  # sites of the grid's longer side, about
@@ -42,7 +44,7 @@ class Glance:
             self._kind = kind
             self._lay_out(frame)
         self._fill(frame)
-        pixels = self._convert.reformat(self._grid, format="bgr24", threads=1).to_ndarray()
+        pixels = self._convert.reformat(self._grid, format="bgr24", **THREADS).to_ndarray()
         looked: NDArray[np.uint8] = cv2.cvtColor(pixels, cv2.COLOR_BGR2HSV)
         return looked
 

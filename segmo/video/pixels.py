@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # More threads only wait for each other on small pictures. The PyAV that lmms-eval asks for, 15, has no such argument.
-_THREADS = {"threads": 1} if int(av.__version__.split(".")[0]) >= 18 else {}
+THREADS = {"threads": 1} if int(av.__version__.split(".")[0]) >= 18 else {}
 
 
 class Picture:
@@ -37,7 +37,7 @@ class Picture:
         width, height = self._size
         if turns % 2:
             width, height = height, width
-        scaled = self._convert.reformat(frame, width, height, "rgb24", **_THREADS)
+        scaled = self._convert.reformat(frame, width, height, "rgb24", **THREADS)
         pixels = np.rot90(scaled.to_ndarray(), turns)
         return np.ascontiguousarray(pixels).astype(np.uint8, copy=False)
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scenedetect.scene_manager import compute_downscale_factor
 
 from segmo.errors import OptionError
+from segmo.video.pixels import THREADS
 
 _TICKS = 90_000  # a second in whole numbers, as in MPEG
 
@@ -59,7 +60,7 @@ class Small:
         if self._size is None:  # later frames of another size are brought to the first one's
             factor = compute_downscale_factor(max(frame.width, frame.height))
             self._size = max(1, round(frame.width / factor)), max(1, round(frame.height / factor))
-        pixels = self._convert.reformat(frame, format="bgr24", threads=1).to_ndarray()
+        pixels = self._convert.reformat(frame, format="bgr24", **THREADS).to_ndarray()
         if (pixels.shape[1], pixels.shape[0]) != self._size:
             pixels = cv2.resize(pixels, self._size, interpolation=cv2.INTER_LINEAR)
         small: NDArray[np.uint8] = cv2.cvtColor(pixels, cv2.COLOR_BGR2HSV)
