@@ -56,7 +56,7 @@ def encode_video(
         raise PromptError(f"{type(model).__name__} is of no known family: its frames may not be independent")
     if inputs["input_ids"].shape[0] != 1:
         raise PromptError("a video is encoded over ranks one prompt at a time; call this once per prompt")
-    place = _own_alone if spread else _gathered
+    place = _own_alone if spread else gather_rows
     with torch.no_grad():
         encode = _encode_grid if GRID in inputs else _encode_frames
         output = encode(model, inputs, ranks, place)
@@ -66,8 +66,8 @@ def encode_video(
     return {**rest, "mm_encoder_outputs": {**inputs.get("mm_encoder_outputs", {}), "video": output}}
 
 
-def _gathered(mine_TH: Tensor, counts: list[int], ranks: Ranks) -> Tensor:
-    """Rows of all ranks, in order; rank r brings ``counts[r]``."""
+def gather_rows(mine_TH: Tensor, counts: list[int], ranks: Ranks) -> Tensor:
+    """Rows of all ranks, in order, on every rank; rank r brings the first ``counts[r]`` of its own."""
     padded = mine_TH.new_zeros(max(counts), *mine_TH.shape[1:])
     padded[: counts[ranks.rank]] = mine_TH[: counts[ranks.rank]]
     everyone = ranks.gather(padded, "video features")

@@ -20,6 +20,7 @@ from segmo.ask.settings import Settings, checked_question
 from segmo.ask.store import Store
 from segmo.ask.whole import Whole
 from segmo.errors import SegMoError
+from segmo.runtime.distributed.ranks import Ranks
 from segmo.timeline import Timeline
 from segmo.video import fetch
 from segmo.video.source import check_file
@@ -64,6 +65,7 @@ class Asker:
         store: keeps features of videos for further questions; None keeps none.
         timeline: gets every stage.
         progress: called with (stage, done, total).
+        ranks: that answer the same questions together, each with an asker of its own; None for this process alone.
     """
 
     def __init__(
@@ -73,13 +75,14 @@ class Asker:
         store: Store | None = None,
         timeline: Timeline | None = None,
         progress: Progress = lambda stage, done, total: None,
+        ranks: Ranks | None = None,
     ) -> None:
         self.loaded, self.settings = loaded, settings
         self.store = store if loaded.fingerprint else None
         self.timeline = Timeline() if timeline is None else timeline
         self._progress = progress
         self._warm = False
-        context = Context(loaded, settings, self.store, self.timeline, progress)
+        context = Context(loaded, settings, self.store, self.timeline, progress, ranks or Ranks(None))
         self._way: Whole | Chosen = Whole(context) if settings.frames is None else Chosen(context)
         if compiled_with(loaded.model) != settings.options:  # its graphs serve further videos and questions
             segmo.compile(loaded.model, **settings.options.as_dict())

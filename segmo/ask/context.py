@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from segmo.ask.loaded import Loaded
 from segmo.ask.settings import Settings
 from segmo.ask.store import Store, file_hash
+from segmo.runtime.distributed.ranks import Ranks
 from segmo.timeline import Timeline
 from segmo.video import Clip, read
 
@@ -43,6 +44,7 @@ class Context:
         store: keeps what may serve further questions; None keeps nothing.
         timeline: gets every stage.
         progress: called with (stage, done, total).
+        ranks: that answer together and share the frames to be encoded.
     """
 
     loaded: Loaded
@@ -50,6 +52,7 @@ class Context:
     store: Store | None
     timeline: Timeline
     progress: Progress
+    ranks: Ranks = field(default_factory=lambda: Ranks(None))
 
     def hash(self, request: Request) -> str:
         """Of the file's bytes; "" where nothing is kept."""

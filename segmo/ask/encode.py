@@ -20,6 +20,7 @@ from segmo.ask.features import Facts, Features
 from segmo.ask.loaded import Loaded
 from segmo.ask.prompt import chat, cut_out, short_ids
 from segmo.families import family_of
+from segmo.runtime.distributed.ranks import Ranks
 from segmo.video import Clip
 from segmo.video.source import VideoError
 
@@ -84,6 +85,7 @@ def encode(
     clip: Clip,
     question: str,
     progress: Progress = lambda done, total: None,
+    ranks: Ranks | None = None,
 ) -> Features:
     """The vision encoder's work on a whole clip.
 
@@ -93,8 +95,11 @@ def encode(
         clip: for its facts.
         question: as for :func:`process`.
         progress: called with (parts done, parts in all).
+        ranks: each does a share of the frames, and all must call this; None for this process alone.
     """
-    return features_of(loaded, inputs, encode_frames(loaded, inputs, None, progress), clip, question)
+    from segmo.ask.together import encode_together
+
+    return features_of(loaded, inputs, encode_together(loaded, inputs, ranks or Ranks(None), progress), clip, question)
 
 
 @torch.no_grad()
@@ -132,6 +137,12 @@ def frame_shape(inputs: Mapping[str, Any]) -> tuple[int, ...]:
     """The size at which a processor brings each frame to the encoder; the same for clips of any length, or not."""
     grid = inputs.get("video_grid_thw")
     return tuple(inputs[_PIXELS].shape[2:]) if grid is None else tuple(grid[0, 1:].tolist())
+
+
+def frame_count(inputs: Mapping[str, Any]) -> int:
+    """Frames of the language model in a processor's inputs."""
+    grid = inputs.get("video_grid_thw")
+    return int(inputs[_PIXELS].shape[1] if grid is None else grid[0, 0])
 
 
 def trailing(loaded: Loaded) -> int:

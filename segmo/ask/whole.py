@@ -6,6 +6,8 @@ import threading
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from segmo.ask.context import Context, Request, key_of
 from segmo.ask.encode import encode, process
 from segmo.ask.features import Features
@@ -37,12 +39,12 @@ class Whole:
         """All that needs no model, in the thread that runs ahead."""
         context, question = self.context, checked_question(request.question)
         key = self._key(request, question)
-        if context.store:
+        if context.store and not again:
             found = context.kept([key], request)
             if found:
                 return Ready(key, Features.from_disk(*found[key]))
             with self._lock:
-                if key in self._making and not again:
+                if key in self._making:
                     return Ready(key, None)  # the request before is about to encode this video
                 self._making.add(key)
         clip = context.read(request)
@@ -54,6 +56,8 @@ class Whole:
 
     def features(self, request: Request, ready: Ready) -> tuple[Features, tuple[str, ...]]:
         """Features of the video, and what came from the cache."""
+        if self.context.ranks.world > 1:
+            return self._together(request, ready)
         if ready.features is not None:
             return ready.features, CACHED
         with self.context.making(ready.key):
@@ -65,6 +69,19 @@ class Whole:
             with self._lock:
                 self._making.discard(ready.key)
             return features, ()
+
+    def _together(self, request: Request, ready: Ready) -> tuple[Features, tuple[str, ...]]:
+        """All ranks encode, or none does: one may have found features on the disk where another came too early."""
+        ranks = self.context.ranks
+        here = torch.tensor([ready.features is not None], device=self.context.loaded.model.device)
+        if bool(ranks.gather(here.long(), "features on disk").all()) and ready.features is not None:
+            return ready.features, CACHED
+        features = self._encode(request, ready)
+        if ranks.rank == 0:
+            self.context.keep({ready.key: features.to_disk()})
+        with self._lock:
+            self._making.discard(ready.key)
+        return features, ()
 
     def _key(self, request: Request, question: str) -> str:
         context, choose = self.context, self.context.settings.choose
@@ -86,4 +103,5 @@ class Whole:
                 ready.clip,
                 checked_question(request.question),
                 lambda done, total: context.progress("encode", done, total),
+                context.ranks,
             )

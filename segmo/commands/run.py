@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from segmo.ask.ask import Asker
     from segmo.ask.settings import Settings
     from segmo.ask.store import Store
+    from segmo.launch import Launch
 
 GIB = 1 << 30
 
@@ -104,30 +105,29 @@ def run(
     if video is not None:
         check_file(video)  # now, and not after the model has been loaded
     with launched(device) as launch:
-        place = str(launch.device)
         console = Console(highlight=False, quiet=not launch.speaks)
         if not launch.speaks:
             settings = dataclasses.replace(settings, options=dataclasses.replace(options, report=None))
         if batch is not None:
             if launch.ranks.world > 1:
                 raise OptionError("--batch runs on one rank; start it without torchrun, on a part of the file per GPU")
-            _batch(console, settings, store, model, dtype, place, batch, out or Path("out/run") / batch.name)
+            _batch(console, settings, store, model, dtype, launch, batch, out or Path("out/run") / batch.name)
         elif video is not None and question is not None:
-            _one(console, settings, store, model, dtype, place, video, question)
+            _one(console, settings, store, model, dtype, launch, video, question)
 
 
 def _asker(
-    console: Console, settings: Settings, store: Store | None, model: Path | None, dtype: str, device: str | None
+    console: Console, settings: Settings, store: Store | None, model: Path | None, dtype: str, launch: Launch
 ) -> tuple[Asker, Any]:
     from segmo.ask.ask import Asker
     from segmo.ask.loaded import load
     from segmo.ask.show import Bars
 
-    loaded = load(model, dtype, device)
+    loaded = load(model, dtype, str(launch.device))
     if loaded.note:
         console.print(f"[yellow]{loaded.note}[/yellow]")
     bars = Bars(console)
-    return Asker(loaded, settings, store, progress=bars), bars
+    return Asker(loaded, settings, store, progress=bars, ranks=launch.ranks), bars
 
 
 def _one(
@@ -136,13 +136,13 @@ def _one(
     store: Store | None,
     model: Path | None,
     dtype: str,
-    device: str | None,
+    launch: Launch,
     video: Path,
     question: str,
 ) -> None:
     from segmo.ask.show import as_dict, sentences, stage_table
 
-    asker, bars = _asker(console, settings, store, model, dtype, device)
+    asker, bars = _asker(console, settings, store, model, dtype, launch)
     for word in unknown_words(asker, question):
         console.print(f"[yellow]It does not know the word {word!r}.[/yellow]", markup=True)
     with bars.progress:
@@ -163,7 +163,7 @@ def _batch(
     store: Store | None,
     model: Path | None,
     dtype: str,
-    device: str | None,
+    launch: Launch,
     source: Path,
     out: Path,
 ) -> None:
@@ -172,7 +172,7 @@ def _batch(
     from segmo.ask.batch import read_lines, run_batch
 
     total = len(read_lines(source))
-    asker, bars = _asker(console, settings, store, model, dtype, device)
+    asker, bars = _asker(console, settings, store, model, dtype, launch)
     told = {"model": str(model or "embedded"), "new_tokens": settings.new_tokens, "fps": settings.fps}
     told |= {"frames": settings.frames, "relevance": str(settings.relevance or "")}
     told |= {"max_frames": settings.max_frames, "options": settings.options.as_dict() | {"report": None}}
