@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from segmo.report import Report
     from segmo.runtime.external import external_scores
     from segmo.shown import show_prompt
+
+# A script that is started in a clone gets this folder in place of the installed package. There the package's other two
+# parts, segmo.passes and segmo.runtime, lie beside it.
+if not (Path(__file__).parent / "passes").exists():
+    __path__.append(str(Path(__file__).parent.parent))
 
 __all__ = [
     "Options",

@@ -25,6 +25,14 @@ def test_the_list() -> None:
     assert imported_by("import segmo") == IMPORT
 
 
+def test_a_clone_has_all_parts_where_the_installed_package_is_out_of_sight() -> None:
+    hide = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]"
+    code = f"{hide}; import segmo.passes.base, segmo.runtime; print(segmo.passes.base.__file__, segmo.runtime.__file__)"
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.split() == [str(root / "passes" / "base.py"), str(root / "runtime" / "__init__.py")]
+
+
 def test_looking_at_names_and_options_imports_no_torch() -> None:
     assert imported_by("import segmo; dir(segmo); segmo.Options(keep=0.5)") - {"__mp_main__"} == NAMES - {""}
 
