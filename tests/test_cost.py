@@ -55,8 +55,9 @@ def test_more_work_never_takes_less_time(name, tokens, pairs, more, world):
 def test_memory_counts_weights_cache_activations_and_what_arrives():
     need = rank_memory(TINY, tokens=10, cached=20, received=5, features=7)
     assert need.cache == 20 * 2 * 2 * 16 * 2 * 2
-    assert need.exchanged == 5 * 2 * 2 * 16 * 2 + 7 * 64 * 2
-    assert need.total == need.weights + need.cache + need.activations + need.exchanged
+    assert need.exchanged == 5 * 2 * 2 * 16 * 2
+    assert need.embeddings == 7 * 64 * 2
+    assert need.total == need.weights + need.cache + need.activations + need.exchanged + need.embeddings
     small = dataclasses.replace(DEVICES["cpu"], memory_bytes=need.total)
     check_memory([need], [small])
     with pytest.raises(PlanError, match=r"rank 1 .*weights.*cache.*activations"):

@@ -50,8 +50,21 @@ def test_simulate_draws_and_says_that_nothing_was_run(tmp_path):
     result = run("simulate", "--ranks", "1,8", "--minutes", "1,2000", "--picture", str(picture))
     assert result.exit_code == 0, result.output
     assert "SIMULATED" in result.output
-    assert "memory" in result.output  # 2,000 minutes fit no rank
+    said = " ".join(result.output.split())
+    assert "none of these numbers of ranks holds it. Every rank holds" in said  # 2,000 minutes
+    assert "embeddings 205.08" in said
     assert "SIMULATED, nothing was run" in picture.read_text() or picture.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("ranks", "hours", "rate", "limit"),
+    [(1, 6, 1.0, "memory"), (16, 24, 1.0, "memory: embeddings"), (1, 24, 0.25, "memory"), (1, 0.1, 1.0, "computing")],
+)
+def test_it_is_said_whether_more_ranks_would_make_room(ranks, hours, rate, limit):
+    shape, device, video = PRESETS["qwen2.5-vl-7b"], DEVICES["h100"], Video(frames_per_second=rate)
+    (point,) = predict(shape, device, [ranks], [hours * 3600], video, "sharded")
+    assert point.limit == limit
+    assert point.fits == (limit == "computing")
 
 
 def test_simulated_scaling_ends_somewhere():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from segmo.errors import PlanError
@@ -17,21 +18,26 @@ class Memory:
         weights: the whole model; it is replicated.
         cache: keys and values, for all layers, of the tokens whose cache the rank ends with.
         activations: the peak while a layer runs, over the rank's own tokens.
-        exchanged: keys and values received in one layer, and the video features before selection.
+        exchanged: keys and values received in one layer.
+        embeddings: of the whole prompt's video before selection, other ranks' included.
     """
 
     weights: int
     cache: int
     activations: int
     exchanged: int
+    embeddings: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.cache + self.activations + self.exchanged
+        return sum(self.parts().values())
+
+    def parts(self) -> dict[str, int]:
+        """Bytes by name."""
+        return dataclasses.asdict(self)
 
     def describe(self) -> str:
-        parts = ("weights", "cache", "activations", "exchanged")
-        return ", ".join(f"{part} {getattr(self, part) / GIB:.2f}" for part in parts)
+        return ", ".join(f"{part} {size / GIB:.2f}" for part, size in self.parts().items())
 
 
 def rank_memory(shape: ModelShape, tokens: int, cached: int, received: int, features: int = 0) -> Memory:
@@ -47,7 +53,8 @@ def rank_memory(shape: ModelShape, tokens: int, cached: int, received: int, feat
         weights=shape.weight_bytes,
         cache=cached * shape.kv_bytes * shape.layers,
         activations=tokens * shape.activation_bytes,
-        exchanged=received * shape.kv_bytes + features * shape.hidden * shape.value_bytes,
+        exchanged=received * shape.kv_bytes,
+        embeddings=features * shape.hidden * shape.value_bytes,
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from segmo.errors import PlanError
 from segmo.runtime.cost.device import Device
-from segmo.runtime.cost.memory import check_memory, rank_memory
+from segmo.runtime.cost.memory import Memory, check_memory, rank_memory
 from segmo.runtime.cost.model import CostModel
 from segmo.runtime.cost.shape import ModelShape
 from segmo.runtime.partition.cut import Floats, optimal_runs
@@ -114,7 +114,7 @@ def _partition(
         fixed_R = np.asarray([_fixed_seconds(cost, workload) for cost in costs])
         if home is not None:
             fixed_R[home] += _home_seconds(costs[home], workload)
-        if split:
+        if units.offset.any():  # a run may begin inside a segment
             entry_RU = np.stack([units.entry_seconds(cost, world) for cost in costs])
     bytes_RU = np.stack([units.bytes(cost, cache == "sharded") for cost in costs])
     room_R = _room(workload, costs, cache, len(turns) // world)
@@ -144,16 +144,20 @@ def _home_seconds(cost: CostModel, work: Workload) -> float:
     return cost.attention_seconds(pairs, 0, HOME_BLOCKS)
 
 
+def replicated_memory(work: Workload, shape: ModelShape, cache: str) -> Memory:
+    """What a rank holds whatever segments it gets; more ranks do not make it less."""
+    replicated = work.sinks + work.query
+    cached = work.tokens if cache == "gather" else replicated
+    return rank_memory(shape, replicated, cached, sum(work.context), work.encoded)
+
+
 def _room(work: Workload, costs: list[CostModel], cache: str, turns: int) -> Floats:
     """Bytes left for segments on each rank, divided over its turns.
 
     Raises:
         PlanError: a rank has no room even for what every rank holds.
     """
-    replicated = work.sinks + work.query
-    cached = work.tokens if cache == "gather" else replicated
-    context, features = sum(work.context), work.encoded
-    fixed = [rank_memory(cost.shape, replicated, cached, context, features) for cost in costs]
+    fixed = [replicated_memory(work, cost.shape, cache) for cost in costs]
     check_memory(fixed, [cost.device for cost in costs])
     room = [cost.device.memory_bytes - need.total for cost, need in zip(costs, fixed, strict=True)]
     return np.asarray(room, dtype=np.float64) / turns

@@ -15,7 +15,7 @@ from segmo.runtime.cost.device import Device
 from segmo.runtime.cost.model import CostModel
 from segmo.runtime.cost.shape import ModelShape
 from segmo.runtime.partition.plan import Plan
-from segmo.runtime.partition.planner import make_plan
+from segmo.runtime.partition.planner import make_plan, replicated_memory
 from segmo.runtime.partition.workload import Workload
 
 
@@ -68,8 +68,8 @@ class Point:
         seconds: predicted time of encoding and prefill.
         speedup, efficiency: against one rank, or against the fewest ranks whose memory holds it.
         bytes_received: per rank.
-        limit: what keeps it from being faster, in words; for a prefill that fits no memory, "memory", with
-            ``seconds`` infinite.
+        limit: what keeps it from being faster, in words; for a prefill that fits no memory "memory" (more ranks would
+            help) or "memory: " and what is too much on every rank, such as "memory: embeddings".
     """
 
     ranks: int
@@ -79,6 +79,11 @@ class Point:
     efficiency: float
     bytes_received: int
     limit: str
+
+    @property
+    def fits(self) -> bool:
+        """Whether the ranks' memory holds it; otherwise ``seconds`` is infinite."""
+        return math.isfinite(self.seconds)
 
 
 def limit_of(plan: Plan) -> str:
@@ -94,6 +99,14 @@ def limit_of(plan: Plan) -> str:
     if sum(not run for run in plan.pieces) > plan.world // 2:
         return "too few segments"
     return max(parts, key=parts.__getitem__)
+
+
+def lacking(work: Workload, shape: ModelShape, device: Device, cache: str) -> str:
+    """Why a prefill fits no memory, as in :class:`Point`: for want of ranks, or by what every rank holds."""
+    need = replicated_memory(work, shape, cache)
+    if need.total <= device.memory_bytes:
+        return "memory"
+    return f"memory: {max(need.parts(), key=need.parts().__getitem__)}"
 
 
 def _replicated(plan: Plan) -> float:
@@ -115,7 +128,7 @@ def simulate(
             try:
                 plan = make_plan(work, shape, [device] * count, split=count <= 64, cache=cache)
             except PlanError:
-                points.append(Point(count, seconds, math.inf, 0.0, 0.0, 0, "memory"))
+                points.append(Point(count, seconds, math.inf, 0.0, 0.0, 0, lacking(work, shape, device, cache)))
                 continue
             base = base or plan
             speedup = base.seconds * base.world / plan.seconds

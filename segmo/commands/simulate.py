@@ -29,7 +29,9 @@ def simulate(
 
     from segmo.commands.inputs import model_shape, numbers
     from segmo.figures.scaling import draw_scaling, length_name
+    from segmo.runtime.cost.device import GIB
     from segmo.runtime.cost.store import planning_device
+    from segmo.runtime.partition.planner import replicated_memory
     from segmo.runtime.partition.simulate import Video
     from segmo.runtime.partition.simulate import simulate as predict
 
@@ -44,15 +46,20 @@ def simulate(
     for column in ("video", "ranks", "seconds", "speedup", "efficiency", "MB received", "limited by"):
         table.add_column(column, justify="left" if column in ("video", "limited by") else "right")
     for point in points:
-        table.add_row(
-            length_name(point.video_seconds),
-            str(point.ranks),
-            f"{point.seconds:.3g}",
-            f"{point.speedup:.1f}",
-            f"{point.efficiency:.2f}",
-            f"{point.bytes_received / 1e6:,.1f}",
-            point.limit,
-        )
+        figures = ["-"] * 4
+        if point.fits:
+            figures = [f"{point.seconds:.3g}", f"{point.speedup:.1f}", f"{point.efficiency:.2f}"]
+            figures.append(f"{point.bytes_received / 1e6:,.1f}")
+        table.add_row(length_name(point.video_seconds), str(point.ranks), *figures, point.limit)
     console.print(table)
+    for length in lengths:
+        if not any(point.fits for point in points if point.video_seconds == length):
+            need = replicated_memory(video.workload(length), model_shape(model), cache)
+            console.print(
+                f"{length_name(length)}: none of these numbers of ranks holds it. Every rank holds "
+                f"{need.total / GIB:.1f} GiB whatever its segments ({need.describe()}) and has "
+                f"{rates.memory_bytes / GIB:.1f}; sample fewer frames (--fps) or tokens (--tokens-per-frame).",
+                highlight=False,
+            )
     console.print(f"[dim]rates: {rates.source}; nothing was run[/dim]", highlight=False)
     console.print(f"picture: {draw_scaling(points, f'{model} on {rates.name}, keep {keep:g}', picture)}")

@@ -15,7 +15,7 @@ def length_name(seconds: float) -> str:
 def draw_scaling(points: list[Point], title: str, file: Path) -> Path:
     """Draws time, efficiency and bytes over the number of ranks; the words below a line's end are its limit.
 
-    Prefills that fit no memory are left out.
+    Prefills that fit no memory are left out; a length that fits none is named in the title, with the reason.
 
     Args:
         file: where to write; the suffix decides the format (png, svg, pdf).
@@ -28,8 +28,10 @@ def draw_scaling(points: list[Point], title: str, file: Path) -> Path:
     figure = Figure(figsize=(12, 4.6), layout="constrained")
     left, middle, right = figure.subplots(1, 3)
     lengths = sorted({point.video_seconds for point in points})
-    lost = [length for length in lengths if all(p.limit == "memory" for p in points if p.video_seconds == length)]
-    points = [point for point in points if point.limit != "memory"]
+    lost = {length: [p.limit for p in points if p.video_seconds == length][-1] for length in lengths}
+    points = [point for point in points if point.fits]
+    for point in points:
+        lost.pop(point.video_seconds, None)
     colours = matplotlib.colormaps["viridis"]
     ends: list[tuple[str, float]] = []
     for index, seconds in enumerate(lengths):
@@ -64,8 +66,8 @@ def draw_scaling(points: list[Point], title: str, file: Path) -> Path:
     right.set_yscale("log")
     middle.set_ylim(0, 1.1)
     middle.legend(title="video", fontsize=7)
-    if lost:
-        title += f" ({', '.join(map(length_name, lost))} of video fits no memory)"
+    for length, limit in lost.items():
+        title += f"; {length_name(length)} of video fits no number of ranks ({limit})"
     figure.suptitle(f"SIMULATED, nothing was run: {title}", fontsize=11)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=150)
