@@ -114,7 +114,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ["qwen3_vl", "llava_onevision"])
 def test_a_graph_that_is_only_looked_at_never_runs(name: str, ran: list[Any]) -> None:
     given = subject(name, frames=8, layers=1)
     seen = capture_subject(given, {"keep": 0.5}, stop_after="segment-attention")
