@@ -162,7 +162,7 @@ def compare(args: argparse.Namespace, ranks: Ranks, decoder: Decoder, device: De
     it, devices, keep = Comparison(args, ranks, decoder), [device] * ranks.world, args.keep
 
     def lsp(keep: float, method: str, split: bool = True) -> Way:
-        return segments(keep, args.segments, args.context, method, devices, split)
+        return segments(keep, args.segments, (args.context, args.tails), method, devices, split)
 
     it.single("full attention", whole)
     it.parallel("full attention, data parallel", whole, "full attention", prompts=ranks.world)
@@ -243,6 +243,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=12)
     parser.add_argument("--segments", default="8", help='as the option "segments"')
     parser.add_argument("--context", type=int, default=2, help="scenes whose head frames are context")
+    parser.add_argument("--tails", type=int, default=1, help="last frames of each segment that are context")
     parser.add_argument("--only", default="", help="ways whose name matches this regular expression")
     parser.add_argument("--keep", type=float, default=0.25)
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16")

@@ -43,13 +43,15 @@ LSP_OFF = {"disable": ["segment-attention", "inject-context"]}
 WAYS: dict[str, Mapping[str, Any] | None] = {
     "eager": None,
     "inductor": None,
-    "LSP": {"keep": 1.0, "segments": SEGMENTS, "context": 0},
-    "LSP+GCI": {"keep": 1.0, "segments": SEGMENTS},
+    "LSP": {"keep": 1.0, "segments": SEGMENTS, "disable": ["inject-context"]},
+    "LSP+GCI": {"keep": 1.0, "segments": SEGMENTS, "tails": 0},
+    "LSP+GCI, tails": {"keep": 1.0, "segments": SEGMENTS},
     "CAS 0.5": {"keep": 0.5, **LSP_OFF},
     "CAS 0.25": {"keep": 0.25, **LSP_OFF},
-    "CAS+LSP 0.5": {"keep": 0.5, "segments": SEGMENTS},
-    "CAS+LSP 0.25": {"keep": 0.25, "segments": SEGMENTS},
-    "CAS+LSP 0.25, untrimmed": {"keep": 0.25, "segments": SEGMENTS, "disable": [TRIM]},
+    "CAS+LSP 0.5": {"keep": 0.5, "segments": SEGMENTS, "tails": 0},
+    "CAS+LSP 0.25": {"keep": 0.25, "segments": SEGMENTS, "tails": 0},
+    "CAS+LSP 0.25, tails": {"keep": 0.25, "segments": SEGMENTS},
+    "CAS+LSP 0.25, untrimmed": {"keep": 0.25, "segments": SEGMENTS, "tails": 0, "disable": [TRIM]},
 }
 
 

@@ -107,10 +107,13 @@ def make_prompt(video_tokens: int, scenes: int, dtype: torch.dtype, seed: int = 
     return Prompt(embeds, torch.cat([before, frame, after]), torch.cat([none[0], cell, none[1]]))
 
 
-def select(prompt: Prompt, keep: float, segments: str, context: int, ranks: Ranks) -> tuple[Tensor, RowSchedule]:
+def select(
+    prompt: Prompt, keep: float, segments: str, context: tuple[int, int], ranks: Ranks
+) -> tuple[Tensor, RowSchedule]:
     """CAS, LSP's segments and GCI with the product's own functions: kept positions (K,) and the row's schedule.
 
-    Each rank scores an even share of the frames; the result is the same on all.
+    Each rank scores an even share of the frames; the result is the same on all. ``context`` is of how many scenes the
+    head frame, and how many tail frames of each segment.
     """
     embeds, frame, cell = prompt.embeds_NH[None], prompt.frame_N[None], prompt.cell_N[None]
     spread = Spread.of(frame[0], cell[0], ranks)
@@ -126,6 +129,7 @@ def select(prompt: Prompt, keep: float, segments: str, context: int, ranks: Rank
     else:
         index = torch.arange(kept)[None]
     frame_K, scene_K = frame.gather(1, index), scene.gather(1, index)
-    chosen = context_tokens(frame_K, scene_K, relevance, context)
-    row = unpack(attention_schedule(segment_ids(frame_K, scene_K, segments), chosen, None))[0]
+    segment_K = segment_ids(frame_K, scene_K, segments)
+    chosen = context_tokens(frame_K, scene_K, segment_K, relevance, *context)
+    row = unpack(attention_schedule(segment_K, chosen, None))[0]
     return index[0], row

@@ -44,7 +44,7 @@ def predict(args: argparse.Namespace, ranks: Ranks, decoder: Decoder, device: De
     for number in range(args.plans):
         tokens = int(rng.integers(2, max(3, args.tokens // 1024 + 1))) * 1024
         prompt = make_prompt(tokens, int(rng.integers(5, 13)), DTYPES[args.dtype], seed=number)
-        index, row = select(prompt, 1.0, "scene", args.context, ranks)
+        index, row = select(prompt, 1.0, "scene", (args.context, args.tails), ranks)
         load, devices = Workload.of_schedule(row), [device] * ranks.world
         chosen = make_plan(load, SHAPE, devices, cache="sharded")
         plans = {

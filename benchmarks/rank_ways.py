@@ -205,8 +205,10 @@ def sequence_parallel(make: Callable[[int, Ranks], Attention], zigzag: bool) -> 
     return run
 
 
-def segments(keep: float, count: str, context: int, method: str, devices: list[Device], split: bool = True) -> Way:
-    """SegMo: CAS at ``keep``, LSP in ``count`` segments, context of so many scenes, spread by a plan."""
+def segments(
+    keep: float, count: str, context: tuple[int, int], method: str, devices: list[Device], split: bool = True
+) -> Way:
+    """SegMo: CAS at ``keep``, LSP in ``count`` segments, context as :func:`select` takes it, spread by a plan."""
 
     def run(decoder: Decoder, prompt: Prompt, ranks: Ranks) -> Outcome:
         index_K, row = select(prompt, keep, count, context, ranks)

@@ -12,7 +12,8 @@ from segmo.passes.scene_nodes import OPS, relevance_node
 
 @dataclass(frozen=True)
 class InjectContext:
-    """Makes the head frames of the ``context`` most relevant scenes visible to all segments.
+    """Makes the head frames of the ``context`` most relevant scenes, and the last ``tails`` frames of each segment,
+    visible to all later tokens.
 
     Exact towards full attention where every token is context; otherwise it brings segment attention closer to it.
 
@@ -24,6 +25,7 @@ class InjectContext:
     tier: ClassVar[Tier] = Tier.APPROXIMATE
 
     context: int = 2
+    tails: int = 1
 
     def run(self, rewrite: Rewrite) -> Outcome:
         """See :class:`segmo.passes.base.Pass`."""
@@ -33,15 +35,15 @@ class InjectContext:
             return Outcome(misses=(miss,))
         if "schedule" not in nodes:
             return Outcome(misses=(Miss.of("no-segments"),))
-        if self.context == 0:
+        if self.context == 0 and self.tails == 0:
             return Outcome(misses=(Miss.of("no-context"),))
         schedule = nodes["schedule"]
         prefix = "kept_" if "index" in nodes else ""
-        relevance = relevance_node(rewrite, before=schedule)
-        with rewrite.graph.inserting_before(schedule):
-            args = (nodes[f"{prefix}frame"], nodes[f"{prefix}scene"], relevance, self.context)
-            context = rewrite.graph.call_function(OPS.context_tokens.default, args)
         segment, _, valid = schedule.args
+        relevance = relevance_node(rewrite, before=schedule) if self.context else None
+        with rewrite.graph.inserting_before(schedule):
+            args = (nodes[f"{prefix}frame"], nodes[f"{prefix}scene"], segment, relevance, self.context, self.tails)
+            context = rewrite.graph.call_function(OPS.context_tokens.default, args)
         schedule.args = (segment, context, valid)
         nodes["context"] = context
         return Outcome(matches=1)

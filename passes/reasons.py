@@ -81,7 +81,7 @@ _ALL = (
     ),
     Reason("keep-all", "keep=1 keeps every token", "set keep below 1 to drop tokens"),
     Reason("one-segment", "segments=1 is full attention", "set segments to 'scene' or a number above 1"),
-    Reason("no-context", "context=0 asks for no context tokens", "set context above 0"),
+    Reason("no-context", "context=0 and tails=0 ask for no context tokens", "set one of them above 0"),
     Reason(
         "every-row",
         "the last layer's result is asked for at more places than the last token",

@@ -238,13 +238,17 @@ def _(frame_BK: Tensor, scene_BK: Tensor, mode: str) -> Tensor:
 
 
 @operator("context_tokens")
-def context_tokens(frame_BK: Tensor, scene_BK: Tensor, relevance_BS: Tensor, scenes: int) -> Tensor:
+def context_tokens(
+    frame_BK: Tensor, scene_BK: Tensor, segment_BK: Tensor, relevance_BS: Tensor | None, scenes: int, tails: int
+) -> Tensor:
     """See :func:`segmo.runtime.segments.context_tokens`."""
-    return segments.context_tokens(frame_BK, scene_BK, relevance_BS, scenes)
+    return segments.context_tokens(frame_BK, scene_BK, segment_BK, relevance_BS, scenes, tails)
 
 
 @context_tokens.register_fake
-def _(frame_BK: Tensor, scene_BK: Tensor, relevance_BS: Tensor, scenes: int) -> Tensor:
+def _(
+    frame_BK: Tensor, scene_BK: Tensor, segment_BK: Tensor, relevance_BS: Tensor | None, scenes: int, tails: int
+) -> Tensor:
     return frame_BK.new_empty(frame_BK.shape, dtype=torch.bool)
 
 

@@ -91,24 +91,46 @@ def segment_ids(frame_BK: Tensor, scene_BK: Tensor, mode: str) -> Tensor:
     return segment_BK
 
 
-def context_tokens(frame_BK: Tensor, scene_BK: Tensor, relevance_BS: Tensor, scenes: int) -> Tensor:
-    """Global context: the head frame (first kept frame) of the most relevant scenes, (B, K) bool.
+def context_tokens(
+    frame_BK: Tensor, scene_BK: Tensor, segment_BK: Tensor, relevance_BS: Tensor | None, scenes: int, tails: int
+) -> Tensor:
+    """Global context: head frames of the most relevant scenes and tail frames of all segments, (B, K) bool.
+
+    A head frame (the paper's) tells every segment what the question is about. A tail frame tells a segment what it
+    follows, which it can no longer look up: who is asked for the scene after a named one must know the scene before.
 
     Args:
-        frame_BK, scene_BK: frame and scene of each token.
-        relevance_BS: relevance of each scene, -inf where there is none; ties by order.
-        scenes: how many scenes' head frames (the paper's m).
+        frame_BK, scene_BK: frame and scene of each kept token.
+        segment_BK: from :func:`segment_ids`.
+        relevance_BS: relevance of each scene, -inf where there is none; ties by order. None without ``scenes``.
+        scenes: of how many scenes the first kept frame is context (the paper's m).
+        tails: how many of the last kept frames of each segment but the last are.
     """
     context_BK = torch.zeros_like(frame_BK, dtype=torch.bool)
     for row in range(frame_BK.shape[0]):
         inside = scene_BK[row] >= 0
         if not bool(inside.any()):
             continue
-        frame, scene = frame_BK[row, inside], scene_BK[row, inside]
-        head_S = head_frames(frame, scene)
-        present = (head_S <= frame[-1]).nonzero()[:, 0]  # CAS may have dropped scenes
-        best = present[torch.argsort(relevance_BS[row, present], descending=True, stable=True)[:scenes]]
-        chosen_S = torch.zeros_like(head_S, dtype=torch.bool)
-        chosen_S[best] = True
-        context_BK[row, inside] = chosen_S[scene] & (frame == head_S[scene])
+        frame, scene, segment = frame_BK[row, inside], scene_BK[row, inside], segment_BK[row, inside]
+        found = _in_last_frames(frame, segment, tails)
+        if relevance_BS is not None:
+            found |= _in_best_heads(frame, scene, relevance_BS[row], scenes)
+        context_BK[row, inside] = found
     return context_BK
+
+
+def _in_best_heads(frame_T: Tensor, scene_T: Tensor, relevance_S: Tensor, scenes: int) -> Tensor:
+    """Whether a token is in the head frame of one of the most relevant scenes, (T,) bool."""
+    head_S = head_frames(frame_T, scene_T)
+    present = (head_S <= frame_T[-1]).nonzero()[:, 0]  # CAS may have dropped scenes
+    best = present[torch.argsort(relevance_S[present], descending=True, stable=True)[:scenes]]
+    chosen_S = torch.zeros_like(head_S, dtype=torch.bool)
+    chosen_S[best] = True
+    return chosen_S[scene_T] & (frame_T == head_S[scene_T])
+
+
+def _in_last_frames(frame_T: Tensor, segment_T: Tensor, frames: int) -> Tensor:
+    """Whether a token is in one of the last frames of a segment that another one follows, (T,) bool."""
+    at_T: Tensor = torch.unique_consecutive(frame_T, return_inverse=True)[1]  # dropped frames do not count
+    last_S = at_T.new_zeros(int(segment_T[-1]) + 1).scatter_reduce_(0, segment_T, at_T, "amax")
+    return (at_T > last_S[segment_T] - frames) & (segment_T != segment_T[-1])

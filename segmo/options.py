@@ -79,6 +79,12 @@ class Options:
         "a whole number >= 0",
         "number of scenes whose head frames every later token may see (GCI)",
     )
+    tails: int = _option(
+        1,
+        lambda v: _is_int(v) and v >= 0,
+        "a whole number >= 0",
+        "number of last kept frames of each segment that every later token may see (GCI)",
+    )
     scorer: str = _option(
         "embedding",
         lambda v: v in SCORERS,

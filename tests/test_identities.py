@@ -104,6 +104,7 @@ def test_cut_equals_the_decoder_on_the_kept_tokens(family: str, dynamic: bool | 
     keep=st.sampled_from([0.06, 0.25, 0.5, 0.77, 0.99]),
     segments=st.sampled_from(["scene", 1, 2, 5, "equal:3"]),
     context=st.integers(0, 3),
+    tails=st.integers(0, 2),
     frames=st.integers(2, 9),
     seed=st.integers(0, 9),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
@@ -113,6 +114,7 @@ def test_any_cut_equals_the_decoder_on_the_kept_tokens(
     keep: float,
     segments: str | int,
     context: int,
+    tails: int,
     frames: int,
     seed: int,
     dtype: torch.dtype,
@@ -120,7 +122,7 @@ def test_any_cut_equals_the_decoder_on_the_kept_tokens(
     torch._dynamo.reset()
     model, inputs = build(family, dtype), prompt(family, frames=frames, seed=seed)
     inputs["pixel_values_videos"] = inputs["pixel_values_videos"].to(dtype)
-    segmo.compile(model, keep=keep, segments=segments, context=context)
+    segmo.compile(model, keep=keep, segments=segments, context=context, tails=tails)
     compiled = generate(model, inputs, tokens=1)
     prefill = segmo.last_report().prefill
     assert prefill is not None

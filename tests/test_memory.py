@@ -52,8 +52,8 @@ def prefill(frames: int) -> tuple[int, int]:
         kept = kept_count(length, video, 1, 0.5)
         index = select_tokens(novelty, frame, cell, scene, relevance, kept, 0.5)
         frame, scene = frame.gather(1, index), scene.gather(1, index)
-        context = context_tokens(frame, scene, relevance, 2)
-        schedule = attention_schedule(segment_ids(frame, scene, "4"), context, None)
+        segment = segment_ids(frame, scene, "4")
+        schedule = attention_schedule(segment, context_tokens(frame, scene, segment, relevance, 2, 1), None)
         q = q[:, :, index[0]]
         flash.segment_attention(q, q[:, :1], q[:, :1], schedule, 0.25)
     return length, allocations.most

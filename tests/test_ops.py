@@ -36,7 +36,7 @@ CASES = {
     "scatter_tokens": (EMBEDS[:, :6], INDEX, LENGTH, 1),
     "gather_rows": (torch.randn(24, HIDDEN), CELL >= 0, INDEX),
     "segment_ids": (FRAME, SCENE, "2"),
-    "context_tokens": (FRAME, SCENE, torch.rand(2, 8), 1),
+    "context_tokens": (FRAME, SCENE, SCENE, torch.rand(2, 8), 1, 1),
     "attention_schedule": (SCENE, None, None),
     "segment_attention": (HEADS, KEYS, KEYS, pack(ROWS), 0.3, "flash"),
 }

@@ -32,6 +32,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Row]:
         cas_method(KEEP),
         both_method(KEEP),
         both_method(0.25, "CAS+LSP at a quarter"),
+        both_method(0.25, "without tails", tails=0),
         *blind,
     ]
     path: Any = tmp_path_factory.mktemp("accuracy") / "results.jsonl"
@@ -59,6 +60,15 @@ def test_selection_finds_what_random_and_uniform_selection_miss(rows: Mapping[st
 def test_a_quarter_of_the_tokens_is_nearly_enough(rows: Mapping[str, Row]) -> None:
     lost = rows["full"].accuracy[OVERALL].value - rows["CAS+LSP at a quarter"].accuracy[OVERALL].value
     assert lost <= LOST
+
+
+def test_tail_frames_tell_a_segment_what_it_follows(rows: Mapping[str, Row]) -> None:
+    """The digit in the scene after a named one: with a segment for each scene, only context knows the scene before."""
+    found = {
+        name: rows[name].accuracy["cross-scene"].value for name in ("full", "CAS+LSP at a quarter", "without tails")
+    }
+    assert found["CAS+LSP at a quarter"] >= found["full"] - 0.1
+    assert found["without tails"] < found["full"] - 0.1
 
 
 def test_exactly_the_budget_is_kept(rows: Mapping[str, Row]) -> None:

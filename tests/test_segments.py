@@ -93,7 +93,7 @@ def test_ids_of_tokens_keep_sinks_and_query_and_close_up_lost_scenes() -> None:
 def test_a_prompt_without_video_has_no_segments_and_no_context() -> None:
     text = torch.full((1, 4), -2)
     assert torch.equal(segment_ids(text, text, "scene"), text)
-    assert not context_tokens(text, text, torch.zeros(1, 3), 2).any()
+    assert not context_tokens(text, text, text, torch.zeros(1, 3), 2, 1).any()
 
 
 @st.composite
@@ -116,8 +116,24 @@ def test_context_is_the_head_frame_of_the_most_relevant_scenes(
     frame, scene, relevance = tokens
     present = sorted({index for index in scene if index >= 0}, key=lambda index: (-relevance[index], index))
     heads = {min(f for f, s in zip(frame, scene, strict=True) if s == best) for best in present[:scenes]}
-    context_BK = context_tokens(torch.tensor([frame]), torch.tensor([scene]), torch.tensor([relevance]), scenes)
+    frame_BK, scene_BK = torch.tensor([frame]), torch.tensor([scene])
+    context_BK = context_tokens(frame_BK, scene_BK, scene_BK, torch.tensor([relevance]), scenes, 0)
     assert context_BK.tolist() == [[f in heads for f in frame]]
+
+
+@given(tokens=kept_tokens(), tails=st.integers(0, 4), mode=st.sampled_from(["scene", "2", "equal:3"]))
+def test_context_is_the_last_frames_of_every_segment_but_the_last(
+    tokens: tuple[list[int], list[int], list[float]], tails: int, mode: str
+) -> None:
+    frame_BK, scene_BK = torch.tensor([tokens[0]]), torch.tensor([tokens[1]])
+    segment_BK = segment_ids(frame_BK, scene_BK, mode)
+    frames: dict[int, list[int]] = {}
+    for frame, segment in zip(tokens[0], segment_BK[0].tolist(), strict=True):
+        if segment >= 0 and frame not in frames.setdefault(segment, []):
+            frames[segment].append(frame)
+    last = {frame for segment in list(frames)[:-1] for frame in frames[segment][max(0, len(frames[segment]) - tails) :]}
+    context_BK = context_tokens(frame_BK, scene_BK, segment_BK, None, 0, tails)
+    assert context_BK.tolist() == [[frame in last for frame in tokens[0]]]
 
 
 @pytest.mark.parametrize("mode", ["scene", "2", "equal:2", "9"])

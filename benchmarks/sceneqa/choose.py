@@ -28,6 +28,7 @@ from segmo.sceneqa.task import DIFFICULTIES
 LAYERS = (0, 1, 2, 3)
 BALANCES = (0.0, 0.25, 0.75, 1.0)
 CONTEXTS = (0, 1, 4)
+TAILS = (0, 2)
 SEGMENTS = (2, 4, 8)
 
 
@@ -39,6 +40,7 @@ def candidates(keep: float) -> list[Method]:
         cas_method(keep, "CAS"),
         *(both_method(keep, f"balance {value}", balance=value) for value in BALANCES),
         *(both_method(keep, f"context {value}", context=value) for value in CONTEXTS),
+        *(both_method(keep, f"tails {value}", tails=value) for value in TAILS),
         *(both_method(keep, f"segments {value}", segments=value) for value in SEGMENTS),
     ]
 
@@ -75,7 +77,7 @@ def main() -> None:
     default = Options()
     title = (
         f"{questions.label}\ndefaults: CAS+LSP, scorer {default.scorer}, layer {default.layer}, "
-        f"balance {default.balance}, context {default.context}, segments {default.segments}"
+        f"balance {default.balance}, context {default.context}, tails {default.tails}, segments {default.segments}"
     )
     table = choice_table(records, title)
     Console(width=180).print(table)

@@ -23,13 +23,13 @@ def _comparisons(budgets: Sequence[str]) -> list[tuple[str, str]]:
         found.append((f"CAS attention @ {budget}", f"uniform frames @ {budget}"))
         found.append((f"CAS+LSP @ {budget}", f"uniform frames @ {budget}"))
         found.append((f"CAS+LSP @ {budget}", "full attention @ 1"))
-    variants = (*(f"{segments} segments" for segments in (2, 4, 8)), "context of 0", "context of 4")
+    variants = (*(f"{segments} segments" for segments in (2, 4, 8)), "no context", "heads alone", "tails alone")
     for variant in variants:
         found.append((f"CAS+LSP, {variant} @ 0.25", "CAS+LSP @ 0.25"))
         found.append((f"CAS+LSP, {variant} @ 0.25", "full attention @ 1"))
-    for segments in (2, 4, 8):
-        found.append((f"LSP {segments} segments, context of 2 @ 1", f"LSP {segments} segments, no context @ 1"))
-        found.append((f"LSP {segments} segments, context of 2 @ 1", "full attention @ 1"))
+    for segments in (2, 4, 8, "scene"):
+        found.append((f"LSP {segments} segments, with context @ 1", f"LSP {segments} segments, no context @ 1"))
+        found.append((f"LSP {segments} segments, with context @ 1", "full attention @ 1"))
     return found
 
 

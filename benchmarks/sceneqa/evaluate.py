@@ -30,7 +30,6 @@ from segmo.sceneqa.task import DIFFICULTIES, make_sample
 
 BUDGETS = (0.5, 0.25, 0.125, 0.0625)
 SEGMENTS = (2, 4, 8)
-CONTEXT = 2
 ATTENTION_LAYER = 1  # the layer whose look training guides
 # Questions about a video; few digits of a video are shown once, so of *order* all there are (a pair in both orders).
 PER_KIND = {"retrieve": 4, "moment": 4, "order": 10, "count": 4, "cross-scene": 4}
@@ -47,10 +46,14 @@ def segmo_methods() -> list[Method]:
             both_method(keep),
         ]
     for segments in SEGMENTS:
-        found += [lsp_method(segments, 0), lsp_method(segments, CONTEXT)]
+        found += [lsp_method(segments, False), lsp_method(segments, True)]
     found += [both_method(0.25, f"CAS+LSP, {segments} segments", segments=segments) for segments in SEGMENTS]
-    found += [both_method(0.25, f"CAS+LSP, context of {scenes}", context=scenes) for scenes in (0, 4)]
-    return [*found, lsp_method("scene", 0), lsp_method("scene", CONTEXT)]
+    found += [
+        both_method(0.25, "CAS+LSP, no context", disable=["inject-context"]),
+        both_method(0.25, "CAS+LSP, heads alone", tails=0),
+        both_method(0.25, "CAS+LSP, tails alone", context=0),
+    ]
+    return [*found, lsp_method("scene", False), lsp_method("scene", True)]
 
 
 def all_methods(saliency: Mapping[int, Tensor]) -> list[Method]:

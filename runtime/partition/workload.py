@@ -30,7 +30,8 @@ class Workload:
     Attributes:
         sinks, query: tokens that every rank computes.
         segments: kept tokens of each segment.
-        context: context tokens of each segment; they are taken to lie at its start (head frames).
+        context: context tokens of each segment; they are taken to lie at its start, as head frames do, which matters
+            where a segment is cut.
         encoded: video tokens before selection whose frames are encoded, 0 when the features are given.
         tokens_per_frame: video tokens of a frame before selection.
     """

@@ -20,11 +20,10 @@ from segmo.sceneqa.task import DIFFICULTIES
 
 def own_methods(budgets: Sequence[float], segments: int | str) -> list[Method]:
     """Full attention, LSP with and without context, CAS and CAS+LSP at each budget, with SegMo's defaults."""
-    context = Options().context
     return [
         Method("full attention", 1.0, answer_full),
-        lsp_method(segments, 0, "LSP, no context"),
-        lsp_method(segments, context, "LSP"),
+        lsp_method(segments, False, "LSP, no context"),
+        lsp_method(segments, True, "LSP"),
         *(cas_method(keep) for keep in budgets),
         *(both_method(keep, segments=segments) for keep in budgets),
     ]

@@ -137,11 +137,11 @@ def cas_method(keep: float, name: str = "CAS", **options: Any) -> Method:
     return segmo_method(name, keep=keep, disable=LSP_PASSES, **options)
 
 
-def lsp_method(segments: int | str, context: int, name: str = "", **options: Any) -> Method:
-    """Segment attention alone, over all tokens."""
-    name = name or f"LSP {segments} segments, {'context of ' + str(context) if context else 'no context'}"
+def lsp_method(segments: int | str, context: bool, name: str = "", **options: Any) -> Method:
+    """Segment attention alone, over all tokens, with or without context injection."""
+    name = name or f"LSP {segments} segments, {'with' if context else 'no'} context"
     off = ("select-tokens",) if context else ("select-tokens", "inject-context")
-    return segmo_method(name, keep=1.0, segments=segments, context=context, disable=off, **options)
+    return segmo_method(name, keep=1.0, segments=segments, disable=off, **options)
 
 
 def both_method(keep: float, name: str = "CAS+LSP", **options: Any) -> Method:
