@@ -62,6 +62,6 @@ def draw_results(rows: Sequence[Row], title: str) -> Figure:
     handles, labels = panels.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8, frameon=False)
     figure.supylabel("accuracy", fontsize=9)
-    figure.supxlabel("video tokens kept", fontsize=9)
+    panels[1, 1].set_xlabel("video tokens kept", fontsize=9)  # supxlabel would lie under the legend
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
     return figure
