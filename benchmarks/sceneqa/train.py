@@ -55,11 +55,18 @@ def _schedule(done: float, step: int) -> float:
     return min(1.0, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
+def has_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 itself: it then takes a quarter less time, and else twenty times more."""
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
+
+
 class Trainer:
     """The model, its optimiser, and the random streams of a run."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.folder, self.state = args, RunFolder(Path(args.out)), State()
+        self.bfloat16 = has_bfloat16()
         self.tokenizer = build_tokenizer()
         config = build_config(self.tokenizer, args.hidden, args.layers, args.vision_hidden, args.vision_depth)
         self.model: Any = build_model(config, args.seed)
@@ -149,7 +156,7 @@ class Trainer:
         else:
             step = state.step - args.stills
             rate = args.decoder_lr * _schedule(step / args.steps, step)
-            with torch.autocast("cpu", torch.bfloat16):  # a quarter less time
+            with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
                 loss, figures = self.video_loss(self.model, *self._draw_batch(rng))
         for group in self.optimiser.param_groups:
             group["lr"] = rate
