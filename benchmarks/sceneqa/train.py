@@ -56,7 +56,7 @@ def _schedule(done: float, step: int) -> float:
 
 
 def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 itself: it then takes a quarter less time, and else twenty times more."""
+    """Whether this processor multiplies bfloat16 itself. Then it takes a quarter less time, else several times more."""
     found = torch.cpu.get_capabilities()
     return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
 
