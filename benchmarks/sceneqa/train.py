@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from untrained import TURN_START, VISION_START, build_config, build_model, build_tokenizer, share_direction
 
+from segmo.bfloat16 import multiplies_bfloat16
 from segmo.sceneqa.glyphs import load_digits
 from segmo.sceneqa.questions import KINDS
 
@@ -55,18 +56,12 @@ def _schedule(done: float, step: int) -> float:
     return min(1.0, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def has_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 itself. Then it takes a quarter less time, else several times more."""
-    found = torch.cpu.get_capabilities()
-    return bool(found.get("amx_bf16") or found.get("avx512_bf16"))
-
-
 class Trainer:
     """The model, its optimiser, and the random streams of a run."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.folder, self.state = args, RunFolder(Path(args.out)), State()
-        self.bfloat16 = has_bfloat16()
+        self.bfloat16 = multiplies_bfloat16()
         self.tokenizer = build_tokenizer()
         config = build_config(self.tokenizer, args.hidden, args.layers, args.vision_hidden, args.vision_depth)
         self.model: Any = build_model(config, args.seed)

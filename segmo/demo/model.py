@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
+from segmo.bfloat16 import multiplies_bfloat16
 from segmo.demo.processor import IMAGE, VIDEO, VISION_END, VISION_START
 
 SEED = 0
@@ -52,12 +53,12 @@ def demo_config(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLConfig:
 
 
 def build_model(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGeneration:
-    """The demo's model in bfloat16 on the CPU, in eval mode, the same weights on every call."""
+    """The demo's model on the CPU, in bfloat16 where that is fast, in eval mode, the same weights on every call."""
     config = demo_config(processor)
     config._attn_implementation = "sdpa"
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
         model = Qwen2_5_VLForConditionalGeneration(config)
-    torch.nn.Module.to(model, torch.bfloat16)
+    torch.nn.Module.to(model, torch.bfloat16 if multiplies_bfloat16() else torch.float32)
     torch.nn.Module.train(model, False)
     return model
