@@ -121,7 +121,7 @@ def _visit(node: Node, flags: dict[Node, Any]) -> Any:
     value: Any = node.meta.get("example_value")
     target: Any = node.target
     if not isinstance(target, torch._ops.OpOverload):  # an item of a result with several
-        return flags[node.args[0]][node.args[1]]  # type: ignore[index]
+        return flags[node.args[0]][node.args[1]]  # type: ignore[index]  # a node and a number
     if not any(_flagged(flags[source]) for source in node.all_input_nodes):
         return _unflagged(value)
     name = target.overloadpacket.__name__

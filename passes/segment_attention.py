@@ -85,7 +85,7 @@ def _unrepeat(node: Node, original: Node) -> Node:
     """Walks back over ``reshape(expand(x[:, :, None]))`` if that is how the heads were repeated for this call."""
     if node is original or not _repeats(node):
         return node
-    return node.args[0].args[0].args[0]  # type: ignore[union-attr, return-value]
+    return node.args[0].args[0].args[0]  # type: ignore[union-attr, return-value]  # _repeats saw them
 
 
 def _repeats(node: Node) -> bool:

@@ -23,6 +23,16 @@ def previous_cell(frame_V: Tensor, cell_V: Tensor) -> Tensor:
     return token_FC[frame_V, cell_V]
 
 
+def alone(frame_T: Tensor, first_F: Tensor) -> tuple[Tensor, Tensor]:
+    """Successive frames of a row by themselves: their tokens' frames counted from 0, and which of them begin a video.
+
+    The first one does, as nothing stands before it here.
+    """
+    first = first_F[int(frame_T[0]) : int(frame_T[-1]) + 1].clone()
+    first[0] = True
+    return frame_T - frame_T[0], first
+
+
 def _scan_row(embeds_NH: Tensor, video_V: Tensor, frame_V: Tensor, before_V: Tensor) -> tuple[Tensor, ...]:
     """Squared norm of each token (V,), its dot product with token ``before_V``, each frame's sum (F, H)."""
     tokens, hidden = video_V.shape[0], embeds_NH.shape[1]
@@ -69,10 +79,7 @@ def scan_tokens(
     Raises:
         PromptError: the features hold NaN or infinity.
     """
-    base = int(frame_T[0])
-    first = first_F[base : int(frame_T[-1]) + 1].clone()
-    first[0] = True  # nothing stands before it here
-    local_T = frame_T - base
+    local_T, first = alone(frame_T, first_F)
     previous_T = previous_cell(local_T, cell_T).masked_fill(first[local_T], -1)
     new_T, previous_T = previous_T < 0, previous_T.clamp(min=0)
     square_T, dot_T, sum_FH = _scan_row(embeds_NH, at_T, local_T, at_T[previous_T])

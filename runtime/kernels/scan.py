@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segmo.runtime.features import check_finite, previous_cell
+from segmo.runtime.features import alone, check_finite, previous_cell
 from segmo.runtime.kernels.configs import scan_spec
 from segmo.runtime.kernels.device import architecture
 from segmo.runtime.kernels.render import render
@@ -111,10 +111,8 @@ def scan_tokens(
         PromptError: the features hold NaN or infinity.
         KernelError: there is no kernel for the dtype or device.
     """
-    base = int(frame_T[0])
-    first = first_F[base : int(frame_T[-1]) + 1].clone()
-    first[0] = True  # nothing stands before it here
-    table = _row_table(at_T, frame_T - base, cell_T, first)
+    local_T, first = alone(frame_T, first_F)
+    table = _row_table(at_T, local_T, cell_T, first)
     novelty_N, similarity_N = _launch(embeds_NH, table, spec_for(embeds_NH[None]))
     check_finite(novelty_N[at_T], frame_T, cell_T)
     return novelty_N[at_T], similarity_N[at_T[table.first_F()[:-1]]]
