@@ -42,7 +42,7 @@ browser:
 	else echo "no Chromium, and no apt-get as root to install it: its tests will skip"; fi
 
 test: $(VENV)/.installed browser
-	$(BIN)/pytest -n 2 $(ARGS)
+	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 check: lint types
 

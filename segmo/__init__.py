@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +23,23 @@ if TYPE_CHECKING:
     from segmo.runtime.external import external_scores
     from segmo.shown import show_prompt
 
-# A script that is started in a clone gets this folder in place of the installed package. There the package's other two
-# parts, segmo.passes and segmo.runtime, lie beside it.
+
+class _PartsBesidePackage:
+    """Finds ``segmo.passes`` and ``segmo.runtime`` beside this package, where a clone has them.
+
+    A script that is started in a clone gets this folder in place of the installed package. The clone itself must not
+    enter ``__path__``: it holds this package, so whoever walks the modules would find segmo.segmo.segmo without end.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        del path, target
+        return PathFinder.find_spec(name, [str(_CLONE)]) if name in ("segmo.passes", "segmo.runtime") else None
+
+
+_CLONE = Path(__file__).parent.parent
 if not (Path(__file__).parent / "passes").exists():
-    __path__.append(str(Path(__file__).parent.parent))
+    sys.meta_path.append(_PartsBesidePackage)
 
 __all__ = [
     "Options",

@@ -33,6 +33,17 @@ def test_a_clone_has_all_parts_where_the_installed_package_is_out_of_sight() -> 
     assert done.stdout.split() == [str(root / "passes" / "base.py"), str(root / "runtime" / "__init__.py")]
 
 
+def test_whoever_walks_the_package_s_modules_meets_each_once() -> None:
+    """``TORCH_LOGS=+segmo`` walks them: with the clone on the package's path, segmo.segmo.segmo never ends."""
+    code = "import segmo, pkgutil; print(*(module.name for module in pkgutil.iter_modules(segmo.__path__)))"
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    names = done.stdout.split()
+    assert {"api", "options"} <= set(names)
+    assert not {"segmo", "tests"} & set(names)
+    assert len(names) == len(set(names))
+
+
 def test_looking_at_names_and_options_imports_no_torch() -> None:
     assert imported_by("import segmo; dir(segmo); segmo.Options(keep=0.5)") - {"__mp_main__"} == NAMES - {""}
 
