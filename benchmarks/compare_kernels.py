@@ -1,11 +1,10 @@
 """Segment attention's kernel beside PyTorch's FlexAttention kernel, both compiled here for GPUs that need not
 be there.
 
-    python benchmarks/compare_kernels.py [--target sm_80,sm_90,sm_100] [--head-size 64,128] [--json]
+    python benchmarks/compare_kernels.py [--target sm_80,sm_90,sm_100] [--head-size 64,128] [--dtype bf16] [--json]
 
-Both get SegMo's mask and the shapes of a GQA model. Each target has FlexAttention with inductor's default
-config, FlexAttention
-with our tile sizes, and ours. The loop is the leanest one: whole tiles that need no mask.
+Both get SegMo's mask and the shapes of a GQA model. Each target and head size has FlexAttention with inductor's default
+config, FlexAttention with our tile sizes, and ours. The loop is the leanest one: whole tiles that need no mask.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from segmo.runtime.kernels.configs import attention_spec
 from segmo.runtime.kernels.inspection import Inspection, inspect
 from segmo.runtime.kernels.inventory import REPEATS
 from segmo.runtime.kernels.render import Kernel, render
-from segmo.runtime.kernels.specs import Config
+from segmo.runtime.kernels.specs import HEAD_SIZES, Config
 from segmo.runtime.kernels.targets import compile_entry
 
 GROUPS = 4
@@ -88,7 +87,7 @@ def _table(rows: list[dict[str, Any]]) -> Table:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", default=",".join(CAPABILITY))
-    parser.add_argument("--head-size", default="64,128")
+    parser.add_argument("--head-size", default=",".join(map(str, HEAD_SIZES)))
     parser.add_argument("--dtype", default="bf16")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()

@@ -13,12 +13,15 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
-def test_no_worse_than_flex_attention(target: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("target", "head_size"),
+    [("sm_80", 128), ("sm_90", 128), ("sm_100", 128), ("sm_80", 256), ("sm_90", 64), ("sm_100", 80)],
+)
+def test_no_worse_than_flex_attention(target: str, head_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     from compare_kernels import compare
 
-    default, same_tiles, ours = compare(target, 128)
+    default, same_tiles, ours = compare(target, head_size)
     for theirs in (default, same_tiles):
         assert theirs["kernel"].startswith("FlexAttention")
         assert ours["matrix"] == theirs["matrix"]
