@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -97,6 +98,22 @@ def test_unfinished_files_of_dead_processes_go(tmp_path: Path) -> None:
 def test_a_limit_below_one_byte_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="at least one byte"):
         Store(tmp_path, 0)
+
+
+def test_an_entry_that_another_process_removes_while_it_is_opened_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The header is read, then torch opens the file again, and says that it is gone with a RuntimeError."""
+    store = Store(tmp_path)
+    store.put("key", {"a": TENSOR}, "")
+
+    def open_late(path: Path, framework: str) -> Any:
+        del framework
+        path.unlink()
+        return torch.UntypedStorage.from_file(str(path), shared=False, nbytes=8)
+
+    monkeypatch.setattr("segmo.ask.store.safe_open", open_late)
+    assert store.get("key") is None
 
 
 WORK = """

@@ -57,11 +57,11 @@ class Store:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no iterator
                 text = (file.metadata() or {})["text"]
             os.utime(path)
-        except FileNotFoundError:
-            return None
-        except (SafetensorError, KeyError, OSError) as error:
-            log.warning("%s cannot be read (%s) and is made anew", path, error)
-            path.unlink(missing_ok=True)
+        except (SafetensorError, KeyError, OSError, RuntimeError) as error:
+            # It may be gone only now: safetensors opens a file twice, and another process may remove it in between.
+            if path.exists():
+                log.warning("%s cannot be read (%s) and is made anew", path, error)
+                path.unlink(missing_ok=True)
             return None
         return tensors, text
 
