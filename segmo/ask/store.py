@@ -57,6 +57,8 @@ class Store:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no iterator
                 text = (file.metadata() or {})["text"]
             os.utime(path)
+        except FileNotFoundError:
+            return None
         except (SafetensorError, KeyError, OSError, RuntimeError) as error:
             # It may be gone only now: safetensors opens a file twice, and another process may remove it in between.
             if path.exists():
