@@ -19,7 +19,7 @@ import torch
 import torch._inductor.kernel.flex
 
 from segmo.runtime.kernels.render import Kernel
-from segmo.runtime.kernels.specs import DTYPES, Config
+from segmo.runtime.kernels.specs import DTYPES, AttentionSpec, Config
 
 TEMPLATES = Path(torch._inductor.kernel.flex.__file__).parent / "templates"
 CAPABILITY = {"sm_80": (8, 0), "sm_90": (9, 0), "sm_100": (10, 0)}
@@ -58,7 +58,7 @@ def _options(config: Config, head_size: int, repeats: int) -> dict[str, Any]:
         "BLOCKS_ARE_CONTIGUOUS": False,
         "OUTPUT_LOGSUMEXP": True,
         "OUTPUT_MAX": False,
-        "FLOAT32_PRECISION": "'tf32x3'",  # as in SegMo's kernels: one pass would lose half of fp32's digits
+        "FLOAT32_PRECISION": repr(AttentionSpec.precision),  # inductor offers none, or one pass: half of fp32's digits
         "IS_DIVISIBLE": True,
         "SAFE_HEAD_DIM": rounded == head_size,
         "SM_SCALE": head_size**-0.5,

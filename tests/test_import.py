@@ -13,12 +13,17 @@ NAMES = {"segmo", "segmo.options", "segmo.errors"}
 PROGRAM = {"segmo", "typer", "click", "rich", "shellingham", "markdown_it", "mdurl", "pygments", "annotated_doc"}
 
 
+def printed_by(code: str) -> list[str]:
+    """Words that some code prints in a fresh interpreter, started in the clone."""
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    return done.stdout.split()
+
+
 def imported_by(code: str) -> set[str]:
     """Modules outside the standard library that some code imports in a fresh interpreter."""
-    listing = f"import sys; before = set(sys.modules); {code}; print(*(set(sys.modules) - before))"
-    root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", listing], capture_output=True, text=True, check=True, cwd=root)
-    return {name for name in done.stdout.split() if name.partition(".")[0] not in sys.stdlib_module_names}
+    names = printed_by(f"import sys; before = set(sys.modules); {code}; print(*(set(sys.modules) - before))")
+    return {name for name in names if name.partition(".")[0] not in sys.stdlib_module_names}
 
 
 def test_the_list() -> None:
@@ -29,16 +34,12 @@ def test_a_clone_has_all_parts_where_the_installed_package_is_out_of_sight() -> 
     hide = "import sys; sys.meta_path = [f for f in sys.meta_path if 'editable' not in repr(f).lower()]"
     code = f"{hide}; import segmo.passes.base, segmo.runtime; print(segmo.passes.base.__file__, segmo.runtime.__file__)"
     root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    assert done.stdout.split() == [str(root / "passes" / "base.py"), str(root / "runtime" / "__init__.py")]
+    assert printed_by(code) == [str(root / "passes" / "base.py"), str(root / "runtime" / "__init__.py")]
 
 
 def test_whoever_walks_the_package_s_modules_meets_each_once() -> None:
     """``TORCH_LOGS=+segmo`` walks them: with the clone on the package's path, segmo.segmo.segmo never ends."""
-    code = "import segmo, pkgutil; print(*(module.name for module in pkgutil.iter_modules(segmo.__path__)))"
-    root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
-    names = done.stdout.split()
+    names = printed_by("import segmo, pkgutil; print(*(found.name for found in pkgutil.iter_modules(segmo.__path__)))")
     assert {"api", "options"} <= set(names)
     assert not {"segmo", "tests"} & set(names)
     assert len(names) == len(set(names))

@@ -54,7 +54,10 @@ def training_digits(seed: int) -> Digits:
     images = torch.from_numpy(load_bundled().images[PARTS["train"]] / 16).float()
     generator = torch.Generator().manual_seed(seed)
     count = len(images) * VARIANTS
-    draw = lambda low, high: low + (high - low) * torch.rand(count, generator=generator)  # noqa: E731
+
+    def draw(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(count, generator=generator)
+
     turn, shear = torch.deg2rad(draw(-16, 16)), draw(-0.2, 0.2)
     tall, wide = draw(1.0, 1.3), draw(1.0, 1.3)
     # Rows of an affine map from the drawn glyph to the image, in half sides.
