@@ -37,7 +37,7 @@ class SelectTokens:
     keep: float = 0.25
     frames: float = 1.0
     scorer: str = "embedding"
-    layer: int = 2
+    layer: int = 3
     balance: float = 0.5
 
     def run(self, rewrite: Rewrite) -> Outcome:

@@ -92,7 +92,7 @@ class Options:
         "how the relevance of a scene to the question is found",
     )
     layer: int = _option(
-        2,
+        3,
         lambda v: _is_int(v) and v >= 0,
         "a decoder layer index >= 0",
         'decoder layer at which scorer="attention" scores and selects',

@@ -5,6 +5,8 @@ Legend: B batch, A query heads, G key/value heads, K tokens, D head size.
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +15,7 @@ from strategies import PAD, Heads, Layout, batch_tensors, batches, heads
 from torch import Tensor
 
 from segmo.runtime.attention import flash, reference
-from segmo.runtime.schedule import attention_schedule, unpack
+from segmo.runtime.schedule import RowSchedule, attention_schedule, unpack
 
 IMPLEMENTATIONS = [
     pytest.param(flash.segment_attention, id="flash"),
@@ -82,6 +84,17 @@ def test_all_context_is_full_attention(attention: object, rows: list[Layout], sh
 @given(rows=batches(max_segments=1), shape=heads())
 def test_one_segment_is_full_attention(attention: object, rows: list[Layout], shape: Heads) -> None:
     check_attention(attention, rows, shape.tensors(len(rows), len(rows[0].roles)), full_causal(rows))
+
+
+@given(sizes=st.lists(st.integers(0, 3 * flash.SHARED_ROWS), min_size=2, max_size=12), sink=st.integers(0, 5))
+def test_flash_shares_blocks_among_small_segments_only(sizes: list[int], sink: int) -> None:
+    ends = tuple(sink + sum(sizes[: number + 1]) for number in range(len(sizes)))
+    blocks = list(flash._segment_blocks(RowSchedule(0, sink, ends, ends[-1] + 3, ())))
+    assert tuple(end for _, block in blocks for end in block) == ends
+    assert [start for start, _ in blocks] == [sink, *(block[-1] for _, block in blocks[:-1])]
+    rows = [block[-1] - start for start, block in blocks]
+    assert all(count <= flash.SHARED_ROWS for count, (_, block) in zip(rows, blocks, strict=True) if len(block) > 1)
+    assert all(one + two > flash.SHARED_ROWS for one, two in itertools.pairwise(rows)), "fewer blocks would do"
 
 
 @pytest.mark.parametrize("attention", IMPLEMENTATIONS)

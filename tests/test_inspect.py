@@ -138,7 +138,7 @@ def test_the_command_runs_a_model_only_for_what_the_run_tells(ran: list[Any]) ->
 
 
 def test_an_error_in_a_graph_that_is_only_looked_at_is_the_users_to_see() -> None:
-    with pytest.raises(NotRewrittenError, match="layer=2, but"):
+    with pytest.raises(NotRewrittenError, match="layer=3, but"):
         capture_subject(subject("qwen2_vl", frames=8, layers=1), {"scorer": "attention", "strict": True})
 
 

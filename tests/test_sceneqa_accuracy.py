@@ -18,8 +18,8 @@ pytestmark = pytest.mark.slow
 
 VIDEOS = 8
 KEEP = 0.125
-FULL = {"retrieve": 0.7, "moment": 0.9, "order": 0.55, "count": 0.6, "cross-scene": 0.65}
-FOUND, BLIND, LOST = 0.75, 0.5, 0.05
+FULL = {"retrieve": 0.82, "moment": 0.92, "order": 0.6, "count": 0.7, "cross-scene": 0.77}
+FOUND, BLIND, LOST = 0.9, 0.42, 0.02
 
 
 @pytest.fixture(scope="module")

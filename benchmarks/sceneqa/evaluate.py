@@ -30,7 +30,6 @@ from segmo.sceneqa.task import DIFFICULTIES, make_sample
 
 BUDGETS = (0.5, 0.25, 0.125, 0.0625)
 SEGMENTS = (2, 4, 8)
-ATTENTION_LAYER = 1  # the layer whose look training guides
 # Questions about a video; few digits of a video are shown once, so of *order* all there are (a pair in both orders).
 PER_KIND = {"retrieve": 4, "moment": 4, "order": 10, "count": 4, "cross-scene": 4}
 COHESION_VIDEOS = 8
@@ -42,7 +41,7 @@ def segmo_methods() -> list[Method]:
     for keep in BUDGETS:
         found += [
             cas_method(keep, "CAS embedding", scorer="embedding"),
-            cas_method(keep, "CAS attention", scorer="attention", layer=ATTENTION_LAYER),
+            cas_method(keep, "CAS attention", scorer="attention"),
             both_method(keep),
         ]
     for segments in SEGMENTS:

@@ -1,13 +1,12 @@
-"""Table, CSV, picture and comparisons from answers that a folder holds: python benchmarks/sceneqa/report.py FOLDER [N]
+"""Table, CSV, picture and comparisons from answers that a folder holds: python benchmarks/sceneqa/report.py FOLDER
 
-Takes what is there: methods that were not asked about every video yet are left out. With N, only the first N videos
-count.
+Takes what is there: methods that were not asked about every video yet are left out.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,8 +59,14 @@ def write_report(folder: Path, console: Console, videos: int | None = None) -> N
     Args:
         folder: that ``evaluate.py`` filled.
         videos: how many of the first videos count; all where None.
+
+    Raises:
+        FileNotFoundError: the folder holds no answers.
     """
-    by_key = complete_records(read_results(folder / "results.jsonl"), videos)
+    answers = folder / "results.jsonl"
+    if not answers.is_file():
+        raise FileNotFoundError(f"{answers} does not exist: fill the folder first with evaluate.py --out {folder}")
+    by_key = complete_records(read_results(answers), videos)
     times = folder / "times.json"
     known: dict[str, float] = json.loads(times.read_text()) if times.is_file() else {}
     everything = [record for records in by_key.values() for record in records]
@@ -80,5 +85,14 @@ def write_report(folder: Path, console: Console, videos: int | None = None) -> N
     draw_results([row for row in rows if row.name in ORDER], title).savefig(folder / "results.png")
 
 
+def main() -> None:
+    """Read the command line and report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path, help="that evaluate.py filled")
+    parser.add_argument("--videos", type=int, help="how many of the first videos count (default: all)")
+    args = parser.parse_args()
+    write_report(args.folder, Console(width=200), args.videos)
+
+
 if __name__ == "__main__":
-    write_report(Path(sys.argv[1]), Console(width=200), int(sys.argv[2]) if len(sys.argv) > 2 else None)
+    main()
