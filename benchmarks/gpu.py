@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -27,6 +28,7 @@ from gpu_checks import check_attention, check_others
 from gpu_place import Place
 from gpu_prefill import QWEN_7B, Shape, check_prefill, time_prefill
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from segmo.runtime.kernels.specs import HEAD_SIZES
@@ -59,42 +61,63 @@ class Plan:
     lowering: str = "auto"
 
 
-def measure(place: Place, plan: Plan, dtype: torch.dtype, may_start: Callable[[], bool]) -> dict[str, Any]:
-    """All results, most wanted first; what is left out for want of time is named under "left_out"."""
-    frames, cells, hidden, head_size = plan.scan
+def measure(
+    place: Place, plan: Plan, dtype: torch.dtype, may_start: Callable[[], bool], keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """All results, most wanted first. ``keep`` is given what there is after each part.
+
+    What is left out for want of time is named under "left_out", and what raised an error under "failed".
+    """
     result: dict[str, Any] = {
         "device": place.name,
         "versions": {"torch": torch.__version__, "triton": triton.__version__, "segmo": version("segmo")},
-        "checks": check_attention(place, plan.check_length, plan.head_sizes)
-        + check_others(place, frames, cells, hidden, head_size)
-        + check_prefill(place, plan.shape, plan.check_frames, plan.lowering, dtype),
-        "tuned": [],
-        "prefill": [],
-        "attention": [],
-        "left_out": [],
+        **{part: [] for part in ("checks", "tuned", "prefill", "attention", "left_out", "failed")},
     }
 
-    def attempt(part: str, what: str, run: Callable[..., Any], *arguments: Any) -> None:
-        if not may_start():
-            result["left_out"].append(f"{part}: {what}")
-            return
-        found = run(*arguments)  # one row, or a list of them
-        for row in found if isinstance(found, list) else [found]:
-            if row.get("left_out"):
-                result["left_out"].append(f"{part}: {row['way']}, {what}")
-            else:
-                result[part].append(row)
+    def take(part: str, what: str, run: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            found = run(*arguments)  # one row, or a list of them
+        except Exception as error:  # noqa: BLE001  time on a GPU is scarce: what else there is to measure is measured
+            traceback.print_exc()
+            result["failed"].append(f"{part}: {what}: {type(error).__name__}: {error}")
+        else:
+            for row in found if isinstance(found, list) else [found]:
+                if row.get("left_out"):
+                    result["left_out"].append(f"{part}: {row['way']}, {what}")
+                else:
+                    result[part].append(row)
 
-    first, *others = plan.heads
-    attempt("tuned", str(first), tune_attention, place, first, dtype, plan.tuned_length, plan.candidates)
-    for count in plan.frames:
-        given = (place, plan.shape, count, plan.lowering, dtype, may_start)
-        attempt("prefill", f"{count} frames", time_prefill, *given)
-    for heads in others:
+    def attempt(part: str, what: str, run: Callable[..., Any], *arguments: Any) -> None:
+        if may_start():
+            take(part, what, run, *arguments)
+        else:
+            result["left_out"].append(f"{part}: {what}")
+        keep(result)
+
+    def tune(heads: Heads) -> None:
         attempt("tuned", str(heads), tune_attention, place, heads, dtype, plan.tuned_length, plan.candidates)
+
+    def attention(length: int, heads: Heads) -> None:
+        attempt("attention", f"{length} tokens, {heads}", time_attention, place, heads, length, dtype)
+
+    def prefill(frames: int) -> None:
+        attempt("prefill", f"{frames} frames", time_prefill, place, plan.shape, frames, plan.lowering, dtype, may_start)
+
+    for head_size in plan.head_sizes:
+        take("checks", f"head size {head_size}", check_attention, place, plan.check_length, head_size)
+    take("checks", "other kernels", check_others, place, *plan.scan)
+    take("checks", "prefill", check_prefill, place, plan.shape, plan.check_frames, plan.lowering, dtype)
+    first, *others = plan.heads
+    tune(first)
+    attention(plan.lengths[0], first)
+    for frames in plan.frames:
+        prefill(frames)
+    for heads in others:
+        tune(heads)
     for length in plan.lengths:
         for heads in plan.heads:
-            attempt("attention", f"{length} tokens, {heads}", time_attention, place, heads, length, dtype)
+            if (length, heads) != (plan.lengths[0], first):
+                attention(length, heads)
     return result
 
 
@@ -126,19 +149,25 @@ def _add(
     found.add_row(what, f"{tokens:,}", str(size), *times, "-" if full is None else f"{full / ours:.2f}x")
 
 
-def report(result: dict[str, Any], folder: Path, console: Console) -> int:
-    """Writes the JSON, prints the table; 1 if a check failed."""
-    wrong = [check for check in result["checks"] if not check["ok"]]
+def write(result: dict[str, Any], folder: Path) -> None:
+    """Writes ``gpu.json``."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "gpu.json").write_text(json.dumps(result, indent=1))
+    (folder / "gpu.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+def report(result: dict[str, Any], folder: Path, console: Console) -> int:
+    """Prints the table; 1 if a check or a measurement failed."""
+    wrong = [check for check in result["checks"] if not check["ok"]]
     console.print(table(result))
     console.print(f"{len(result['checks']) - len(wrong)} of {len(result['checks'])} checks of numerics passed")
     for check in wrong:
         console.print(f"[red]wrong:[/red] {check}")
+    for what in result["failed"]:
+        console.print(f"[red]failed:[/red] {escape(what)}")
     for what in result["left_out"]:
         console.print(f"left out, because time was up: {what}")
     console.print(f"written to {folder / 'gpu.json'}")
-    return 1 if wrong else 0
+    return 1 if wrong or result["failed"] else 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -152,7 +181,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     deadline = time.monotonic() + 54 * options.minutes
     place = Place(torch.device("cuda", torch.cuda.current_device()))
-    result = measure(place, Plan(), torch.bfloat16, lambda: time.monotonic() < deadline)
+    result = measure(
+        place,
+        Plan(),
+        torch.bfloat16,
+        may_start=lambda: time.monotonic() < deadline,
+        keep=lambda result: write(result, options.out),
+    )
     return report(result, options.out, Console(width=160))
 
 

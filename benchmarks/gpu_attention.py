@@ -7,13 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from gpu_checks import example_row, qkv
+from gpu_checks import LIMIT, example_row, qkv
 from gpu_place import Place, relative_error
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from segmo.runtime.attention import triton
+from segmo.errors import KernelError
+from segmo.runtime.attention import reference, triton
 from segmo.runtime.attention.tiles import Tiling, tile_schedule
 from segmo.runtime.kernels.configs import attention_spec
 from segmo.runtime.kernels.device import architecture, workers
@@ -52,8 +53,10 @@ def tune_attention(
     default = attention_spec(target, heads.head_size, name, heads.repeats)
     row = example_row(length)
     out, lse = torch.empty_like(q), torch.empty(q.shape[:3], device=place.device)
+    check = checker(place, heads, dtype)
 
     def measure(spec: AttentionSpec) -> float:
+        check(spec)
         laid_out = dataclasses.replace(spec, key_stride=k.stride(2), value_stride=v.stride(2))
         tiling = _tiling(spec.config, heads, place)
         tiles = tile_schedule(pack([row]), length, tiling, place.device)
@@ -63,6 +66,21 @@ def tune_attention(
     best = tune(place.name, default, candidates(target, heads.head_size, name)[:most], measure)
     facts = {"head_size": heads.head_size, "dtype": name}
     return {**facts, "default": dataclasses.asdict(default.config), "tuned": dataclasses.asdict(best)}
+
+
+def checker(place: Place, heads: Heads, dtype: torch.dtype, length: int = 700) -> Callable[[AttentionSpec], None]:
+    """Raises KernelError for a spec whose output is not that of the reference in fp64."""
+    q, k, v = heads.qkv(place, length, dtype)
+    row, scale = pack([example_row(length, 3)]), heads.head_size**-0.5
+    expected = reference.segment_attention(q.double(), k.double(), v.double(), row, scale)
+
+    def check(spec: AttentionSpec) -> None:
+        laid_out = dataclasses.replace(spec, key_stride=k.stride(2), value_stride=v.stride(2))
+        error = relative_error(triton.segment_attention_lse(q, k, v, row, scale, laid_out)[0], expected)
+        if not error < LIMIT[dtype]:
+            raise KernelError(f"{spec.config} is wrong on {place.name}: relative error {error:.2g}")
+
+    return check
 
 
 def _tiling(config: Config, heads: Heads, place: Place) -> Tiling:

@@ -16,7 +16,7 @@ from interpreter import interpret
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-def _measure(folder: str, starts: str) -> tuple[int, dict[str, Any], str]:
+def _measure(folder: str, starts: str, head_size: int = 64) -> tuple[int, dict[str, Any], str]:
     """In the interpreter. The parts are those of the full plan; sizes alone are others. ``starts`` says for
     each measurement whether there is time to begin it.
     """
@@ -29,7 +29,7 @@ def _measure(folder: str, starts: str) -> tuple[int, dict[str, Any], str]:
     from rich.console import Console
 
     plan = gpu.Plan(
-        head_sizes=(64,),
+        head_sizes=(head_size,),
         check_length=60,
         scan=(5, 6, 32, 64),
         heads=(Heads(4, 2, 64, 2),),
@@ -42,15 +42,19 @@ def _measure(folder: str, starts: str) -> tuple[int, dict[str, Any], str]:
         lowering="triton",
     )
     place = Place(torch.device("cpu"))
-    result = gpu.measure(place, plan, torch.float32, iter([start == "y" for start in starts]).__next__)
+
+    def keep(result: dict[str, Any]) -> None:
+        gpu.write(result, Path(folder))
+
+    result = gpu.measure(place, plan, torch.float32, iter([s == "y" for s in starts]).__next__, keep)
     console = Console(width=160, file=io.StringIO(), record=True)
     code = gpu.report(result, Path(folder), console)
     return code, json.loads((Path(folder) / "gpu.json").read_text()), console.export_text()
 
 
 def test_all_parts_run_all_checks_pass_and_what_is_left_out_is_named(tmp_path: Path) -> None:
-    # Tuning, four ways of a prefill, none of another, one layer's attention and not that of a longer prompt.
-    code, result, output = interpret(_measure, str(tmp_path), "y" + "yyyyy" + "ynnnn" + "yn")
+    # Tuning, one layer's attention, four ways of a prefill, none of another, and no attention of a longer prompt.
+    code, result, output = interpret(_measure, str(tmp_path), "yy" + "yyyyy" + "ynnnn" + "n")
     assert [check for check in result["checks"] if not check["ok"]] == []
     assert code == 0
     assert len(result["checks"]) == 1 * 3 * 2 + 6 + 2
@@ -70,6 +74,16 @@ def test_all_parts_run_all_checks_pass_and_what_is_left_out_is_named(tmp_path: P
     assert len(result["left_out"]) == 5
     for what in result["left_out"]:
         assert f"left out, because time was up: {what}" in output
+
+
+def test_what_fails_is_named_and_the_rest_is_measured(tmp_path: Path) -> None:
+    code, result, output = interpret(_measure, str(tmp_path), "nnnnn", 72)  # 72 is no multiple of 16
+    assert code == 1
+    (failed,) = result["failed"]
+    assert failed.startswith("checks: head size 72: KernelError: head size 72 is not a multiple of 16")
+    assert "failed: checks: head size 72" in output
+    assert len(result["checks"]) == 6 + 2
+    assert len(result["left_out"]) == 5
 
 
 def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

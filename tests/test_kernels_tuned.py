@@ -15,12 +15,14 @@ from segmo.runtime.kernels.specs import AttentionSpec, Config
 from segmo.runtime.kernels.tuned import candidates, load, tune, tuned_attention_spec
 
 SPEC = attention_spec("sm_90", 128, "bf16", 7)
-FAST, SLOW, TOO_LARGE = Config(64, 64, 4, 2), Config(128, 32, 8, 2), Config(128, 128, 4, 9)
+FAST, SLOW, TOO_LARGE, WRONG = Config(64, 64, 4, 2), Config(128, 32, 8, 2), Config(128, 128, 4, 9), Config(16, 16, 4, 1)
 
 
 def _seconds(spec: AttentionSpec) -> float:
     if spec.config == TOO_LARGE:
         raise triton.OutOfResources(400_000, 232_448, "shared memory")
+    if spec.config == WRONG:
+        raise KernelError("its output is wrong")
     return 1e-3 if spec.config == FAST else 2e-3
 
 
@@ -31,7 +33,7 @@ def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_fastest_config_is_kept(tmp_path: Path) -> None:
     assert load("H100", SPEC) is None
-    assert tune("H100", SPEC, [SLOW, TOO_LARGE, FAST], _seconds) == FAST
+    assert tune("H100", SPEC, [SLOW, TOO_LARGE, WRONG, FAST], _seconds) == FAST
     assert load("H100", SPEC) == FAST
     (file,) = (tmp_path / "tuned").iterdir()
     assert [timed["seconds"] for timed in json.loads(file.read_text())["timed"]] == [2e-3, 1e-3]
@@ -45,7 +47,7 @@ def test_a_result_is_of_one_device_and_one_kernel() -> None:
 
 def test_nothing_that_fits_is_an_error() -> None:
     with pytest.raises(KernelError, match="none of the tile sizes"):
-        tune("H100", SPEC, [TOO_LARGE], _seconds)
+        tune("H100", SPEC, [TOO_LARGE, WRONG], _seconds)
 
 
 def test_a_damaged_file_is_an_error(tmp_path: Path) -> None:

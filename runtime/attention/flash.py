@@ -53,7 +53,8 @@ def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:
 
 def _segment_blocks(row: RowSchedule) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Start of each block of segments, and the ends of its segments: one large segment, or neighbouring small ones."""
-    start, ends = row.sink_end, ()
+    start = row.sink_end
+    ends: tuple[int, ...] = ()
     for end in row.segment_ends:
         if ends and end - start > SHARED_ROWS:
             yield start, ends

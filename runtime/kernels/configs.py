@@ -1,7 +1,7 @@
-"""Default tile sizes per architecture. Inspected (``segmo kernels``), not timed: tune on the device to
-replace them.
+"""Default tile sizes per architecture. Inspected (``segmo kernels``), not timed, but for two-byte dtypes up to
+128 on sm_90, which are the fastest of five on an H200 (docs/kernels.md): tune on the device to replace them.
 
-The rule behind the table: the largest tile of rows that the matrix unit likes (128, so that keys are read
+The rule behind the rest of the table: the largest tile of rows that the matrix unit likes (128, so that keys are read
 seldom), then the largest tile of keys, then the most stages, as long as no register is spilled. Accumulators
 and logits of a tile take ``block_m * (D + block_n) / (32 * warps)`` registers of a thread, which is what ends
 up deciding. Operands in fp32 are held in two halves, so their tiles are smaller.
@@ -31,7 +31,12 @@ _SHARED_OTHERWISE = {"sm_80": 99, "sm_90": 227, "sm_100": 227, "gfx942": 64}
 # (head size up to which it holds, config), for two-byte dtypes and for fp32.
 _ATTENTION = {
     ("sm_80", 2): ((128, Config(128, 64, 8, 3)), (256, Config(64, 64, 4, 2))),
-    ("sm_90", 2): ((128, Config(128, 128, 8, 3)), (256, Config(128, 64, 8, 2))),
+    ("sm_90", 2): (
+        (64, Config(128, 64, 8, 3)),
+        (96, Config(128, 64, 4, 3)),
+        (128, Config(64, 64, 4, 3)),
+        (256, Config(128, 64, 8, 2)),
+    ),
     ("sm_100", 2): ((128, Config(128, 128, 8, 2)), (256, Config(64, 32, 8, 2))),
     ("gfx942", 2): ((128, Config(128, 64, 4, 2)), (256, Config(64, 32, 4, 1))),
     ("sm_80", 4): ((64, Config(64, 32, 4, 2)), (128, Config(64, 16, 4, 2)), (256, Config(16, 16, 4, 2))),

@@ -76,11 +76,12 @@ def tune(
     Args:
         device_name: such as ``torch.cuda.get_device_name()``.
         spec: the default spec.
-        choices: configs to time. One that does not fit the device does not count.
-        seconds: time of one launch of a spec; raises what Triton raises if it does not fit.
+        choices: configs to time. One that does not fit the device, or computes something wrong, does not count.
+        seconds: time of one launch of a spec; raises what Triton raises if it does not fit, and KernelError if its
+            output is wrong.
 
     Raises:
-        KernelError: no config fits the device.
+        KernelError: no config fits the device and computes what it should.
     """
     import triton
 
@@ -88,10 +89,10 @@ def tune(
     for config in choices:
         try:
             times[config] = seconds(dataclasses.replace(spec, config=config))
-        except (triton.OutOfResources, triton.CompilationError):
+        except (triton.OutOfResources, triton.CompilationError, KernelError):
             continue
     if not times:
-        raise KernelError(f"none of the tile sizes fits {device_name}")
+        raise KernelError(f"none of the tile sizes fits {device_name} and computes what it should")
     best = min(times, key=lambda config: times[config])
     path = _file(device_name, spec)
     path.parent.mkdir(parents=True, exist_ok=True)
