@@ -86,13 +86,14 @@ def measure(
                     result["left_out"].append(f"{part}: {row['way']}, {what}")
                 else:
                     result[part].append(row)
+        keep(result)
 
     def attempt(part: str, what: str, run: Callable[..., Any], *arguments: Any) -> None:
         if may_start():
             take(part, what, run, *arguments)
         else:
             result["left_out"].append(f"{part}: {what}")
-        keep(result)
+            keep(result)
 
     def tune(heads: Heads) -> None:
         attempt("tuned", str(heads), tune_attention, place, heads, dtype, plan.tuned_length, plan.candidates)
