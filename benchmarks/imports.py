@@ -20,7 +20,7 @@ WAYS = (
     "import segmo.cli",
     "import torch",
     "import torch, transformers",
-    "import torch, transformers, segmo.backend",
+    "import torch, transformers, segmo.compiler.backend",
 )
 
 

@@ -26,7 +26,7 @@ import segmo
 from segmo.errors import SegMoError
 from segmo.inspection.models import build, load_config, shrink
 from segmo.inspection.prompts import prompt_of
-from segmo.report import Report
+from segmo.report.report import Report
 
 PICTURE = (90, 160)  # height and width of a frame
 OPENINGS = 5

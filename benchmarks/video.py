@@ -33,8 +33,8 @@ from rich.table import Table
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
 from segmo.ask.ask import Answer, Asker
+from segmo.ask.checkpoint import Loaded
 from segmo.ask.context import Request
-from segmo.ask.loaded import Loaded
 from segmo.ask.settings import Settings
 from segmo.demo.clips import clip_path
 from segmo.demo.edit import cut_list, write_video
@@ -42,7 +42,7 @@ from segmo.demo.model import build_model
 from segmo.demo.processor import CELL, build_processor, encode_prompt
 from segmo.demo.repeat import repeat_file
 from segmo.options import Options
-from segmo.timeline import Timeline
+from segmo.report.timeline import Timeline
 from segmo.video import SceneOptions, read
 from segmo.video.index import build_index
 from segmo.video.source import open_source

@@ -19,7 +19,7 @@ from segmo.inspection.prompts import synthetic_prompt
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.pipeline import DEFAULT
 from segmo.passes.reasons import Miss
-from segmo.report import Report
+from segmo.report.report import Report
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import segmo
 from segmo.inspection.models import build, load_config, shrink
 from segmo.inspection.prompts import synthetic_prompt
-from segmo.report import Report
+from segmo.report.report import Report
 
 
 def main(out: Path = Path("out/inspecting"), layers: int = 2) -> list[Report]:

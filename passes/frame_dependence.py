@@ -5,7 +5,7 @@ rule that gives the flags of its result from those of its arguments, and the rul
 so "row r does not depend on frame f" is certain for the graph at hand. An operator without a rule that a flag reaches
 ends the analysis: what it does is not guessed.
 
-The graph is one of a small input (:func:`segmo.frames.record.record`). An encoder that treats larger inputs by other
+The graph is one of a small input (:func:`segmo.upstream.record.record`). An encoder that treats larger inputs by other
 code than smaller ones would not be seen through.
 """
 
@@ -66,7 +66,7 @@ def frame_dependence(graph: Graph, owner_R: Tensor, frames: int) -> list[list[Te
     """For each frame and each output of the graph, the rows that may depend on it, (rows,) bool.
 
     Args:
-        graph: from :func:`segmo.frames.record.record`; outputs have their rows in the first dimension.
+        graph: from :func:`segmo.upstream.record.record`; outputs have their rows in the first dimension.
         owner_R: frame of each row of the input ``pixels``.
         frames: number of frames.
 

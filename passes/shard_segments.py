@@ -12,7 +12,7 @@ import torch
 from torch.fx import Node
 
 import segmo.runtime.distributed.ops  # noqa: F401  # registers torch.ops.segmo
-from segmo.capture import calling_model
+from segmo.compiler.capture import calling_model
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.graph import concrete, example, replace_call
 from segmo.passes.rank_cut import RankCut

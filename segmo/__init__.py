@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from segmo.api import compile, uncompile  # noqa: A004  # the name that torch uses too
+    from segmo.compiler.launch import launched
     from segmo.errors import SegMoError
-    from segmo.history import collect_reports, last_report
-    from segmo.launch import launched
     from segmo.options import Options
     from segmo.passes.runner import observe
-    from segmo.report import Report
+    from segmo.report.history import collect_reports, last_report
+    from segmo.report.report import Report
+    from segmo.report.shown import show_prompt
     from segmo.runtime.external import external_scores
-    from segmo.shown import show_prompt
 
 
 class _PartsBesidePackage:
@@ -60,14 +60,14 @@ _HOMES = {
     "compile": "segmo.api",
     "uncompile": "segmo.api",
     "SegMoError": "segmo.errors",
-    "launched": "segmo.launch",
+    "launched": "segmo.compiler.launch",
     "Options": "segmo.options",
-    "Report": "segmo.report",
+    "Report": "segmo.report.report",
     "observe": "segmo.passes.runner",
-    "last_report": "segmo.history",
-    "collect_reports": "segmo.history",
+    "last_report": "segmo.report.history",
+    "collect_reports": "segmo.report.history",
     "external_scores": "segmo.runtime.external",
-    "show_prompt": "segmo.shown",
+    "show_prompt": "segmo.report.shown",
 }
 
 

@@ -11,11 +11,11 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from segmo.errors import OptionError, SegMoError
 from segmo.families import FAMILIES, family_of
-from segmo.frames.encoder import choose_before_encoding, encode_all
-from segmo.frames.prompt import prompt_known
-from segmo.history import forget
 from segmo.options import Options, check_frames
+from segmo.report.history import forget
 from segmo.runtime.distributed.session import check_dealt, memory_explained
+from segmo.upstream.encoder import choose_before_encoding, encode_all
+from segmo.upstream.prompt import prompt_known
 
 _PIXELS = {"video": "pixel_values_videos", "image": "pixel_values"}
 

@@ -14,7 +14,7 @@ from models import VIDEO
 from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from segmo.prefill import Prefill
+from segmo.report.prefill import Prefill
 from segmo.runtime.layout import QUERY, SINK
 
 

@@ -13,12 +13,12 @@ from models import build, prompt
 from torch._dynamo import reset
 
 import segmo
-from segmo.inspection.text import node_name, readable
 from segmo.passes.reasons import Miss
 from segmo.passes.runner import PassRecord
-from segmo.prefill import Prefill
-from segmo.report import GraphReport, Report
-from segmo.shown import Shown
+from segmo.report.prefill import Prefill
+from segmo.report.report import GraphReport, Report
+from segmo.report.shown import Shown
+from segmo.report.text import node_name, readable
 
 EVIL = '<img data-evil src=x onerror="window.hacked=1"></script><script>window.hacked=1</script>\'&amp;'
 FRAMES = 9

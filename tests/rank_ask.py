@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from segmo.ask.cache import Store
+from segmo.ask.checkpoint import load
 from segmo.ask.context import Context, Request
-from segmo.ask.loaded import load
 from segmo.ask.settings import Settings
-from segmo.ask.store import Store
-from segmo.ask.whole import Whole
+from segmo.ask.whole_video import Whole
+from segmo.report.timeline import Timeline
 from segmo.runtime.distributed.ranks import Ranks
-from segmo.timeline import Timeline
 
 
 def features(

@@ -15,13 +15,13 @@ import segmo
 from segmo.api import compiled_with
 from segmo.ask.ask import Answer, Asker, UnexpectedError
 from segmo.ask.batch import read_answers, run_batch
+from segmo.ask.cache import Store
+from segmo.ask.checkpoint import Loaded, load
+from segmo.ask.console import sentences, stage_table
 from segmo.ask.context import Request
 from segmo.ask.encode import encode, process
 from segmo.ask.features import Features
-from segmo.ask.loaded import Loaded, load
 from segmo.ask.settings import Settings
-from segmo.ask.show import sentences, stage_table
-from segmo.ask.store import Store
 from segmo.demo.clips import clip_path
 from segmo.errors import OptionError, SegMoError
 from segmo.options import Options

@@ -11,9 +11,9 @@ from ask_models import FAMILIES, write_model
 from video_files import noise_shots, write_file
 
 from segmo.ask import encode as encoding
+from segmo.ask.checkpoint import Loaded, load
 from segmo.ask.encode import encode, process
 from segmo.ask.features import Features
-from segmo.ask.loaded import Loaded, load
 from segmo.errors import OptionError, PromptError
 from segmo.video import Clip, read
 

@@ -58,7 +58,7 @@ def test_works_without_an_import_and_with_dynamo_as_it_comes() -> None:
 import sys; sys.path.insert(0, sys.argv[1])
 from models import build, prompt
 model = build("qwen3_vl")
-assert "segmo.backend" not in sys.modules
+assert "segmo.compiler.backend" not in sys.modules
 model.compile(backend="segmo", dynamic=True, options={"keep": 0.5})
 model.generate(**prompt("qwen3_vl"), max_new_tokens=2, do_sample=False)
 import segmo

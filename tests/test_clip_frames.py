@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from image_text_models import save_image_text_model
 
 from segmo.errors import PromptError
-from segmo.frames.clips import ClipFrames, OwnScorer, looks_of, pictures_per_frame
-from segmo.frames.image_text import ImageTextScorer
 from segmo.sceneqa.model import load_model
 from segmo.sceneqa.task import DIFFICULTIES, make_sample
+from segmo.upstream.clips import ClipFrames, OwnScorer, looks_of, pictures_per_frame
+from segmo.upstream.image_text import ImageTextScorer
 from segmo.video import Clip
 
 

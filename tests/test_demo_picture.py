@@ -16,7 +16,7 @@ from segmo.demo.panels import draw_budgets, draw_relevance, draw_timeline
 from segmo.demo.picture import WIDTH_PIXELS, draw_kept, save_picture
 from segmo.demo.strip import COLUMNS, dim_dropped, kept_outline, strip_height
 from segmo.demo.style import clock
-from segmo.storyboard import choose_frames
+from segmo.report.storyboard import choose_frames
 
 
 def make_scenes(lengths: list[int], cells: int = 12) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from segmo.frames.record import record
 from segmo.passes.frame_dependence import frame_dependence
 from segmo.passes.reasons import DoesNotApply
+from segmo.upstream.record import record
 
 FRAMES, ROWS, WIDTH = 3, 4, 8
 OWNER = torch.arange(FRAMES).repeat_interleave(ROWS)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segmo.errors import PromptError
-from segmo.runtime.frames import (
+from segmo.runtime.frame_budget import (
     choose_frames,
     frame_budgets,
     frame_count,

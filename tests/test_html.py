@@ -17,15 +17,16 @@ from pages import EVIL, FRAMES, make_report, record_of, with_markup
 
 import segmo
 from segmo.errors import OptionError
-from segmo.html import blocks, video
-from segmo.html.alike import fold_alike, names_of, spans
-from segmo.html.changes import Fold, Row, _opcodes, changes, node_lines, record_changes, short
-from segmo.html.drawing import draw, operation
-from segmo.html.kernels import kernels
-from segmo.html.ranks import timeline
-from segmo.inspection.text import node_name
-from segmo.prefill import Prefill
-from segmo.report import Report
+from segmo.report.html import blocks, video
+from segmo.report.html.alike import fold_alike, names_of, spans
+from segmo.report.html.changes import Fold, Row, _opcodes, changes, node_lines, record_changes, short
+from segmo.report.html.drawing import draw, operation
+from segmo.report.html.kernels import kernels
+from segmo.report.html.ranks import timeline
+from segmo.report.prefill import Prefill
+from segmo.report.report import Report
+from segmo.report.shown import Shown
+from segmo.report.text import node_name
 from segmo.runtime.attention.choice import Choice, Shape
 from segmo.runtime.attention.reference import dense_mask
 from segmo.runtime.cost.shape import PRESETS
@@ -33,7 +34,6 @@ from segmo.runtime.cost.store import planning_device
 from segmo.runtime.partition.planner import make_plan
 from segmo.runtime.partition.workload import Workload
 from segmo.runtime.schedule import attention_schedule, unpack
-from segmo.shown import Shown
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_masks_show_the_cells_that_were_kept(report: Report) -> None:
 
 def test_frames_are_checked_and_only_thumbnails_are_kept() -> None:
     with segmo.show_prompt(np.zeros((2, 360, 640, 3), np.uint8)):
-        from segmo.shown import current_shown
+        from segmo.report.shown import current_shown
 
         shown = current_shown()
         assert isinstance(shown, Shown)

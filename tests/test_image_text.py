@@ -11,7 +11,7 @@ import torch
 from image_text_models import END, PAD, SIDE, START, save_image_text_model
 
 from segmo.errors import OptionError
-from segmo.frames.image_text import ImageTextScorer
+from segmo.upstream.image_text import ImageTextScorer
 
 LONG = {"clip": 77, "siglip": 64}
 

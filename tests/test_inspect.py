@@ -15,9 +15,9 @@ from torch._dynamo import reset
 from transformers import Qwen2VLVideoProcessor
 from typer.testing import CliRunner
 
-from segmo import backend
-from segmo.capture import Setup
 from segmo.commands.inspect import inspect
+from segmo.compiler import backend
+from segmo.compiler.capture import Setup
 from segmo.demo.clips import clip_path
 from segmo.errors import NotRewrittenError, OptionError, PipelineError
 from segmo.families import FAMILIES
@@ -26,11 +26,11 @@ from segmo.inspection.bisect import Step
 from segmo.inspection.models import PIXELS, SIDE, load_config, shrink
 from segmo.inspection.ranks import plan_for
 from segmo.inspection.run import capture_subject, inspect_model, inspect_subject, subject, with_stop
-from segmo.inspection.text import diff, graph_at, node_name, readable
 from segmo.inspection.tree import bisection_table
 from segmo.options import Options
 from segmo.passes.pipeline import DEFAULT
-from segmo.report import Report
+from segmo.report.report import Report
+from segmo.report.text import diff, graph_at, node_name, readable
 from segmo.sceneqa.model import MODEL_PATH
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")

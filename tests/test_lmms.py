@@ -15,7 +15,7 @@ from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
 
 from segmo.errors import OptionError
-from segmo.lmms.model import SegmoChat, generation, parse_options
+from segmo.integrations.lmms.model import SegmoChat, generation, parse_options
 from segmo.sceneqa.files import write_sample
 from segmo.sceneqa.model import MODEL_PATH
 from segmo.sceneqa.task import DIFFICULTIES, make_sample

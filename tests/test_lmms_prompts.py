@@ -11,7 +11,7 @@ from transformers import AutoProcessor
 from video_files import noise_shots, write_file
 
 from segmo.errors import PromptError
-from segmo.lmms.prompts import Sampling, chat_inputs, show
+from segmo.integrations.lmms.prompts import Sampling, chat_inputs, show
 from segmo.sceneqa.model import MODEL_PATH
 
 
@@ -25,7 +25,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_the_entry_point_is_there() -> None:
     (entry,) = {entry.value for entry in entry_points(group="lmms_eval.models") if entry.name == "segmo"}
-    assert entry == "segmo.lmms.manifest:manifest"
+    assert entry == "segmo.integrations.lmms.manifest:manifest"
 
 
 def test_frames_at_a_rate_up_to_a_number(film: str) -> None:

@@ -13,10 +13,10 @@ from models import CELLS, FAMILIES, SIDE, build, prompt
 
 import segmo
 from segmo.errors import NotRewrittenError, OptionError, PromptError
-from segmo.frames.encoder import choose_before_encoding, encode_all
-from segmo.frames.prompt import prompt_known
 from segmo.options import Options
-from segmo.runtime.frames import frame_count
+from segmo.runtime.frame_budget import frame_count
+from segmo.upstream.encoder import choose_before_encoding, encode_all
+from segmo.upstream.prompt import prompt_known
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 MODELS = {family: build(family) for family in FAMILIES}

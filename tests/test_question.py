@@ -8,8 +8,8 @@ import pytest
 
 from segmo.demo.processor import VIDEO, build_processor
 from segmo.errors import PromptError
-from segmo.frames.question import question_in_prompt, question_of
 from segmo.sceneqa.model import MODEL_PATH
+from segmo.upstream.question import question_in_prompt, question_of
 
 LONG = "What colour is the bus, and " + "where does the street lead, " * 40 + "after that?"
 

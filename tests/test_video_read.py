@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from video_files import flat, noise_shots, numbered, numbers, turn, write_file
 
 from segmo.errors import OptionError
-from segmo.timeline import Timeline
+from segmo.report.timeline import Timeline
 from segmo.video import Clip, fetch, read
 
 

@@ -25,7 +25,7 @@ from rivals.selectors import uniform_frames
 from torch import Tensor
 
 import segmo
-from segmo.runtime.frames import frame_share
+from segmo.runtime.frame_budget import frame_share
 from segmo.sceneqa.methods import answer_full
 from segmo.sceneqa.model import MODEL_PATH, Prompts, build_prompts, load_model
 from segmo.sceneqa.questions import KINDS

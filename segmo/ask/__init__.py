@@ -1,7 +1,7 @@
 """From a video file and a question to an answer.
 
 settings   what a run needs to know, beside the options of SegMo
-loaded     a model with its processor, from a folder or the one that ships
+checkpoint a model with its processor, from a folder or the one that ships
 prompt     the prompt of a question about a video that is encoded already
 encode     a video through the vision encoder, some frames at a time
 features   what is known of an encoded video, and its form on disk

@@ -11,17 +11,17 @@ from typing import Any
 
 import segmo
 from segmo.api import compiled_with
-from segmo.ask.chosen import Chosen
+from segmo.ask.cache import Store
+from segmo.ask.checkpoint import Loaded
+from segmo.ask.chosen_frames import Chosen
 from segmo.ask.context import Context, Progress, Request
 from segmo.ask.features import Facts
 from segmo.ask.generate import Generated, generate
-from segmo.ask.loaded import Loaded
 from segmo.ask.settings import Settings, checked_question
-from segmo.ask.store import Store
-from segmo.ask.whole import Whole
+from segmo.ask.whole_video import Whole
 from segmo.errors import SegMoError
+from segmo.report.timeline import Timeline
 from segmo.runtime.distributed.ranks import Ranks
-from segmo.timeline import Timeline
 from segmo.video import fetch
 from segmo.video.source import check_file
 

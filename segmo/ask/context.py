@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
-from segmo.ask.loaded import Loaded
+from segmo.ask.cache import Store, file_hash
+from segmo.ask.checkpoint import Loaded
 from segmo.ask.settings import Settings
-from segmo.ask.store import Store, file_hash
+from segmo.report.timeline import Timeline
 from segmo.runtime.distributed.ranks import Ranks
-from segmo.timeline import Timeline
 from segmo.video import Clip, read
 
 VERSION = 4  # raised whenever the same file and settings would give another entry

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segmo.ask.checkpoint import Loaded
 from segmo.ask.features import Facts, Features
-from segmo.ask.loaded import Loaded
 from segmo.ask.prompt import chat, cut_out, short_ids
 from segmo.families import family_of
 from segmo.runtime.distributed.ranks import Ranks
@@ -97,7 +97,7 @@ def encode(
         progress: called with (parts done, parts in all).
         ranks: each does a share of the frames, and all must call this; None for this process alone.
     """
-    from segmo.ask.together import encode_together
+    from segmo.ask.rank_encode import encode_together
 
     return features_of(loaded, inputs, encode_together(loaded, inputs, ranks or Ranks(None), progress), clip, question)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segmo.ask.loaded import Loaded
+from segmo.ask.checkpoint import Loaded
 from segmo.ask.prompt import VideoText, chat, fill_in, short_ids
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch._dynamo.utils
 
-from segmo.timeline import Timeline
+from segmo.report.timeline import Timeline
 
 Progress = Callable[[int, int], None]
 _COMPILING = "entire_frame_compile"  # Dynamo's own clock for tracing a frame and calling the backend

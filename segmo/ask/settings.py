@@ -32,7 +32,7 @@ class Settings:
         choose: picks frames before they are encoded, by the question; all frames when None. Features are then kept on
             disk for each choice by itself.
         frames: instead of ``choose``: so many frames of the language model, by scene and question
-            (:class:`segmo.frames.clips.ClipFrames`); all when None.
+            (:class:`segmo.upstream.clips.ClipFrames`); all when None.
         relevance: folder of a CLIP or SigLIP model that scores scenes for ``frames``; the model itself when None.
     """
 

@@ -9,7 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from segmo.inspection.run import Subject
-    from segmo.report import GraphReport, Report
+    from segmo.report.report import GraphReport, Report
 
 
 def inspect(

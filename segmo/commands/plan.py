@@ -64,7 +64,7 @@ def plan(
     for source in sorted({one.source for one in devices}):
         console.print(f"[dim]rates: {source}[/dim]", highlight=False)
     if picture is not None:
-        from segmo.figures.timeline import draw_timeline
+        from segmo.report.figures.timeline import draw_timeline
 
         console.print(f"timeline: {draw_timeline(made, picture)}")
 

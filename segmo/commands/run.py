@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from segmo.ask.ask import Asker
+    from segmo.ask.cache import Store
     from segmo.ask.settings import Settings
-    from segmo.ask.store import Store
-    from segmo.launch import Launch
+    from segmo.compiler.launch import Launch
 
 GIB = 1 << 30
 
@@ -66,11 +66,11 @@ def run(
     """
     from rich.console import Console
 
+    from segmo.ask.cache import Store, default_folder
     from segmo.ask.settings import Settings, checked_question
-    from segmo.ask.store import Store, default_folder
     from segmo.commands.inputs import dtype_named
+    from segmo.compiler.launch import launched
     from segmo.errors import OptionError
-    from segmo.launch import launched
     from segmo.options import Options
     from segmo.video import SceneOptions
     from segmo.video.source import check_file
@@ -122,8 +122,8 @@ def _asker(
     console: Console, settings: Settings, store: Store | None, model: Path | None, dtype: str, launch: Launch
 ) -> tuple[Asker, Any]:
     from segmo.ask.ask import Asker
-    from segmo.ask.loaded import load
-    from segmo.ask.show import Bars
+    from segmo.ask.checkpoint import load
+    from segmo.ask.console import Bars
 
     loaded = load(model, dtype, str(launch.device))
     if loaded.note:
@@ -142,7 +142,7 @@ def _one(
     video: Path,
     question: str,
 ) -> None:
-    from segmo.ask.show import as_dict, sentences, stage_table
+    from segmo.ask.console import as_dict, sentences, stage_table
 
     asker, bars = _asker(console, settings, store, model, dtype, launch)
     for word in unknown_words(asker, question):

@@ -28,7 +28,7 @@ def simulate(
     from rich.table import Table
 
     from segmo.commands.inputs import model_shape, numbers
-    from segmo.figures.scaling import draw_scaling, length_name
+    from segmo.report.figures.scaling import draw_scaling, length_name
     from segmo.runtime.cost.device import GIB
     from segmo.runtime.cost.store import planning_device
     from segmo.runtime.partition.planner import replicated_memory

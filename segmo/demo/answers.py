@@ -16,11 +16,11 @@ from rich.table import Table
 import segmo
 from segmo.demo.picture import draw_kept, save_picture
 from segmo.demo.prefill import kept_cells
+from segmo.report.storyboard import Scene
 from segmo.sceneqa.model import Prompts, build_prompts, load_model
 from segmo.sceneqa.questions import Question
 from segmo.sceneqa.render import PICTURES
 from segmo.sceneqa.task import DIFFICULTIES, Sample, make_sample
-from segmo.storyboard import Scene
 
 SECONDS_PER_FRAME = 1.0
 ENLARGED = 4  # SceneQA's pictures are 48 x 32 pixels

@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from segmo.demo.style import CUT, DROPPED, FAINT, INK, KEPT, OUTLINE, clock
-from segmo.storyboard import Scene
+from segmo.report.storyboard import Scene
 
 MOST_LABELS = 40  # more scenes than this get no numbers of their own
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from segmo.demo.panels import draw_budgets, draw_relevance, draw_timeline
 from segmo.demo.strip import draw_strip, strip_height
 from segmo.demo.style import FAINT, INK
-from segmo.storyboard import Scene, choose_frames
+from segmo.report.storyboard import Scene, choose_frames
 
 WIDTH_PIXELS, DPI = 1600, 160
 MOST_FRAMES = 24

@@ -15,7 +15,7 @@ from matplotlib.gridspec import GridSpec
 from numpy.typing import NDArray
 
 from segmo.demo.style import FAINT, INK, OUTLINE, clock
-from segmo.storyboard import Scene
+from segmo.report.storyboard import Scene
 
 COLUMNS = 6
 WIDTH_GAP, HEIGHT_GAP = 0.05, 0.19  # inches between frames
@@ -82,7 +82,7 @@ def draw_strip(
 
     Args:
         box: left, bottom, right and top of the strip, in parts of the figure.
-        chosen: from :func:`segmo.storyboard.choose_frames`.
+        chosen: from :func:`segmo.report.storyboard.choose_frames`.
         frames: (F, height, width, 3) uint8.
         scenes: in order, covering all frames.
         kept: (F, cells_h, cells_w) bool.

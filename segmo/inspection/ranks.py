@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from segmo.errors import OptionError
 
 if TYPE_CHECKING:
-    from segmo.report import Report
+    from segmo.report.report import Report
     from segmo.runtime.partition.plan import Plan
 
 

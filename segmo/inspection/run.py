@@ -14,7 +14,7 @@ from segmo.options import Options
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
-    from segmo.report import Report
+    from segmo.report.report import Report
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def capture_subject(given: Subject, options: Mapping[str, Any], stop_after: str 
     from torch._dynamo.exc import BackendCompilerFailed
 
     import segmo
-    from segmo.backend import segmo as rewrite
+    from segmo.compiler.backend import segmo as rewrite
 
     wanted = Options.parse(with_stop(options, stop_after)).as_dict()
 

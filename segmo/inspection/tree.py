@@ -9,7 +9,7 @@ from rich.tree import Tree
 from segmo.inspection.bisect import Step
 from segmo.passes.reasons import Miss
 from segmo.passes.runner import PassRecord
-from segmo.report import GraphReport, Report, op_changes
+from segmo.report.report import GraphReport, Report, op_changes
 
 
 def report_tree(report: Report) -> Tree:

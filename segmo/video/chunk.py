@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segmo.timeline import Timeline
+from segmo.report.timeline import Timeline
 from segmo.video.compare import Changes, Comparer
 from segmo.video.decode import Damage, Span, decode
 from segmo.video.index import Index

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segmo.timeline import Timeline
+from segmo.report.timeline import Timeline
 from segmo.video.chunk import Chunk, Frames, read_chunk
 from segmo.video.clip import Clip
 from segmo.video.decode import Damage, Span

@@ -109,6 +109,6 @@ def calling_line() -> str | None:
 
 
 def chooses_frames(model: torch.nn.Module | None) -> bool:
-    """Whether SegMo stands between this model and its vision encoder (see :mod:`segmo.frames.encoder`)."""
+    """Whether SegMo stands between this model and its vision encoder (see :mod:`segmo.upstream.encoder`)."""
     base = getattr(model, "base_model", None)
     return hasattr(getattr(base, "get_video_features", None), "segmo")

@@ -6,9 +6,9 @@ import dataclasses
 import re
 from collections.abc import Iterable, Sequence, Set
 
-from segmo.html.changes import Fold, node_lines
-from segmo.inspection.text import node_name
 from segmo.passes.runner import PassRecord
+from segmo.report.html.changes import Fold, node_lines
+from segmo.report.text import node_name
 
 _WORD = re.compile(r"(?<![\w.])[A-Za-z_]\w*")
 _LAYER = re.compile(r"\blayers\.\d+\b")

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from segmo.errors import SegMoError
-from segmo.report import Report
+from segmo.report.report import Report
 
 if TYPE_CHECKING:
     import torch
 
-    from segmo.capture import Setup
+    from segmo.compiler.capture import Setup
     from segmo.options import Options
 
 

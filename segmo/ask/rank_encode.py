@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segmo.ask.checkpoint import Loaded
 from segmo.ask.encode import Encoded, Progress, encode_frames, frame_count, trailing
-from segmo.ask.loaded import Loaded
 from segmo.runtime.distributed.ranks import Ranks
 from segmo.runtime.distributed.vision import frame_share, gather_rows
 

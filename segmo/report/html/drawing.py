@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from segmo.html.changes import Fold, node_lines
-from segmo.inspection.text import node_name
 from segmo.passes.runner import PassRecord
+from segmo.report.html.changes import Fold, node_lines
+from segmo.report.text import node_name
 
 MOST_NODES = 18
 WIDTH, HEIGHT = 168, 34  # of a box

@@ -14,18 +14,18 @@ from torch._dynamo.exc import RestartAnalysis
 from torch._logging._internal import trace_structured_artifact
 from torch.fx import GraphModule
 
-from segmo.capture import calling_line, calling_model, chooses_frames, set_up_dynamo
+from segmo.compiler.capture import calling_line, calling_model, chooses_frames, set_up_dynamo
 from segmo.errors import CompileError, NotRewrittenError, SegMoError
-from segmo.history import prefilled, report_for
 from segmo.options import Options
 from segmo.passes.analyse import Facts, analyse
 from segmo.passes.pipeline import build_pipeline
 from segmo.passes.runner import Result, run_pipeline
 from segmo.passes.shard_segments import ShardSegments
-from segmo.prefill import Prefill
-from segmo.report import GraphReport, Report, complain
+from segmo.report.history import prefilled, report_for
+from segmo.report.prefill import Prefill
+from segmo.report.report import GraphReport, Report, complain
+from segmo.report.shown import current_shown
 from segmo.runtime.distributed.session import last_plan
-from segmo.shown import current_shown
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from itertools import accumulate, pairwise
 
 import torch
 
-from segmo.prefill import Prefill
+from segmo.report.prefill import Prefill
 from segmo.runtime.layout import QUERY, SINK
 from segmo.runtime.schedule import attention_schedule, visible_pairs
 

@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segmo.ask.checkpoint import fingerprint
 from segmo.ask.context import Context, Request, key_of
 from segmo.ask.encode import features_of
 from segmo.ask.features import Features
-from segmo.ask.film import Film
-from segmo.ask.frames import FrameFeatures, Wanted
-from segmo.ask.loaded import fingerprint
-from segmo.ask.pieces import Piece, join
+from segmo.ask.file_index import Film
+from segmo.ask.frame_cache import Piece, join
+from segmo.ask.frame_features import FrameFeatures, Wanted
 from segmo.ask.settings import checked_question
-from segmo.frames.clips import frame_choice, looks_of
+from segmo.upstream.clips import frame_choice, looks_of
 
 
 @dataclass(frozen=True)

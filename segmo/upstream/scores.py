@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from segmo.errors import PromptError
-from segmo.frames.prompt import Prompt
-from segmo.frames.tower import VideoCall
 from segmo.runtime.layout import QUERY
 from segmo.runtime.relevance import embedding_relevance
+from segmo.upstream.prompt import Prompt
+from segmo.upstream.tower import VideoCall
 
 GRID = 16  # a picture is looked at as so many by so many averages
 

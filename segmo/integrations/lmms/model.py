@@ -18,7 +18,7 @@ from rich.progress import track
 
 import segmo
 from segmo.errors import OptionError
-from segmo.lmms.prompts import Sampling, chat_inputs
+from segmo.integrations.lmms.prompts import Sampling, chat_inputs
 from segmo.options import Options
 
 IGNORED = ("max_batch_size", "device_map", "use_cache")  # what lmms-eval passes to every model, or users are used to

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from segmo.shown import Shown
+    from segmo.report.shown import Shown
 
 
 class Prefill:

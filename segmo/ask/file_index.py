@@ -27,7 +27,7 @@ class Film:
 
     Attributes:
         clip: with black pictures, which take no memory, unless ``decoded``.
-        looks: what each frame looks like, (T, D) fp32, by :func:`segmo.frames.clips.looks_of`.
+        looks: what each frame looks like, (T, D) fp32, by :func:`segmo.upstream.clips.looks_of`.
         decoded: the clip holds its pictures.
     """
 

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from segmo.ask.context import Context, Request, key_of
 from segmo.ask.encode import encode_frames, frame_shape, process, trailing
-from segmo.ask.film import Film
-from segmo.ask.pieces import Piece, split
+from segmo.ask.file_index import Film
+from segmo.ask.frame_cache import Piece, split
 from segmo.ask.settings import checked_question
 
 

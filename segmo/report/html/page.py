@@ -12,13 +12,13 @@ from typing import Any
 
 import jinja2
 
-from segmo.html import blocks, drawing, ranks, video
-from segmo.html.alike import fold_alike, names_of, spans
-from segmo.html.changes import Fold, Row, record_changes
-from segmo.html.kernels import kernels
 from segmo.passes.runner import PassRecord
-from segmo.prefill import Prefill
-from segmo.report import GraphReport, Report, op_changes
+from segmo.report.html import blocks, drawing, ranks, video
+from segmo.report.html.alike import fold_alike, names_of, spans
+from segmo.report.html.changes import Fold, Row, record_changes
+from segmo.report.html.kernels import kernels
+from segmo.report.prefill import Prefill
+from segmo.report.report import GraphReport, Report, op_changes
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_ROWS = 6_000  # of graph changes; a row is about 400 bytes of the page
@@ -68,7 +68,7 @@ class Graph:
 
 
 def render_page(report: Report, targets: Sequence[str] = ()) -> str:
-    """See :meth:`segmo.report.Report.to_html`."""
+    """See :meth:`segmo.report.report.Report.to_html`."""
     room = Room(MOST_ROWS, [])
     shown = report.graphs[:MOST_GRAPHS]
     if len(shown) < len(report.graphs):

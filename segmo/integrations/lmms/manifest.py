@@ -9,4 +9,4 @@ def manifest() -> Any:
     """The manifest of the chat model ``segmo``."""
     from lmms_eval.models.registry_v2 import ModelManifest
 
-    return ModelManifest(model_id="segmo", chat_class_path="segmo.lmms.model.SegmoChat")
+    return ModelManifest(model_id="segmo", chat_class_path="segmo.integrations.lmms.model.SegmoChat")

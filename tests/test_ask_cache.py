@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segmo.ask.store import Store, file_hash
+from segmo.ask.cache import Store, file_hash
 from segmo.errors import OptionError
 
 TENSOR = torch.arange(1000, dtype=torch.float32)
@@ -58,7 +58,7 @@ def test_an_entry_that_is_too_large_is_not_kept_and_drives_no_other_out(tmp_path
 def test_a_disk_that_does_not_take_an_entry_is_logged(tmp_path: Path) -> None:
     store, told = Store(tmp_path), logging.handlers.BufferingHandler(9)
     (tmp_path / "taken.safetensors").mkdir()  # a file cannot be put in a folder's place
-    log = logging.getLogger("segmo.ask.store")
+    log = logging.getLogger("segmo.ask.cache")
     log.addHandler(told)
     store.put("taken", {"a": TENSOR}, "")
     log.removeHandler(told)
@@ -112,14 +112,14 @@ def test_an_entry_that_another_process_removes_while_it_is_opened_is_missing(
         path.unlink()
         return torch.UntypedStorage.from_file(str(path), shared=False, nbytes=8)
 
-    monkeypatch.setattr("segmo.ask.store.safe_open", open_late)
+    monkeypatch.setattr("segmo.ask.cache.safe_open", open_late)
     assert store.get("key") is None
 
 
 WORK = """
 import sys, torch
 from pathlib import Path
-from segmo.ask.store import Store
+from segmo.ask.cache import Store
 store, made = Store(Path(sys.argv[1]), 30_000), 0
 for number in range(40):
     key = f"{number % 8}-entry"
@@ -151,7 +151,7 @@ def test_several_processes_share_a_folder(tmp_path: Path) -> None:
 def test_making_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
     store = Store(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from segmo.ask.store import Store\n"
+        "import sys; from pathlib import Path; from segmo.ask.cache import Store\n"
         "store = Store(Path(sys.argv[1]))\n"
         "print('started', flush=True)\n"
         "with store.making('key'): print('got it', store.get('key') is not None)\n"

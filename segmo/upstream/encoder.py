@@ -17,23 +17,23 @@ import torch
 from torch import Tensor
 from torch.fx import GraphModule
 
-from segmo.capture import calling_line
+from segmo.compiler.capture import calling_line
 from segmo.families import family_of
-from segmo.frames.prompt import Prompt, current_prompt, prompt_known
-from segmo.frames.proof import prove_independence
-from segmo.frames.scores import descriptors, frame_scores, rows_of_videos, words_and_features
-from segmo.frames.tower import Tower, VideoCall
-from segmo.history import report_for
 from segmo.options import Options
 from segmo.passes.analyse import Facts
 from segmo.passes.pipeline import build_pass
 from segmo.passes.push_selection import PushSelection, vision_graph
 from segmo.passes.runner import run_pipeline
-from segmo.prefill import FrameCounts
-from segmo.report import Report, complain
+from segmo.report.history import report_for
+from segmo.report.prefill import FrameCounts
+from segmo.report.report import Report, complain
 from segmo.runtime.encoded import place_rows
 from segmo.runtime.external import current_scores
-from segmo.runtime.frames import choose_frames, frame_count, frame_scenes, representative, scene_means
+from segmo.runtime.frame_budget import choose_frames, frame_count, frame_scenes, representative, scene_means
+from segmo.upstream.prompt import Prompt, current_prompt, prompt_known
+from segmo.upstream.proof import prove_independence
+from segmo.upstream.scores import descriptors, frame_scores, rows_of_videos, words_and_features
+from segmo.upstream.tower import Tower, VideoCall
 
 NAME = "get_video_features"
 # Scenes whose representatives the model's own encoder is asked to score, for each frame that is kept. More scenes would
@@ -100,7 +100,7 @@ class FrameEncoder:
 
     def _build(self, call: VideoCall) -> None:
         """Proves what can be proved of the encoder, and rewrites its graph accordingly."""
-        from segmo.backend import SETUP
+        from segmo.compiler.backend import SETUP
 
         miss, outputs = prove_independence(self.tower, call)
         gm = GraphModule({"encoder": self.tower}, vision_graph(outputs))
@@ -169,7 +169,7 @@ class FrameEncoder:
         return kept
 
     def _note(self, call: VideoCall, kept: Sequence[Tensor], scored: Sequence[Tensor]) -> None:
-        from segmo.backend import SETUP
+        from segmo.compiler.backend import SETUP
 
         report: Report = report_for(self.model, self.options, SETUP)
         frames = sum(call.pixel_rows.frames)

@@ -16,14 +16,14 @@ from ask_models import FAMILIES, write_model
 from image_text_models import save_image_text_model
 from video_files import noise_shots, numbered, write_file
 
-from segmo.ask.chosen import Chosen
+from segmo.ask.cache import Store
+from segmo.ask.checkpoint import Loaded, load
+from segmo.ask.chosen_frames import Chosen
 from segmo.ask.context import Context, Request
 from segmo.ask.features import Features
-from segmo.ask.loaded import Loaded, load
 from segmo.ask.settings import Settings
-from segmo.ask.store import Store
 from segmo.options import Options
-from segmo.timeline import Timeline
+from segmo.report.timeline import Timeline
 
 FIRST, SECOND = "What happens?", "Which animal wakes up, and what does it do then?"
 SHOTS, LENGTH = 12, 20  # each shot is a second and starts with a keyframe

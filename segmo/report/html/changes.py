@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from segmo.inspection.text import node_name, readable
 from segmo.passes.runner import PassRecord
+from segmo.report.text import node_name, readable
 
 CONTEXT = 2  # unchanged nodes that are shown on either side of a change
 

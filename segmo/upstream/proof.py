@@ -16,10 +16,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segmo.frames.record import record
-from segmo.frames.tower import Tower, VideoCall
 from segmo.passes.frame_dependence import frame_dependence, mixed, moved
 from segmo.passes.reasons import DoesNotApply, Miss
+from segmo.upstream.record import record
+from segmo.upstream.tower import Tower, VideoCall
 
 SEED = 0
 FRAMES = (6, 3)  # of the two videos that are tried

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmo.families import family_of
-from segmo.frames.image_text import ImageTextScorer
-from segmo.frames.scores import GRID, words_and_scenes
-from segmo.frames.tower import Tower
-from segmo.runtime.frames import choose_frames, representative
+from segmo.runtime.frame_budget import choose_frames, representative
+from segmo.upstream.image_text import ImageTextScorer
+from segmo.upstream.scores import GRID, words_and_scenes
+from segmo.upstream.tower import Tower
 from segmo.video import Clip
 
 Pictures = NDArray[np.uint8]

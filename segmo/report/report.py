@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from segmo.errors import NotRewrittenError
 from segmo.options import Options
-from segmo.prefill import FrameCounts, Prefill
-from segmo.timeline import Timeline
+from segmo.report.prefill import FrameCounts, Prefill
+from segmo.report.timeline import Timeline
 
 if TYPE_CHECKING:
-    from segmo.capture import Setup
+    from segmo.compiler.capture import Setup
     from segmo.passes.reasons import Miss
     from segmo.passes.runner import PassRecord, Result
     from segmo.runtime.attention.choice import Choice
@@ -158,7 +158,7 @@ class Report:
         Raises:
             KernelError: a target that is not known.
         """
-        from segmo.html.page import render_page
+        from segmo.report.html.page import render_page
 
         return render_page(self, targets)
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segmo.prefill import Prefill
-from segmo.storyboard import Scene, choose_frames
+from segmo.report.prefill import Prefill
+from segmo.report.storyboard import Scene, choose_frames
 
 if TYPE_CHECKING:
     from PIL import Image

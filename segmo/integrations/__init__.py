@@ -1,0 +1,1 @@
+"""SegMo inside other projects' programs."""
