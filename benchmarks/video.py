@@ -33,7 +33,7 @@ from rich.table import Table
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import smart_resize
 
 from segmo.ask.ask import Answer, Asker
-from segmo.ask.checkpoint import Loaded
+from segmo.ask.checkpoint import Checkpoint
 from segmo.ask.context import Request
 from segmo.ask.settings import Settings
 from segmo.demo.clips import clip_path
@@ -63,13 +63,13 @@ def clip(name: str, folder: Path) -> Path:
     return path if path.exists() else repeat_file(write_video(cut_list(180), folder), LENGTHS[name] - 1, path)
 
 
-def build() -> Loaded:
+def build() -> Checkpoint:
     """The demo's model and processor."""
     processor = build_processor()
-    return Loaded(build_model(processor), processor, size=SIZE)
+    return Checkpoint(build_model(processor), processor, size=SIZE)
 
 
-def fit(loaded: Loaded, path: Path) -> Loaded:
+def fit(loaded: Checkpoint, path: Path) -> Checkpoint:
     """The same, for frames of the size that the processor would bring this file's to: as many tokens either way."""
     height, width = read(path, FPS, max_frames=1, scenes=None, workers=1).frames.shape[1:3]
     pixels = SIZE[0] * SIZE[1]
@@ -91,7 +91,7 @@ def measured(run: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     return found, {"seconds": seconds, "mib": (memory("VmHWM") - before) / 2**20}
 
 
-def plain(loaded: Loaded, path: Path) -> dict[str, Any]:
+def plain(loaded: Checkpoint, path: Path) -> dict[str, Any]:
     """The plain path for one question: its stages one after another."""
     timeline = Timeline()
     with torch.no_grad():

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from segmo.ask.cache import Store
+from segmo.ask.cache import TensorCache
 from segmo.ask.checkpoint import load
 from segmo.ask.context import Context, Request
 from segmo.ask.settings import Settings
-from segmo.ask.whole_video import Whole
+from segmo.ask.whole_video import WholeVideo
 from segmo.report.timeline import Timeline
 from segmo.runtime.distributed.ranks import Ranks
 
@@ -27,9 +27,9 @@ def features(
         return tower(**inputs)
 
     loaded.model.base_model.get_video_features = counting
-    store = None if cache is None else Store(cache / str(rank), 1 << 30)
+    store = None if cache is None else TensorCache(cache / str(rank), 1 << 30)
     ranks = Ranks.of() if world > 1 else Ranks(None)
-    way = Whole(Context(loaded, Settings(fps=4.0), store, Timeline(), lambda stage, done, total: None, ranks))
+    way = WholeVideo(Context(loaded, Settings(fps=4.0), store, Timeline(), lambda stage, done, total: None, ranks))
     results = []
     for video in videos:
         request = Request(video, "What happens?")

@@ -15,12 +15,13 @@ import segmo
 from segmo.api import compiled_with
 from segmo.ask.ask import Answer, Asker, UnexpectedError
 from segmo.ask.batch import read_answers, run_batch
-from segmo.ask.cache import Store
-from segmo.ask.checkpoint import Loaded, load
+from segmo.ask.cache import TensorCache
+from segmo.ask.checkpoint import Checkpoint, load
 from segmo.ask.console import sentences, stage_table
 from segmo.ask.context import Request
-from segmo.ask.encode import encode, process
+from segmo.ask.encode import process
 from segmo.ask.features import Features
+from segmo.ask.rank_encode import encode
 from segmo.ask.settings import Settings
 from segmo.demo.clips import clip_path
 from segmo.errors import OptionError, SegMoError
@@ -36,7 +37,7 @@ QUESTION = "which digit in red stripes"
 
 
 @pytest.fixture(scope="module")
-def loaded() -> Iterator[Loaded]:
+def loaded() -> Iterator[Checkpoint]:
     """One model, whose graphs serve all tests."""
     torch._dynamo.reset()
     yield load()
@@ -53,16 +54,16 @@ def lossless(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sample(sample, tmp_path_factory.mktemp("sceneqa") / "lossless.mp4", crf=None)
 
 
-def asker(loaded: Loaded, store: Store | None = None, options: Options = CAS, **more: object) -> Asker:
+def asker(loaded: Checkpoint, store: TensorCache | None = None, options: Options = CAS, **more: object) -> Asker:
     return Asker(loaded, Settings(options, new_tokens=1, **more), store)  # type: ignore[arg-type]
 
 
-def load_features(loaded: Loaded, path: Path) -> Features:
+def load_features(loaded: Checkpoint, path: Path) -> Features:
     clip = read(path, loaded.fps, loaded.size)
     return encode(loaded, process(loaded, clip, QUESTION), clip, QUESTION)
 
 
-def answers_through_tensors(loaded: Loaded, sample: Sample) -> list[str]:
+def answers_through_tensors(loaded: Checkpoint, sample: Sample) -> list[str]:
     """The way of ``segmo eval``: pictures as an array, no file."""
     asker(loaded)  # compiles the model
     prompts = build_prompts(loaded.model, loaded.processor, sample.pictures, sample.questions)
@@ -75,11 +76,11 @@ def answers_through_tensors(loaded: Loaded, sample: Sample) -> list[str]:
 
 
 def test_answers_through_a_file_are_those_through_tensors(
-    loaded: Loaded, sample: Sample, lossless: Path, tmp_path: Path
+    loaded: Checkpoint, sample: Sample, lossless: Path, tmp_path: Path
 ) -> None:
     """Exactly those where the file loses nothing, and nearly all of them where it loses what H.264 does."""
     expected = answers_through_tensors(loaded, sample)
-    ask = asker(loaded, Store(tmp_path / "cache"))
+    ask = asker(loaded, TensorCache(tmp_path / "cache"))
     assert [ask.ask(lossless, question.text).text for question in sample.questions] == expected
     lossy = write_sample(sample, tmp_path / "lossy.mp4", crf=10)
     found = [ask.ask(lossy, question.text).text for question in sample.questions]
@@ -87,8 +88,10 @@ def test_answers_through_a_file_are_those_through_tensors(
     assert sum(one == question.answer for one, question in zip(found, sample.questions, strict=True)) > 3
 
 
-def test_a_second_question_neither_decodes_nor_encodes(loaded: Loaded, sample: Sample, lossless: Path, tmp_path: Path):
-    store = Store(tmp_path)
+def test_a_second_question_neither_decodes_nor_encodes(
+    loaded: Checkpoint, sample: Sample, lossless: Path, tmp_path: Path
+):
+    store = TensorCache(tmp_path)
     first, second = (question.text for question in sample.questions[:2])
     before = asker(loaded, store)
     assert not before.ask(lossless, first).cached
@@ -102,9 +105,9 @@ def test_a_second_question_neither_decodes_nor_encodes(loaded: Loaded, sample: S
 
 
 def test_a_copy_of_the_file_is_the_same_video_and_other_options_are_not(
-    loaded: Loaded, lossless: Path, tmp_path: Path
+    loaded: Checkpoint, lossless: Path, tmp_path: Path
 ) -> None:
-    store = Store(tmp_path / "cache")
+    store = TensorCache(tmp_path / "cache")
     asker(loaded, store).ask(lossless, QUESTION)
     copy = tmp_path / "copy.mp4"
     copy.write_bytes(lossless.read_bytes())
@@ -115,15 +118,15 @@ def test_a_copy_of_the_file_is_the_same_video_and_other_options_are_not(
     assert not asker(loaded, store).ask(copy, QUESTION).cached
 
 
-def test_one_video_asked_twice_in_a_row_is_encoded_once(loaded: Loaded, lossless: Path, tmp_path: Path) -> None:
-    ask = asker(loaded, Store(tmp_path))
+def test_one_video_asked_twice_in_a_row_is_encoded_once(loaded: Checkpoint, lossless: Path, tmp_path: Path) -> None:
+    ask = asker(loaded, TensorCache(tmp_path))
     found = list(ask.answers([Request(lossless, QUESTION, str(number)) for number in range(3)]))
     assert [bool(answer.cached) for answer in found if isinstance(answer, Answer)] == [False, True, True]
     for stage in ("index", "decode", "scenes", "process", "encode"):
         assert {event.request for event in ask.timeline.events if event.stage == stage} == {"0"}
 
 
-def test_the_next_video_is_decoded_while_the_model_works(loaded: Loaded, lossless: Path, tmp_path: Path) -> None:
+def test_the_next_video_is_decoded_while_the_model_works(loaded: Checkpoint, lossless: Path, tmp_path: Path) -> None:
     """The first answer waits until the second video is being decoded; were they done in turn, it would wait forever."""
     other = write_file(tmp_path / "other.mp4", noise_shots([30, 30], 48, 32))
     began, reads = threading.Event(), iter([False, True])
@@ -144,7 +147,7 @@ def test_the_next_video_is_decoded_while_the_model_works(loaded: Loaded, lossles
     assert "second decode" in str(ask.timeline)
 
 
-def test_frames_can_be_chosen_before_they_are_encoded(loaded: Loaded, lossless: Path) -> None:
+def test_frames_can_be_chosen_before_they_are_encoded(loaded: Checkpoint, lossless: Path) -> None:
     asked = []
 
     def choose(clip, question):  # type: ignore[no-untyped-def]
@@ -157,8 +160,8 @@ def test_frames_can_be_chosen_before_they_are_encoded(loaded: Loaded, lossless: 
     assert found.tokens["video"] == 4 * 6
 
 
-def test_what_came_from_the_cache_is_said(loaded: Loaded, lossless: Path, tmp_path: Path) -> None:
-    ask = asker(loaded, Store(tmp_path), frames=4)
+def test_what_came_from_the_cache_is_said(loaded: Checkpoint, lossless: Path, tmp_path: Path) -> None:
+    ask = asker(loaded, TensorCache(tmp_path), frames=4)
     assert not ask.ask(lossless, "which digit in red stripes").cached
     found = ask.ask(lossless, "which shape in blue dots")
     assert "from the cache: scenes, features for relevance" in "\n".join(sentences(found))
@@ -167,7 +170,7 @@ def test_what_came_from_the_cache_is_said(loaded: Loaded, lossless: Path, tmp_pa
     assert "cache" in [stage for row in stage_table(found).columns[:1] for stage in row.cells]
 
 
-def test_full_attention_beside_it(loaded: Loaded, lossless: Path) -> None:
+def test_full_attention_beside_it(loaded: Checkpoint, lossless: Path) -> None:
     found = asker(loaded, compare=True).ask(lossless, QUESTION)
     assert found.full is not None
     assert found.full.seconds["prefill"] > 0
@@ -181,30 +184,30 @@ def test_full_attention_beside_it(loaded: Loaded, lossless: Path) -> None:
 
 
 @pytest.mark.parametrize("question", ["", "   ", "\n\t"])
-def test_an_empty_question_is_refused(loaded: Loaded, question: str) -> None:
+def test_an_empty_question_is_refused(loaded: Checkpoint, question: str) -> None:
     with pytest.raises(OptionError, match="the question is empty"):
         asker(loaded).ask(clip_path("bikes"), question)
 
 
-def test_a_question_of_two_thousand_words(loaded: Loaded, lossless: Path) -> None:
+def test_a_question_of_two_thousand_words(loaded: Checkpoint, lossless: Path) -> None:
     found = asker(loaded).ask(lossless, " ".join(["which digit in red stripes"] * 400))
     assert found.tokens["prompt"] > 2000
     assert found.text
 
 
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (333, 17)])
-def test_odd_pictures_are_answered(loaded: Loaded, tmp_path: Path, width: int, height: int) -> None:
+def test_odd_pictures_are_answered(loaded: Checkpoint, tmp_path: Path, width: int, height: int) -> None:
     path = write_file(tmp_path / "odd.mkv", noise_shots([2], width, height), codec="ffv1", pix_fmt="bgr0")
     assert asker(loaded).ask(path, QUESTION).tokens["video"] > 0
 
 
-def test_one_frame_is_answered(loaded: Loaded, tmp_path: Path) -> None:
+def test_one_frame_is_answered(loaded: Checkpoint, tmp_path: Path) -> None:
     found = asker(loaded).ask(write_file(tmp_path / "one.mp4", flat([99])), QUESTION)
     assert found.facts.frames == 1
     assert found.text
 
 
-def test_what_is_wrong_with_a_file_is_said(loaded: Loaded, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_file_is_said(loaded: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(VideoError, match="there is no file"):
         asker(loaded).ask(tmp_path / "none.mp4", QUESTION)
 
@@ -227,11 +230,11 @@ def batch_file(lossless: Path, tmp_path: Path) -> Path:
     return path
 
 
-def batch(loaded: Loaded, source: Path, out: Path, told: list) -> Iterator[dict]:
-    return run_batch(asker(loaded, Store(out.parent / "cache")), source, out, {"keep": 0.5}, told.append)
+def batch(loaded: Checkpoint, source: Path, out: Path, told: list) -> Iterator[dict]:
+    return run_batch(asker(loaded, TensorCache(out.parent / "cache")), source, out, {"keep": 0.5}, told.append)
 
 
-def test_one_bad_line_or_file_does_not_stop_the_rest(loaded: Loaded, batch_file: Path) -> None:
+def test_one_bad_line_or_file_does_not_stop_the_rest(loaded: Checkpoint, batch_file: Path) -> None:
     records = list(batch(loaded, batch_file, batch_file.with_name("out.jsonl"), []))
     assert [record["line"] for record in records] == [1, 2, 4, 5, 6, 7, 8]
     assert ["answer" in record for record in records] == [True, False, False, False, False, False, True]
@@ -246,7 +249,7 @@ def test_one_bad_line_or_file_does_not_stop_the_rest(loaded: Loaded, batch_file:
     assert read_answers(batch_file.with_name("out.jsonl")) == records
 
 
-def test_a_batch_goes_on_where_it_ended(loaded: Loaded, batch_file: Path, lossless: Path) -> None:
+def test_a_batch_goes_on_where_it_ended(loaded: Checkpoint, batch_file: Path, lossless: Path) -> None:
     out = batch_file.with_name("out.jsonl")
     running = batch(loaded, batch_file, out, [])
     first = next(running)
@@ -264,16 +267,16 @@ def test_a_batch_goes_on_where_it_ended(loaded: Loaded, batch_file: Path, lossle
     assert [record["line"] for record in again] == [1, 2, 8]
 
 
-def test_other_settings_are_answered_anew(loaded: Loaded, batch_file: Path) -> None:
+def test_other_settings_are_answered_anew(loaded: Checkpoint, batch_file: Path) -> None:
     out = batch_file.with_name("out.jsonl")
     list(batch(loaded, batch_file, out, []))
-    ask = asker(loaded, Store(out.parent / "cache"))
+    ask = asker(loaded, TensorCache(out.parent / "cache"))
     assert len(list(run_batch(ask, batch_file, out, {"keep": 0.25}))) == 7
     answered = [record for record in read_answers(out) if "answer" in record]
     assert [record["settings"]["keep"] for record in answered] == [0.5, 0.5, 0.25, 0.25]
 
 
-def test_what_else_fails_is_kept_apart(loaded: Loaded, lossless: Path) -> None:
+def test_what_else_fails_is_kept_apart(loaded: Checkpoint, lossless: Path) -> None:
     def choose(clip, question):  # type: ignore[no-untyped-def]
         raise ZeroDivisionError("in the choice")
 
@@ -290,6 +293,6 @@ def test_read_and_write_give_the_samples_pictures(sample: Sample, lossless: Path
     assert (clip.frames == sample.pictures).all()
 
 
-def test_a_missing_batch_is_an_error(loaded: Loaded, tmp_path: Path) -> None:
+def test_a_missing_batch_is_an_error(loaded: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(SegMoError, match="cannot be read"):
         list(run_batch(asker(loaded), tmp_path / "none.jsonl", tmp_path / "out.jsonl", {}))

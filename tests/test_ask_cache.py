@@ -14,19 +14,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segmo.ask.cache import Store, file_hash
+from segmo.ask.cache import TensorCache, file_hash
 from segmo.errors import OptionError
 
 TENSOR = torch.arange(1000, dtype=torch.float32)
 
 
-def used(store: Store, key: str, seconds: int) -> None:
+def used(store: TensorCache, key: str, seconds: int) -> None:
     """Sets when an entry was used last."""
     os.utime(store.folder / f"{key}.safetensors", (seconds, seconds))
 
 
 def test_what_was_put_comes_back(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = TensorCache(tmp_path)
     assert store.get("one") is None
     store.put("one", {"a": TENSOR, "b": torch.ones(2, 3, dtype=torch.bfloat16)}, "text: {}")
     tensors, text = store.get("one") or ({}, "")
@@ -37,7 +37,7 @@ def test_what_was_put_comes_back(tmp_path: Path) -> None:
 
 
 def test_the_least_recently_used_leave_first(tmp_path: Path) -> None:
-    store = Store(tmp_path, max_bytes=14_000)
+    store = TensorCache(tmp_path, max_bytes=14_000)
     for number, key in enumerate(("one", "two", "three")):
         store.put(key, {"a": TENSOR}, "")
         used(store, key, 1000 + number)
@@ -48,7 +48,7 @@ def test_the_least_recently_used_leave_first(tmp_path: Path) -> None:
 
 
 def test_an_entry_that_is_too_large_is_not_kept_and_drives_no_other_out(tmp_path: Path) -> None:
-    store = Store(tmp_path, max_bytes=6000)
+    store = TensorCache(tmp_path, max_bytes=6000)
     store.put("small", {"a": TENSOR}, "")
     store.put("large", {"a": TENSOR.repeat(3)}, "")
     assert store.get("small") is not None
@@ -56,7 +56,7 @@ def test_an_entry_that_is_too_large_is_not_kept_and_drives_no_other_out(tmp_path
 
 
 def test_a_disk_that_does_not_take_an_entry_is_logged(tmp_path: Path) -> None:
-    store, told = Store(tmp_path), logging.handlers.BufferingHandler(9)
+    store, told = TensorCache(tmp_path), logging.handlers.BufferingHandler(9)
     (tmp_path / "taken.safetensors").mkdir()  # a file cannot be put in a folder's place
     log = logging.getLogger("segmo.ask.cache")
     log.addHandler(told)
@@ -69,7 +69,7 @@ def test_a_disk_that_does_not_take_an_entry_is_logged(tmp_path: Path) -> None:
 def test_there_are_never_more_bytes_than_allowed(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int], limit: int
 ) -> None:
-    store = Store(tmp_path_factory.mktemp("store"), limit)
+    store = TensorCache(tmp_path_factory.mktemp("store"), limit)
     for number, size in enumerate(sizes):
         store.put(str(number), {"a": torch.zeros(size, dtype=torch.uint8)}, "")
         assert store.size() <= limit
@@ -78,7 +78,7 @@ def test_there_are_never_more_bytes_than_allowed(
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 40, b"not safetensors at all"])
 def test_an_entry_that_cannot_be_read_counts_as_missing(tmp_path: Path, damage: bytes) -> None:
-    store = Store(tmp_path)
+    store = TensorCache(tmp_path)
     store.put("one", {"a": TENSOR}, "")
     (tmp_path / "one.safetensors").write_bytes(damage)
     assert store.get("one") is None
@@ -87,7 +87,7 @@ def test_an_entry_that_cannot_be_read_counts_as_missing(tmp_path: Path, damage: 
 
 
 def test_unfinished_files_of_dead_processes_go(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = TensorCache(tmp_path)
     (tmp_path / "dead.part").write_bytes(b"half")
     os.utime(tmp_path / "dead.part", (1000, 1000))
     (tmp_path / "alive.part").write_bytes(b"half")
@@ -97,14 +97,14 @@ def test_unfinished_files_of_dead_processes_go(tmp_path: Path) -> None:
 
 def test_a_limit_below_one_byte_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="at least one byte"):
-        Store(tmp_path, 0)
+        TensorCache(tmp_path, 0)
 
 
 def test_an_entry_that_another_process_removes_while_it_is_opened_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The header is read, then torch opens the file again, and says that it is gone with a RuntimeError."""
-    store = Store(tmp_path)
+    store = TensorCache(tmp_path)
     store.put("key", {"a": TENSOR}, "")
 
     def open_late(path: Path, framework: str) -> Any:
@@ -119,8 +119,8 @@ def test_an_entry_that_another_process_removes_while_it_is_opened_is_missing(
 WORK = """
 import sys, torch
 from pathlib import Path
-from segmo.ask.cache import Store
-store, made = Store(Path(sys.argv[1]), 30_000), 0
+from segmo.ask.cache import TensorCache
+store, made = TensorCache(Path(sys.argv[1]), 30_000), 0
 for number in range(40):
     key = f"{number % 8}-entry"
     found = store.get(key)
@@ -145,14 +145,14 @@ def test_several_processes_share_a_folder(tmp_path: Path) -> None:
         out, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors
         assert int(out) >= 0
-    assert Store(tmp_path).size() <= 30_000
+    assert TensorCache(tmp_path).size() <= 30_000
 
 
 def test_making_is_held_by_one_process_at_a_time(tmp_path: Path) -> None:
-    store = Store(tmp_path)
+    store = TensorCache(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from segmo.ask.cache import Store\n"
-        "store = Store(Path(sys.argv[1]))\n"
+        "import sys; from pathlib import Path; from segmo.ask.cache import TensorCache\n"
+        "store = TensorCache(Path(sys.argv[1]))\n"
         "print('started', flush=True)\n"
         "with store.making('key'): print('got it', store.get('key') is not None)\n"
     )

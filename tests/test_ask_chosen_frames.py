@@ -16,9 +16,9 @@ from ask_models import FAMILIES, write_model
 from image_text_models import save_image_text_model
 from video_files import noise_shots, numbered, write_file
 
-from segmo.ask.cache import Store
-from segmo.ask.checkpoint import Loaded, load
-from segmo.ask.chosen_frames import Chosen
+from segmo.ask.cache import TensorCache
+from segmo.ask.checkpoint import Checkpoint, load
+from segmo.ask.chosen_frames import ChosenFrames
 from segmo.ask.context import Context, Request
 from segmo.ask.features import Features
 from segmo.ask.settings import Settings
@@ -45,12 +45,12 @@ class Work:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return load(write_model(request.param, tmp_path_factory.mktemp(request.param)), device="cpu")
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+def one(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return load(write_model("qwen2_vl", tmp_path_factory.mktemp("one")), device="cpu")
 
 
@@ -76,7 +76,7 @@ def work(monkeypatch: pytest.MonkeyPatch) -> Work:
     return found
 
 
-def count_encoder(loaded: Loaded, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def count_encoder(loaded: Checkpoint, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     """Counts what the real encoder is given."""
     base = loaded.model.base_model
     original = base.get_video_features
@@ -91,12 +91,12 @@ def count_encoder(loaded: Loaded, work: Work, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(base, "get_video_features", counted)
 
 
-def chosen(loaded: Loaded, store: Store | None, frames: int = WANTED, **more: Any) -> Chosen:
+def chosen(loaded: Checkpoint, store: TensorCache | None, frames: int = WANTED, **more: Any) -> ChosenFrames:
     settings = Settings(Options(balance=1.0), 4.0, frames=frames, workers=1, **more)
-    return Chosen(Context(loaded, settings, store, Timeline(), lambda stage, done, total: None))
+    return ChosenFrames(Context(loaded, settings, store, Timeline(), lambda stage, done, total: None))
 
 
-def asked(way: Chosen, video: Path, question: str) -> tuple[Features, tuple[str, ...], list[int]]:
+def asked(way: ChosenFrames, video: Path, question: str) -> tuple[Features, tuple[str, ...], list[int]]:
     """Features, what came from the cache, and the numbers of the chosen pictures."""
     request = Request(video, question)
     ready = way.prepare(request)
@@ -114,17 +114,17 @@ def check_same(one: Features, other: Features) -> None:
 
 
 def test_a_second_question_decodes_and_encodes_only_frames_not_seen_before(
-    loaded: Loaded, video: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loaded: Checkpoint, video: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count_encoder(loaded, work, monkeypatch)
-    _, cached, first = asked(chosen(loaded, Store(tmp_path)), video, FIRST)
+    _, cached, first = asked(chosen(loaded, TensorCache(tmp_path)), video, FIRST)
     assert cached == ()
     assert work.done() == (SHOTS * LENGTH, WANTED)  # what was scored is among what is chosen
     expected, _, second = asked(chosen(loaded, None), video, SECOND)
     work.done()
 
     monkeypatch.setattr(sys.modules["segmo.video.fetch"], "build_index", None)  # nor are packets read again
-    way = chosen(loaded, Store(tmp_path))  # as another run would
+    way = chosen(loaded, TensorCache(tmp_path))  # as another run would
     found, cached, numbers = asked(way, video, SECOND)
     decoded, encoded = work.done()
     check_same(found, expected)
@@ -138,7 +138,7 @@ def test_a_second_question_decodes_and_encodes_only_frames_not_seen_before(
     assert cached == ("scenes", "features for relevance", f"features of {WANTED - len(new)} of {WANTED} frames")
     assert "index" not in way.context.timeline.seconds()
 
-    again, cached, _ = asked(chosen(loaded, Store(tmp_path)), video, SECOND)
+    again, cached, _ = asked(chosen(loaded, TensorCache(tmp_path)), video, SECOND)
     assert work.done() == (0, 0)
     assert cached[-1] == f"features of {WANTED} of {WANTED} frames"
     check_same(again, expected)
@@ -151,7 +151,7 @@ def test_a_processor_that_scales_frames_by_their_number_is_followed(
     loaded = load(write_model("qwen3_vl", tmp_path / "model"), device="cpu")
     loaded.processor.video_processor.size = {"shortest_edge": 64, "longest_edge": 48 * 32 * 12}
     count_encoder(loaded, work, monkeypatch)
-    store = Store(tmp_path / "cache")
+    store = TensorCache(tmp_path / "cache")
     asked(chosen(loaded, store), video, FIRST)
     assert work.done() == (SHOTS * LENGTH, SHOTS + WANTED)  # what was scored has another size
     expected, _, _ = asked(chosen(loaded, None), video, SECOND)
@@ -163,23 +163,23 @@ def test_a_processor_that_scales_frames_by_their_number_is_followed(
 
 
 def test_another_number_of_frames_takes_features_from_the_same_cache(
-    one: Loaded, video: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one: Checkpoint, video: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count_encoder(one, work, monkeypatch)
-    asked(chosen(one, Store(tmp_path)), video, FIRST)
+    asked(chosen(one, TensorCache(tmp_path)), video, FIRST)
     work.done()
-    found, cached, _ = asked(chosen(one, Store(tmp_path), frames=WANTED - 4), video, FIRST)
+    found, cached, _ = asked(chosen(one, TensorCache(tmp_path), frames=WANTED - 4), video, FIRST)
     assert work.done() == (0, 0)
     assert found.facts.frames == 2 * (WANTED - 4)
     assert cached[-1] == f"features of {WANTED - 4} of {WANTED - 4} frames"
 
 
 def test_an_image_text_model_sees_each_scene_once(
-    one: Loaded, video: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one: Checkpoint, video: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, seen = save_image_text_model("clip", tmp_path / "clip"), []
     for question in (FIRST, SECOND):
-        way = chosen(one, Store(tmp_path / "cache"), relevance=folder)
+        way = chosen(one, TensorCache(tmp_path / "cache"), relevance=folder)
         original = way.choice.scorer.image_features  # type: ignore[attr-defined]
         monkeypatch.setattr(way.choice.scorer, "image_features", lambda p, f=original: seen.append(len(p)) or f(p))
         found, _, _ = asked(way, video, question)
@@ -189,10 +189,10 @@ def test_an_image_text_model_sees_each_scene_once(
 
 
 def test_a_request_that_runs_ahead_leaves_frames_to_the_one_before(
-    one: Loaded, video: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one: Checkpoint, video: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count_encoder(one, work, monkeypatch)
-    way, request = chosen(one, Store(tmp_path)), Request(video, FIRST)
+    way, request = chosen(one, TensorCache(tmp_path)), Request(video, FIRST)
     first = way.prepare(request)
     assert work.done() == (SHOTS * LENGTH, SHOTS)
     ahead = way.prepare(request)
@@ -205,15 +205,15 @@ def test_a_request_that_runs_ahead_leaves_frames_to_the_one_before(
     check_same(found, asked(chosen(one, None), video, FIRST)[0])
 
 
-def test_a_request_does_without_the_one_before_if_that_failed(one: Loaded, video: Path, tmp_path: Path) -> None:
-    way, request = chosen(one, Store(tmp_path)), Request(video, FIRST)
+def test_a_request_does_without_the_one_before_if_that_failed(one: Checkpoint, video: Path, tmp_path: Path) -> None:
+    way, request = chosen(one, TensorCache(tmp_path)), Request(video, FIRST)
     way.prepare(request)
     found, _ = way.features(request, way.prepare(request))
     check_same(found, asked(chosen(one, None), video, FIRST)[0])
 
 
-def test_the_cache_stays_within_its_bytes_and_the_answer_right(one: Loaded, video: Path, tmp_path: Path) -> None:
-    store = Store(tmp_path, 30_000)
+def test_the_cache_stays_within_its_bytes_and_the_answer_right(one: Checkpoint, video: Path, tmp_path: Path) -> None:
+    store = TensorCache(tmp_path, 30_000)
     for question in (FIRST, SECOND, FIRST):
         found, _, _ = asked(chosen(one, store), video, question)
         assert store.size() <= 30_000
@@ -221,36 +221,36 @@ def test_the_cache_stays_within_its_bytes_and_the_answer_right(one: Loaded, vide
 
 
 def test_two_runs_at_a_time_encode_each_frame_once(
-    one: Loaded, video: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one: Checkpoint, video: Path, work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each with its own store on one folder, as two processes have it."""
     count_encoder(one, work, monkeypatch)
     with ThreadPoolExecutor(2) as pool:
-        ways = [chosen(one, Store(tmp_path)) for _ in range(2)]
+        ways = [chosen(one, TensorCache(tmp_path)) for _ in range(2)]
         found = list(pool.map(lambda way: asked(way, video, FIRST)[0], ways))
     assert work.done()[1] == WANTED
     check_same(*found)
 
 
-def test_other_scenes_or_another_rate_are_another_film(one: Loaded, video: Path, tmp_path: Path) -> None:
-    asked(chosen(one, Store(tmp_path)), video, FIRST)
+def test_other_scenes_or_another_rate_are_another_film(one: Checkpoint, video: Path, tmp_path: Path) -> None:
+    asked(chosen(one, TensorCache(tmp_path)), video, FIRST)
     settings = Settings(Options(balance=1.0), 2.0, frames=WANTED)
-    way = Chosen(Context(one, settings, Store(tmp_path), Timeline(), lambda stage, done, total: None))
+    way = ChosenFrames(Context(one, settings, TensorCache(tmp_path), Timeline(), lambda stage, done, total: None))
     found, cached, _ = asked(way, video, FIRST)
     assert "scenes" not in cached
     assert found.facts.fps == 2.0
 
 
-def test_a_damaged_file_is_read_again(one: Loaded, work: Work, tmp_path: Path) -> None:
+def test_a_damaged_file_is_read_again(one: Checkpoint, work: Work, tmp_path: Path) -> None:
     """Seeking in it may end at another frame than reading it from its start."""
     data = bytearray(write_file(tmp_path / "sound.mp4", numbered(60), g="10").read_bytes())
     at = data.index(b"mdat") + 4 + (len(data) - data.index(b"mdat")) // 3
     data[at : at + 300] = bytes(range(100, 200)) * 3
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(data)
-    found, _, _ = asked(chosen(one, Store(tmp_path / "cache")), broken, FIRST)
+    found, _, _ = asked(chosen(one, TensorCache(tmp_path / "cache")), broken, FIRST)
     whole = work.done()[0]
-    again, cached, _ = asked(chosen(one, Store(tmp_path / "cache")), broken, FIRST)
+    again, cached, _ = asked(chosen(one, TensorCache(tmp_path / "cache")), broken, FIRST)
     assert found.facts.notes
     assert work.done()[0] == whole > 0
     assert [name.split()[0] for name in cached] == ["features", "features"]

@@ -11,9 +11,10 @@ from ask_models import FAMILIES, write_model
 from video_files import noise_shots, write_file
 
 from segmo.ask import encode as encoding
-from segmo.ask.checkpoint import Loaded, load
-from segmo.ask.encode import encode, process
+from segmo.ask.checkpoint import Checkpoint, load
+from segmo.ask.encode import process
 from segmo.ask.features import Features
+from segmo.ask.rank_encode import encode
 from segmo.errors import OptionError, PromptError
 from segmo.video import Clip, read
 
@@ -21,7 +22,7 @@ FIRST, SECOND = "What happens?", "Which animal wakes up, and what does it do the
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return load(write_model(request.param, tmp_path_factory.mktemp(request.param)))
 
 
@@ -32,7 +33,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Clip:
 
 
 @pytest.fixture(scope="module")
-def features(loaded: Loaded, clip: Clip) -> Features:
+def features(loaded: Checkpoint, clip: Clip) -> Features:
     step = encoding.PATCHES, encoding.FRAMES
     encoding.PATCHES, encoding.FRAMES = 3 * 96, 3  # several parts, the last one shorter
     try:
@@ -41,7 +42,7 @@ def features(loaded: Loaded, clip: Clip) -> Features:
         encoding.PATCHES, encoding.FRAMES = step
 
 
-def whole(loaded: Loaded, clip: Clip, question: str) -> dict[str, Any]:
+def whole(loaded: Checkpoint, clip: Clip, question: str) -> dict[str, Any]:
     """The processor's own inputs with the vision encoder's own features of the whole video at once."""
     inputs = process(loaded, clip, question)
     given = {name: inputs[name] for name in ("pixel_values_videos", "video_grid_thw") if name in inputs}
@@ -52,7 +53,7 @@ def whole(loaded: Loaded, clip: Clip, question: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("question", [FIRST, SECOND])
 def test_prompts_of_further_questions_are_the_processors_own(
-    loaded: Loaded, clip: Clip, features: Features, question: str
+    loaded: Checkpoint, clip: Clip, features: Features, question: str
 ) -> None:
     expected, found = process(loaded, clip, question), features.inputs(loaded, question)
     for name in ("input_ids", "attention_mask", "mm_token_type_ids", "video_grid_thw", "second_per_grid_ts"):
@@ -61,7 +62,7 @@ def test_prompts_of_further_questions_are_the_processors_own(
             torch.testing.assert_close(torch.as_tensor(expected[name]), found[name])
 
 
-def test_features_in_parts_are_those_of_the_whole(loaded: Loaded, clip: Clip, features: Features) -> None:
+def test_features_in_parts_are_those_of_the_whole(loaded: Checkpoint, clip: Clip, features: Features) -> None:
     expected = whole(loaded, clip, FIRST)["mm_encoder_outputs"]["video"]
     found = features.inputs(loaded, FIRST)["mm_encoder_outputs"]["video"]
     for one, other in zip(expected.pooler_output, found.pooler_output, strict=True):
@@ -72,14 +73,14 @@ def test_features_in_parts_are_those_of_the_whole(loaded: Loaded, clip: Clip, fe
         torch.testing.assert_close(torch.cat(one), other, rtol=1e-4, atol=1e-5)
 
 
-def test_generated_tokens_are_those_of_transformers_own_way(loaded: Loaded, clip: Clip, features: Features) -> None:
+def test_generated_tokens_are_those_of_transformers_own_way(loaded: Checkpoint, clip: Clip, features: Features) -> None:
     inputs = process(loaded, clip, SECOND)
     expected = loaded.model.generate(**inputs, max_new_tokens=4, do_sample=False)
     found = loaded.model.generate(**features.inputs(loaded, SECOND), max_new_tokens=4, do_sample=False)
     assert found.tolist() == expected.tolist()
 
 
-def test_the_form_on_disk_gives_the_same_inputs(loaded: Loaded, features: Features) -> None:
+def test_the_form_on_disk_gives_the_same_inputs(loaded: Checkpoint, features: Features) -> None:
     again = Features.from_disk(*features.to_disk())
     assert again.facts == features.facts
     expected, found = features.inputs(loaded, SECOND), again.inputs(loaded, SECOND)
@@ -89,7 +90,7 @@ def test_the_form_on_disk_gives_the_same_inputs(loaded: Loaded, features: Featur
     assert torch.equal(torch.cat(tuple(one.pooler_output)), torch.cat(tuple(other.pooler_output)))
 
 
-def test_a_question_with_the_video_token_is_refused(loaded: Loaded, features: Features) -> None:
+def test_a_question_with_the_video_token_is_refused(loaded: Checkpoint, features: Features) -> None:
     with pytest.raises(PromptError, match="must not hold that token"):
         features.inputs(loaded, "What is <|video_pad|> here?")
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import segmo
 from segmo.api import compiled_with
-from segmo.ask.cache import Store
-from segmo.ask.checkpoint import Loaded
-from segmo.ask.chosen_frames import Chosen
+from segmo.ask.cache import TensorCache
+from segmo.ask.checkpoint import Checkpoint
+from segmo.ask.chosen_frames import ChosenFrames
 from segmo.ask.context import Context, Progress, Request
-from segmo.ask.features import Facts
+from segmo.ask.features import VideoFacts
 from segmo.ask.generate import Generated, generate
 from segmo.ask.settings import Settings, checked_question
-from segmo.ask.whole_video import Whole
+from segmo.ask.whole_video import WholeVideo
 from segmo.errors import SegMoError
 from segmo.report.timeline import Timeline
 from segmo.runtime.distributed.ranks import Ranks
@@ -50,7 +50,7 @@ class Answer:
     request: Request
     text: str
     full: Generated | None
-    facts: Facts
+    facts: VideoFacts
     tokens: dict[str, int]
     cached: tuple[str, ...]
     seconds: dict[str, float]
@@ -70,9 +70,9 @@ class Asker:
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: Checkpoint,
         settings: Settings,
-        store: Store | None = None,
+        store: TensorCache | None = None,
         timeline: Timeline | None = None,
         progress: Progress = lambda stage, done, total: None,
         ranks: Ranks | None = None,
@@ -83,7 +83,7 @@ class Asker:
         self._progress = progress
         self._warm = False
         context = Context(loaded, settings, self.store, self.timeline, progress, ranks or Ranks(None))
-        self._way: Whole | Chosen = Whole(context) if settings.frames is None else Chosen(context)
+        self._way: WholeVideo | ChosenFrames = WholeVideo(context) if settings.frames is None else ChosenFrames(context)
         if compiled_with(loaded.model) != settings.options:  # its graphs serve further videos and questions
             segmo.compile(loaded.model, **settings.options.as_dict())
 
@@ -139,7 +139,7 @@ class Asker:
         seconds = self.timeline.seconds(request.name)
         return Answer(request, found.text, full, features.facts, self._tokens(inputs), cached, seconds)
 
-    def _shown(self, request: Request, facts: Facts) -> AbstractContextManager[None]:
+    def _shown(self, request: Request, facts: VideoFacts) -> AbstractContextManager[None]:
         """What the report shows of the prompt. Its frames are read once more, small: no cache holds pictures."""
         if self.settings.options.report is None:
             return nullcontext()

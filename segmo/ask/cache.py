@@ -35,7 +35,7 @@ def default_folder() -> Path:
     return user_cache_path("segmo") / "videos"
 
 
-class Store:
+class TensorCache:
     """A folder of entries.
 
     Args:

@@ -22,7 +22,7 @@ NOTE = (
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Checkpoint:
     """A model that answers.
 
     Attributes:
@@ -49,7 +49,7 @@ class Loaded:
         return token
 
 
-def load(path: Path | None = None, dtype: str = "auto", device: str | None = None) -> Loaded:
+def load(path: Path | None = None, dtype: str = "auto", device: str | None = None) -> Checkpoint:
     """The model in a folder, or the one that ships with SegMo when there is none.
 
     Args:
@@ -82,15 +82,15 @@ def load(path: Path | None = None, dtype: str = "auto", device: str | None = Non
     longest = getattr(size, "longest_edge", None) or PIXELS
     edge = getattr(size, "height", None)
     limit = math.ceil(4 * edge * edge) if edge else min(longest, PIXELS)
-    return Loaded(model.to(device).eval(), processor, fingerprint(path, dtype), max_pixels=limit)
+    return Checkpoint(model.to(device).eval(), processor, fingerprint(path, dtype), max_pixels=limit)
 
 
-def _embedded(device: str) -> Loaded:
+def _embedded(device: str) -> Checkpoint:
     from segmo.sceneqa.model import MODEL_PATH, load_model
     from segmo.sceneqa.render import HEIGHT, PICTURES, WIDTH
 
     model, processor = load_model()
-    return Loaded(
+    return Checkpoint(
         torch.nn.Module.to(model, device),
         processor,
         fingerprint(MODEL_PATH, "float32"),

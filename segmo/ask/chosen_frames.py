@@ -22,15 +22,15 @@ from segmo.ask.checkpoint import fingerprint
 from segmo.ask.context import Context, Request, key_of
 from segmo.ask.encode import features_of
 from segmo.ask.features import Features
-from segmo.ask.file_index import Film
-from segmo.ask.frame_cache import Piece, join
-from segmo.ask.frame_features import FrameFeatures, Wanted
+from segmo.ask.file_index import FileIndex
+from segmo.ask.frame_cache import FrameTensors, join
+from segmo.ask.frame_features import FrameFeatures, FrameRequest
 from segmo.ask.settings import checked_question
 from segmo.upstream.clips import frame_choice, looks_of
 
 
 @dataclass(frozen=True)
-class Scored:
+class SceneFeatures:
     """What a question is scored against.
 
     Attributes:
@@ -42,12 +42,12 @@ class Scored:
 
     features: Tensor
     known: bool
-    pieces: Mapping[str, Piece] = field(default_factory=dict)
+    pieces: Mapping[str, FrameTensors] = field(default_factory=dict)
     cached: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
-class Ready:
+class PreparedFrames:
     """The chosen frames of a request.
 
     Attributes:
@@ -56,12 +56,12 @@ class Ready:
         known: the cache had the film.
     """
 
-    wanted: Wanted
-    scored: Scored
+    wanted: FrameRequest
+    scored: SceneFeatures
     known: bool
 
 
-class Chosen:
+class ChosenFrames:
     """From a file to the features of the frames that a question is about."""
 
     def __init__(self, context: Context) -> None:
@@ -74,7 +74,7 @@ class Chosen:
         self.frames = FrameFeatures(context, self.choice.pictures)
         self._scorer = fingerprint(settings.relevance, "auto") if settings.relevance else ""
 
-    def prepare(self, request: Request) -> Ready:
+    def prepare(self, request: Request) -> PreparedFrames:
         """All but encoding the chosen frames, in the thread that runs ahead."""
         context, choice = self.context, self.choice
         file = context.hash(request)
@@ -85,9 +85,9 @@ class Chosen:
         with context.timeline.measure("choose", request.name):
             relevance = choice.scorer.score_features(scored.features, checked_question(request.question))
             numbers = choice.choose(film.clip, film.looks, relevance)
-        return Ready(self.frames.prepare(request, file, film, numbers, scored.pieces), scored, known)
+        return PreparedFrames(self.frames.prepare(request, file, film, numbers, scored.pieces), scored, known)
 
-    def features(self, request: Request, ready: Ready) -> tuple[Features, tuple[str, ...]]:
+    def features(self, request: Request, ready: PreparedFrames) -> tuple[Features, tuple[str, ...]]:
         """Features of the chosen frames, and what came from the cache."""
         context, wanted = self.context, ready.wanted
         pieces, cached = self.frames.make(request, wanted)
@@ -102,37 +102,37 @@ class Chosen:
         }
         return features, tuple(name for name, there in named.items() if there)
 
-    def _film(self, request: Request, key: str) -> tuple[Film, bool]:
+    def _film(self, request: Request, key: str) -> tuple[FileIndex, bool]:
         """The film, and whether the cache had it."""
         context = self.context
         with context.making(key):
             kept = context.kept([key], request)
             if kept:
-                return Film.from_disk(request.video, *kept[key]), True
+                return FileIndex.from_disk(request.video, *kept[key]), True
             clip = context.read(request)
             with context.timeline.measure("choose", request.name):
-                film = Film(clip, looks_of(clip.frames, self.choice.pictures), decoded=True)
+                film = FileIndex(clip, looks_of(clip.frames, self.choice.pictures), decoded=True)
             if not clip.notes:  # in a damaged file, seeking may end at another frame
                 context.keep({key: film.to_disk()})
             return film, False
 
-    def _own(self, request: Request, file: str, film: Film, heads: list[NDArray[np.int64]]) -> Scored:
+    def _own(self, request: Request, file: str, film: FileIndex, heads: list[NDArray[np.int64]]) -> SceneFeatures:
         """By the model's own encoder: a frame that is chosen afterwards is encoded already."""
         wanted = self.frames.prepare(request, file, film, np.concatenate(heads), {})
         pieces, cached = self.frames.make(request, wanted)
         features = torch.stack([pieces[key]["pooled"].flatten(0, -2) for key in wanted.keys])
-        return Scored(features, cached >= set(wanted.keys), pieces, cached)
+        return SceneFeatures(features, cached >= set(wanted.keys), pieces, cached)
 
-    def _other(self, request: Request, film_key: str, film: Film, heads: list[NDArray[np.int64]]) -> Scored:
+    def _other(self, request: Request, film_key: str, film: FileIndex, heads: list[NDArray[np.int64]]) -> SceneFeatures:
         """By an image-text model."""
         context, key = self.context, key_of("relevance", film_key, self._scorer)
         with context.making(key):
             kept = context.kept([key], request)
             if kept:
-                return Scored(kept[key][0]["features"], True)
+                return SceneFeatures(kept[key][0]["features"], True)
             pictures = self.frames.pictures_of(request, film, np.concatenate(heads))
             with context.timeline.measure("choose", request.name):
                 parts = np.split(pictures, np.cumsum([len(head) for head in heads])[:-1])
                 features = self.choice.scorer.encode_frames(parts).cpu().contiguous()
             context.keep({key: ({"features": features}, "")})
-            return Scored(features, False)
+            return SceneFeatures(features, False)

@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from segmo.ask.cache import Store, file_hash
-from segmo.ask.checkpoint import Loaded
+from segmo.ask.cache import TensorCache, file_hash
+from segmo.ask.checkpoint import Checkpoint
 from segmo.ask.settings import Settings
 from segmo.report.timeline import Timeline
 from segmo.runtime.distributed.ranks import Ranks
@@ -47,9 +47,9 @@ class Context:
         ranks: that answer together and share the frames to be encoded.
     """
 
-    loaded: Loaded
+    loaded: Checkpoint
     settings: Settings
-    store: Store | None
+    store: TensorCache | None
     timeline: Timeline
     progress: Progress
     ranks: Ranks = field(default_factory=lambda: Ranks(None))

@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmo.ask.checkpoint import Loaded
-from segmo.ask.features import Facts, Features
+from segmo.ask.checkpoint import Checkpoint
+from segmo.ask.features import Features, VideoFacts
 from segmo.ask.prompt import chat, cut_out, short_ids
 from segmo.families import family_of
-from segmo.runtime.distributed.ranks import Ranks
 from segmo.video import Clip
 from segmo.video.source import VideoError
 
@@ -31,7 +30,7 @@ Progress = Callable[[int, int], None]
 _PIXELS = "pixel_values_videos"
 
 
-def process(loaded: Loaded, clip: Clip, question: str, pixels: bool = True) -> dict[str, Any]:
+def process(loaded: Checkpoint, clip: Clip, question: str, pixels: bool = True) -> dict[str, Any]:
     """The processor's work on the CPU: what the model takes for one question, pixels included.
 
     Args:
@@ -79,32 +78,9 @@ class Encoded:
     deepstack: tuple[Tensor, ...] = ()
 
 
-def encode(
-    loaded: Loaded,
-    inputs: Mapping[str, Any],
-    clip: Clip,
-    question: str,
-    progress: Progress = lambda done, total: None,
-    ranks: Ranks | None = None,
-) -> Features:
-    """The vision encoder's work on a whole clip.
-
-    Args:
-        loaded: the model.
-        inputs: of :func:`process` for the same clip and question.
-        clip: for its facts.
-        question: as for :func:`process`.
-        progress: called with (parts done, parts in all).
-        ranks: each does a share of the frames, and all must call this; None for this process alone.
-    """
-    from segmo.ask.rank_encode import encode_together
-
-    return features_of(loaded, inputs, encode_together(loaded, inputs, ranks or Ranks(None), progress), clip, question)
-
-
 @torch.no_grad()
 def encode_frames(
-    loaded: Loaded,
+    loaded: Checkpoint,
     inputs: Mapping[str, Any],
     frames: Sequence[int] | None = None,
     progress: Progress = lambda done, total: None,
@@ -119,7 +95,7 @@ def encode_frames(
     return Encoded(_join(outputs, trailing(loaded)), _deepstack(outputs))
 
 
-def features_of(loaded: Loaded, inputs: Mapping[str, Any], encoded: Encoded, clip: Clip, question: str) -> Features:
+def features_of(loaded: Checkpoint, inputs: Mapping[str, Any], encoded: Encoded, clip: Clip, question: str) -> Features:
     """Encoded frames with what a prompt needs; arguments as for :func:`encode`."""
     short = short_ids(loaded.processor, chat(loaded.processor, question), loaded.video_token)
     left_out = ("input_ids", "attention_mask", "mm_token_type_ids", _PIXELS)
@@ -129,7 +105,7 @@ def features_of(loaded: Loaded, inputs: Mapping[str, Any], encoded: Encoded, cli
         cut_out(inputs["input_ids"][0], short, loaded.video_token),
         {name: torch.as_tensor(value) for name, value in inputs.items() if name not in left_out},
         "mm_token_type_ids" in inputs,
-        Facts(len(clip.frames), clip.fps, clip.duration, clip.cuts, clip.notes, tuple(clip.seconds.tolist())),
+        VideoFacts(len(clip.frames), clip.fps, clip.duration, clip.cuts, clip.notes, tuple(clip.seconds.tolist())),
     )
 
 
@@ -145,7 +121,7 @@ def frame_count(inputs: Mapping[str, Any]) -> int:
     return int(inputs[_PIXELS].shape[1] if grid is None else grid[0, 0])
 
 
-def trailing(loaded: Loaded) -> int:
+def trailing(loaded: Checkpoint) -> int:
     """Tokens that the model's family puts behind a video."""
     return family_of(loaded.model).trailing  # type: ignore[union-attr]  # known since it was loaded
 

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segmo.ask.checkpoint import Loaded
+from segmo.ask.checkpoint import Checkpoint
 from segmo.ask.prompt import VideoText, chat, fill_in, short_ids
 
 
 @dataclass(frozen=True)
-class Facts:
+class VideoFacts:
     """What a reader of the answer may want to know of the video.
 
     Attributes:
@@ -56,9 +56,9 @@ class Features:
     text: VideoText
     extras: Mapping[str, Tensor]
     typed: bool
-    facts: Facts
+    facts: VideoFacts
 
-    def inputs(self, loaded: Loaded, question: str) -> dict[str, Any]:
+    def inputs(self, loaded: Checkpoint, question: str) -> dict[str, Any]:
         """What ``generate`` takes for a question about this video.
 
         Raises:
@@ -111,5 +111,5 @@ class Features:
             VideoText(tensors["ids"], known["before"], known["after"]),
             {name[len("extra.") :]: tensor for name, tensor in tensors.items() if name.startswith("extra.")},
             known["typed"],
-            Facts(**facts),
+            VideoFacts(**facts),
         )

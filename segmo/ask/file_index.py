@@ -22,7 +22,7 @@ from segmo.video.index import Index
 
 
 @dataclass(frozen=True)
-class Film:
+class FileIndex:
     """A clip that may lack its pictures.
 
     Attributes:
@@ -42,7 +42,7 @@ class Film:
         height, width = self.clip.frames.shape[1:3]
         return fetch(self.clip.path, self.clip.seconds[numbers].tolist(), (width, height), index=self.clip.index)
 
-    def without_pictures(self) -> Film:
+    def without_pictures(self) -> FileIndex:
         """The same in little memory."""
         return replace(self, clip=replace(self.clip, frames=_black(self.clip.frames.shape)), decoded=False)
 
@@ -62,7 +62,7 @@ class Film:
         return {"looks": self.looks, **{n: torch.from_numpy(array) for n, array in arrays.items()}}, json.dumps(rest)
 
     @classmethod
-    def from_disk(cls, path: Path, tensors: Mapping[str, Tensor], rest: str) -> Film:
+    def from_disk(cls, path: Path, tensors: Mapping[str, Tensor], rest: str) -> FileIndex:
         """The inverse of :meth:`to_disk`, for a file with the same bytes."""
         known = json.loads(rest)
         clip = Clip(

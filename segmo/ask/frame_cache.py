@@ -12,10 +12,10 @@ from torch import Tensor
 
 from segmo.ask.encode import Encoded
 
-Piece = Mapping[str, Tensor]
+FrameTensors = Mapping[str, Tensor]
 
 
-def split(encoded: Encoded, frames: int, trailing: int) -> list[Piece]:
+def split(encoded: Encoded, frames: int, trailing: int) -> list[FrameTensors]:
     """Encoded frames one by one, each on the CPU with the tokens that stand behind all."""
     body = encoded.pooled.shape[-2] - trailing
     pooled, end = torch.split(encoded.pooled, [body, trailing], dim=-2)
@@ -27,7 +27,7 @@ def split(encoded: Encoded, frames: int, trailing: int) -> list[Piece]:
     ]
 
 
-def join(pieces: Sequence[Piece]) -> Encoded:
+def join(pieces: Sequence[FrameTensors]) -> Encoded:
     """The inverse of :func:`split`, for frames of any number of calls."""
 
     def row(name: str) -> Tensor:

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from segmo.ask.context import Context, Request, key_of
 from segmo.ask.encode import encode_frames, frame_shape, process, trailing
-from segmo.ask.file_index import Film
-from segmo.ask.frame_cache import Piece, split
+from segmo.ask.file_index import FileIndex
+from segmo.ask.frame_cache import FrameTensors, split
 from segmo.ask.settings import checked_question
 
 
 @dataclass(frozen=True)
-class Pixels:
+class FramePixels:
     """What the processor made of some frames.
 
     Attributes:
@@ -35,7 +35,7 @@ class Pixels:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class FrameRequest:
     """Some frames of a file, on their way to features.
 
     Attributes:
@@ -49,14 +49,14 @@ class Wanted:
         pixels: of frames that are to be encoded.
     """
 
-    film: Film
+    film: FileIndex
     file: str
     numbers: NDArray[np.int64]
     prompt: dict[str, Any]
     keys: tuple[str, ...]
-    known: dict[str, Piece]
+    known: dict[str, FrameTensors]
     cached: frozenset[str]
-    pixels: Pixels
+    pixels: FramePixels
 
 
 class FrameFeatures:
@@ -73,8 +73,13 @@ class FrameFeatures:
         self._lock = threading.Lock()
 
     def prepare(
-        self, request: Request, file: str, film: Film, numbers: NDArray[np.int64], known: Mapping[str, Piece]
-    ) -> Wanted:
+        self,
+        request: Request,
+        file: str,
+        film: FileIndex,
+        numbers: NDArray[np.int64],
+        known: Mapping[str, FrameTensors],
+    ) -> FrameRequest:
         """All but encoding: looks into the cache; decodes and processes what is not there.
 
         Args:
@@ -97,9 +102,9 @@ class FrameFeatures:
             if context.store:
                 self._awaited.update(keys[frame] for frame in missing)
         pixels = self._process(request, film, numbers, missing, frame_shape(prompt))
-        return Wanted(film.without_pictures(), file, numbers, prompt, keys, there, frozenset(kept), pixels)
+        return FrameRequest(film.without_pictures(), file, numbers, prompt, keys, there, frozenset(kept), pixels)
 
-    def make(self, request: Request, wanted: Wanted) -> tuple[dict[str, Piece], frozenset[str]]:
+    def make(self, request: Request, wanted: FrameRequest) -> tuple[dict[str, FrameTensors], frozenset[str]]:
         """Features of the frames by their keys, and the keys of those that the cache had."""
         context, keys = self.context, wanted.keys
         try:
@@ -114,12 +119,12 @@ class FrameFeatures:
                 self._awaited.difference_update(keys)
         return there | made, wanted.cached | kept.keys()
 
-    def pictures_of(self, request: Request, film: Film, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
+    def pictures_of(self, request: Request, film: FileIndex, numbers: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Sampled pictures by their numbers, ascending; the stage "decode" where they are not at hand."""
         with nullcontext() if film.decoded else self.context.timeline.measure("decode", request.name):
             return film.pictures(numbers)
 
-    def _keys(self, file: str, film: Film, numbers: NDArray[np.int64], shape: tuple[int, ...]) -> tuple[str, ...]:
+    def _keys(self, file: str, film: FileIndex, numbers: NDArray[np.int64], shape: tuple[int, ...]) -> tuple[str, ...]:
         """Of each frame: the file, the model, the times of its pictures, and the size it is encoded at."""
         shared = (file, self.context.loaded.fingerprint, film.clip.frames.shape[1:3], shape)
         return tuple(key_of("frame", *shared, film.clip.seconds[part].tolist()) for part in self._parts(numbers))
@@ -131,14 +136,14 @@ class FrameFeatures:
     def _process(
         self,
         request: Request,
-        film: Film,
+        film: FileIndex,
         numbers: NDArray[np.int64],
         frames: list[int],
         shape: tuple[int, ...],
-    ) -> Pixels:
-        """Pixels of some of the frames, at the size that they have among all."""
+    ) -> FramePixels:
+        """FramePixels of some of the frames, at the size that they have among all."""
         if not frames:
-            return Pixels({}, {})
+            return FramePixels({}, {})
         context, question = self.context, checked_question(request.question)
         parts = self._parts(np.arange(len(numbers)))
         places = np.concatenate([parts[frame] for frame in frames])
@@ -147,12 +152,12 @@ class FrameFeatures:
             alone = replace(film.clip.only(numbers[places]), frames=pictures)
             inputs = process(context.loaded, alone, question)
             if frame_shape(inputs) == shape:
-                return Pixels(inputs, {frame: place for place, frame in enumerate(frames)})
+                return FramePixels(inputs, {frame: place for place, frame in enumerate(frames)})
             whole = film.clip.only(numbers)  # this processor scales a frame by how many there are (Qwen3-VL)
             whole.frames[places] = pictures
-            return Pixels(process(context.loaded, whole, question), {frame: frame for frame in frames})
+            return FramePixels(process(context.loaded, whole, question), {frame: frame for frame in frames})
 
-    def _encode(self, request: Request, wanted: Wanted, frames: list[int]) -> dict[str, Piece]:
+    def _encode(self, request: Request, wanted: FrameRequest, frames: list[int]) -> dict[str, FrameTensors]:
         if not frames:
             return {}
         context, pixels = self.context, wanted.pixels
@@ -168,5 +173,5 @@ class FrameFeatures:
         return {wanted.keys[frame]: piece for frame, piece in zip(frames, pieces, strict=True)}
 
 
-def _pieces(context: Context, keys: list[str], request: Request) -> dict[str, Piece]:
+def _pieces(context: Context, keys: list[str], request: Request) -> dict[str, FrameTensors]:
     return {key: tensors for key, (tensors, _) in context.kept(keys, request).items()}

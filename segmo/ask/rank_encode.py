@@ -11,14 +11,37 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segmo.ask.checkpoint import Loaded
-from segmo.ask.encode import Encoded, Progress, encode_frames, frame_count, trailing
+from segmo.ask.checkpoint import Checkpoint
+from segmo.ask.encode import Encoded, Progress, encode_frames, features_of, frame_count, trailing
+from segmo.ask.features import Features
 from segmo.runtime.distributed.ranks import Ranks
 from segmo.runtime.distributed.vision import frame_share, gather_rows
+from segmo.video import Clip
 
 
-def encode_together(
-    loaded: Loaded, inputs: Mapping[str, Any], ranks: Ranks, progress: Progress = lambda done, total: None
+def encode(
+    loaded: Checkpoint,
+    inputs: Mapping[str, Any],
+    clip: Clip,
+    question: str,
+    progress: Progress = lambda done, total: None,
+    ranks: Ranks | None = None,
+) -> Features:
+    """The vision encoder's work on a whole clip.
+
+    Args:
+        loaded: the model.
+        inputs: of :func:`segmo.ask.encode.process` for the same clip and question.
+        clip: for its facts.
+        question: as for :func:`segmo.ask.encode.process`.
+        progress: called with (parts done, parts in all).
+        ranks: each does a share of the frames, and all must call this; None for this process alone.
+    """
+    return features_of(loaded, inputs, encode_on_ranks(loaded, inputs, ranks or Ranks(None), progress), clip, question)
+
+
+def encode_on_ranks(
+    loaded: Checkpoint, inputs: Mapping[str, Any], ranks: Ranks, progress: Progress = lambda done, total: None
 ) -> Encoded:
     """:func:`segmo.ask.encode.encode_frames` of all frames, the same on every rank; all ranks must call it.
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from segmo.ask.context import Context, Request, key_of
-from segmo.ask.encode import encode, process
+from segmo.ask.encode import process
 from segmo.ask.features import Features
+from segmo.ask.rank_encode import encode
 from segmo.ask.settings import checked_question
 from segmo.video import Clip
 
@@ -18,7 +19,7 @@ CACHED = ("features of the video",)
 
 
 @dataclass(frozen=True)
-class Ready:
+class PreparedVideo:
     """What the processors made of a request: features from the disk, or a clip with the model's inputs."""
 
     key: str
@@ -27,7 +28,7 @@ class Ready:
     inputs: dict[str, Any] | None = None
 
 
-class Whole:
+class WholeVideo:
     """From a file to the features of its frames, all together."""
 
     def __init__(self, context: Context) -> None:
@@ -35,26 +36,26 @@ class Whole:
         self._making: set[str] = set()
         self._lock = threading.Lock()
 
-    def prepare(self, request: Request, again: bool = False) -> Ready:
+    def prepare(self, request: Request, again: bool = False) -> PreparedVideo:
         """All that needs no model, in the thread that runs ahead."""
         context, question = self.context, checked_question(request.question)
         key = self._key(request, question)
         if context.store and not again:
             found = context.kept([key], request)
             if found:
-                return Ready(key, Features.from_disk(*found[key]))
+                return PreparedVideo(key, Features.from_disk(*found[key]))
             with self._lock:
                 if key in self._making:
-                    return Ready(key, None)  # the request before is about to encode this video
+                    return PreparedVideo(key, None)  # the request before is about to encode this video
                 self._making.add(key)
         clip = context.read(request)
         if context.settings.choose is not None:
             with context.timeline.measure("choose", request.name):
                 clip = clip.only(context.settings.choose(clip, question))
         with context.timeline.measure("process", request.name):
-            return Ready(key, None, clip, process(context.loaded, clip, question))
+            return PreparedVideo(key, None, clip, process(context.loaded, clip, question))
 
-    def features(self, request: Request, ready: Ready) -> tuple[Features, tuple[str, ...]]:
+    def features(self, request: Request, ready: PreparedVideo) -> tuple[Features, tuple[str, ...]]:
         """Features of the video, and what came from the cache."""
         if self.context.ranks.world > 1:
             return self._together(request, ready)
@@ -70,7 +71,7 @@ class Whole:
                 self._making.discard(ready.key)
             return features, ()
 
-    def _together(self, request: Request, ready: Ready) -> tuple[Features, tuple[str, ...]]:
+    def _together(self, request: Request, ready: PreparedVideo) -> tuple[Features, tuple[str, ...]]:
         """All ranks encode, or none does: one may have found features on the disk where another came too early."""
         ranks = self.context.ranks
         here = torch.tensor([ready.features is not None], device=self.context.loaded.model.device)
@@ -90,7 +91,7 @@ class Whole:
             parts += [question, getattr(choose, "key", repr(choose))]
         return key_of("whole", *parts)
 
-    def _encode(self, request: Request, ready: Ready) -> Features:
+    def _encode(self, request: Request, ready: PreparedVideo) -> Features:
         if ready.clip is None or ready.inputs is None:  # the request before failed to encode this video
             ready = self.prepare(request, again=True)
         assert ready.clip is not None

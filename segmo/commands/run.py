@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from segmo.ask.ask import Asker
-    from segmo.ask.cache import Store
+    from segmo.ask.cache import TensorCache
     from segmo.ask.settings import Settings
     from segmo.compiler.launch import Launch
 
@@ -66,7 +66,7 @@ def run(
     """
     from rich.console import Console
 
-    from segmo.ask.cache import Store, default_folder
+    from segmo.ask.cache import TensorCache, default_folder
     from segmo.ask.settings import Settings, checked_question
     from segmo.commands.inputs import dtype_named
     from segmo.compiler.launch import launched
@@ -97,7 +97,7 @@ def run(
     settings = Settings(options, fps, max_frames, scenes, workers, max_new_tokens, compare, None, frames, relevance)
     if dtype != "auto":
         dtype_named(dtype)
-    store = Store(cache_folder or default_folder(), int(cache_gib * GIB)) if cache else None
+    store = TensorCache(cache_folder or default_folder(), int(cache_gib * GIB)) if cache else None
     if batch is not None and (video is not None or question is not None):
         raise OptionError("--batch takes videos and questions from its file; give no others")
     if batch is None and (video is None or question is None):
@@ -119,7 +119,7 @@ def run(
 
 
 def _asker(
-    console: Console, settings: Settings, store: Store | None, model: Path | None, dtype: str, launch: Launch
+    console: Console, settings: Settings, store: TensorCache | None, model: Path | None, dtype: str, launch: Launch
 ) -> tuple[Asker, Any]:
     from segmo.ask.ask import Asker
     from segmo.ask.checkpoint import load
@@ -135,7 +135,7 @@ def _asker(
 def _one(
     console: Console,
     settings: Settings,
-    store: Store | None,
+    store: TensorCache | None,
     model: Path | None,
     dtype: str,
     launch: Launch,
@@ -162,7 +162,7 @@ def _one(
 def _batch(
     console: Console,
     settings: Settings,
-    store: Store | None,
+    store: TensorCache | None,
     model: Path | None,
     dtype: str,
     launch: Launch,
