@@ -17,7 +17,8 @@ from rich.console import Console
 
 from segmo.runtime.cost.device import Device
 from segmo.runtime.distributed.ranks import Ranks
-from segmo.runtime.partition.plan import Piece, Plan
+from segmo.runtime.partition.assignment import Piece
+from segmo.runtime.partition.plan import Plan
 from segmo.runtime.partition.planner import make_plan
 from segmo.runtime.partition.workload import Workload
 

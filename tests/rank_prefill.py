@@ -18,7 +18,8 @@ from segmo.runtime.distributed import ops
 from segmo.runtime.distributed.ranks import Ranks
 from segmo.runtime.distributed.session import session_of
 from segmo.runtime.distributed.vision import encode_video
-from segmo.runtime.partition.plan import Piece, Plan
+from segmo.runtime.partition.assignment import Piece
+from segmo.runtime.partition.plan import Plan
 
 
 def frames_of(case: dict[str, Any]) -> int | tuple[int, ...]:

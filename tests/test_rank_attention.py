@@ -19,7 +19,8 @@ from segmo.runtime.cost.device import DEVICES
 from segmo.runtime.cost.shape import PRESETS
 from segmo.runtime.distributed.needs import Needs
 from segmo.runtime.distributed.schedule import RankSchedule
-from segmo.runtime.partition.plan import Piece, Plan
+from segmo.runtime.partition.assignment import Piece
+from segmo.runtime.partition.plan import Plan
 from segmo.runtime.partition.workload import Workload
 from segmo.runtime.schedule import RowSchedule, pack
 

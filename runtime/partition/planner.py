@@ -13,8 +13,9 @@ from segmo.runtime.cost.device import Device
 from segmo.runtime.cost.memory import Memory, check_memory, rank_memory
 from segmo.runtime.cost.model import CostModel
 from segmo.runtime.cost.shape import ModelShape
+from segmo.runtime.partition.assignment import HOME_BLOCKS, Piece
 from segmo.runtime.partition.cut import Floats, optimal_runs
-from segmo.runtime.partition.plan import CACHES, HOME_BLOCKS, Piece, Plan
+from segmo.runtime.partition.plan import CACHES, Plan
 from segmo.runtime.partition.workload import Units, Workload, divide
 
 METHODS = ("best", "balanced", "equal", "zigzag")

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from segmo.runtime.cost.model import CostModel
-from segmo.runtime.partition.exchange import parts_are_gathered
+from segmo.runtime.partition.assignment import Assignment
+from segmo.runtime.partition.exchange import Exports, parts_are_gathered
 from segmo.runtime.partition.traffic import cache_bytes, feature_bytes, scoring_bytes
-
-if TYPE_CHECKING:
-    from segmo.runtime.partition.plan import Plan
 
 Stage = tuple[str, int, str, float, list[str]]
 
 
-def stages(plan: Plan) -> Iterator[Stage]:
+def stages(plan: Assignment, exports: Exports) -> Iterator[Stage]:
     """Stages as (name, rank, label, seconds, names of the stages before); a collective has rank -1."""
     ranks, shape, work = range(plan.world), plan.shape, plan.workload
     costs = [CostModel(shape, device) for device in plan.devices]
@@ -27,7 +24,7 @@ def stages(plan: Plan) -> Iterator[Stage]:
     for rank, (cost, load) in enumerate(zip(costs, plan.loads, strict=True)):
         dense = cost.dense_seconds(load.tokens) + cost.layer_overhead_seconds()
         yield f"dense {rank}", rank, "dense", dense, ["exchange features"]
-    context = shape.layers * _context_seconds(plan, link)
+    context = shape.layers * _context_seconds(plan, exports, link)
     yield "gather context", -1, "context", context, [f"dense {rank}" for rank in ranks]
     for rank, (cost, load) in enumerate(zip(costs, plan.loads, strict=True)):
         query = cost.attention_seconds(load.query_pairs)
@@ -42,11 +39,11 @@ def stages(plan: Plan) -> Iterator[Stage]:
     yield "gather cache", -1, "cache", cache, [*(f"shared {rank}" for rank in ranks), "merge question"]
 
 
-def _gather_seconds(bytes_per_rank: float, plan: Plan, link: CostModel) -> float:
+def _gather_seconds(bytes_per_rank: float, plan: Assignment, link: CostModel) -> float:
     return link.gather_seconds(bytes_per_rank, plan.world) if bytes_per_rank else 0.0
 
 
-def _feature_seconds(plan: Plan, link: CostModel) -> float:
+def _feature_seconds(plan: Assignment, link: CostModel) -> float:
     """Exchange of numbers that CAS needs of all frames, and then of features."""
     seconds = _gather_seconds(scoring_bytes(plan), plan, link)
     if plan.world > 1 and plan.workload.encoded:
@@ -54,9 +51,9 @@ def _feature_seconds(plan: Plan, link: CostModel) -> float:
     return seconds
 
 
-def _context_seconds(plan: Plan, link: CostModel) -> float:
+def _context_seconds(plan: Assignment, exports: Exports, link: CostModel) -> float:
     """Exchange of keys and values in one layer."""
-    exports, size = plan.exports, plan.shape.kv_bytes
+    size = plan.shape.kv_bytes
     if not exports.total:
         return 0.0
     if exports.by_broadcast:
@@ -64,7 +61,7 @@ def _context_seconds(plan: Plan, link: CostModel) -> float:
     return link.share_seconds(exports.busiest * size, 1, plan.world)
 
 
-def _question_seconds(plan: Plan, link: CostModel) -> float:
+def _question_seconds(plan: Assignment, link: CostModel) -> float:
     """Exchange of the question's parts in one layer."""
     size = plan.workload.query * plan.shape.partial_bytes
     if plan.world == 1 or size == 0:

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segmo.runtime.partition.assignment import Assignment
 from segmo.runtime.partition.exchange import Exports, parts_are_gathered
 
-if TYPE_CHECKING:
-    from segmo.runtime.partition.plan import Plan
 
-
-def exports_of(plan: Plan) -> Exports:
+def exports_of(plan: Assignment) -> Exports:
     """Keys and values that ranks need of each other; what :class:`segmo.runtime.distributed.needs.Needs` counts.
 
     A context token is needed by every other rank with a later piece, all tokens of a piece by those that have a later
@@ -47,12 +44,12 @@ def exports_of(plan: Plan) -> Exports:
     return Exports(tuple(counts), tuple(sent), tuple(needed.tolist()))
 
 
-def bytes_received(plan: Plan) -> int:
+def bytes_received(plan: Assignment, exports: Exports) -> int:
     """Bytes that the rank with most receives: all layers, and features and cache where these travel."""
     if plan.world == 1:
         return 0
     others, shape = plan.world - 1, plan.shape
-    context = max(plan.exports.received(rank) for rank in range(plan.world)) * shape.kv_bytes
+    context = max(exports.received(rank) for rank in range(plan.world)) * shape.kv_bytes
     question = plan.workload.query * shape.partial_bytes
     question *= others if parts_are_gathered(plan.world) else 2
     total = shape.layers * (context + question)
@@ -62,13 +59,13 @@ def bytes_received(plan: Plan) -> int:
     return total
 
 
-def scoring_bytes(plan: Plan) -> int:
+def scoring_bytes(plan: Assignment) -> int:
     """Bytes that a rank brings so that all can score: a number per token, and per frame a fit for each word."""
     frames = plan.encoded // plan.workload.tokens_per_frame
     return 4 * (plan.encoded + frames * (1 + plan.workload.query))
 
 
-def feature_bytes(plan: Plan) -> int:
+def feature_bytes(plan: Assignment) -> int:
     """Bytes of the features that a rank receives: the frame before its own, and kept tokens encoded elsewhere.
 
     Kept tokens are taken to be spread evenly over the frames.
@@ -86,7 +83,7 @@ def feature_bytes(plan: Plan) -> int:
     return (most + work.tokens_per_frame) * plan.shape.hidden * plan.shape.value_bytes
 
 
-def cache_bytes(plan: Plan) -> int:
+def cache_bytes(plan: Assignment) -> int:
     """Bytes of the cache that a rank brings when it is gathered, padding included."""
     largest = max(load.tokens for load in plan.loads)
     return largest * plan.shape.kv_bytes * plan.shape.layers
