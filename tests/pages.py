@@ -16,7 +16,8 @@ import segmo
 from segmo.passes.reasons import Miss
 from segmo.passes.runner import PassRecord
 from segmo.report.prefill import Prefill
-from segmo.report.report import GraphReport, Report
+from segmo.report.record import GraphReport
+from segmo.report.report import Report
 from segmo.report.shown import Shown
 from segmo.report.text import node_name, readable
 

@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 
 from segmo.commands.inspect import inspect
 from segmo.compiler import backend
-from segmo.compiler.capture import Setup
 from segmo.demo.clips import clip_path
 from segmo.errors import NotRewrittenError, OptionError, PipelineError
 from segmo.families import FAMILIES
@@ -30,6 +29,7 @@ from segmo.inspection.tree import bisection_table
 from segmo.options import Options
 from segmo.passes.pipeline import DEFAULT
 from segmo.report.report import Report
+from segmo.report.setup import Setup
 from segmo.report.text import diff, graph_at, node_name, readable
 from segmo.sceneqa.model import MODEL_PATH
 

@@ -9,7 +9,8 @@ import typer
 
 if TYPE_CHECKING:
     from segmo.inspection.run import Subject
-    from segmo.report.report import GraphReport, Report
+    from segmo.report.record import GraphReport
+from segmo.report.report import Report
 
 
 def inspect(

@@ -23,7 +23,8 @@ from segmo.passes.runner import Result, run_pipeline
 from segmo.passes.shard_segments import ShardSegments
 from segmo.report.history import prefilled, report_for
 from segmo.report.prefill import Prefill
-from segmo.report.report import GraphReport, Report, complain
+from segmo.report.record import GraphReport
+from segmo.report.report import Report, complain
 from segmo.report.shown import current_shown
 from segmo.runtime.distributed.session import last_plan
 
@@ -61,7 +62,7 @@ def _compile(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -
     facts = replace(
         analyse(gm, getattr(model, "config", None)), frames_chosen=chooses_frames(model), called_from=calling_line()
     )
-    result = run_pipeline(gm, facts, options, passes)
+    result = run_pipeline(gm, facts, options, passes, model)
     _refuse_missing_frames(facts, result, options)
     run = _lower(gm, example_inputs, options)
     report = report_for(model, options, SETUP)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import linecache
 import sys
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch._dynamo.variables import ConstantVariable
 from torch._dynamo.variables.tensor import SymNodeVariable
 
 from segmo.families import FAMILIES
+from segmo.report.setup import Setup
 
 # With these off, the placeholder check and Qwen3-VL's deepstack layers break the graph.
 FLAGS = ("capture_scalar_outputs", "capture_dynamic_output_shape_ops")
@@ -22,14 +22,6 @@ FLAGS = ("capture_scalar_outputs", "capture_dynamic_output_shape_ops")
 RECOMPILE_LIMIT = 64
 # transformers' check that features and placeholder tokens are equally many; its message holds both numbers.
 _CHECK = "get_placeholder_mask"
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What importing the backend set in Dynamo, for the report."""
-
-    flags: tuple[str, ...]
-    one_graph_for_all_lengths: bool
 
 
 def set_up_dynamo() -> Setup:

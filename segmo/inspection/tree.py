@@ -9,7 +9,8 @@ from rich.tree import Tree
 from segmo.inspection.bisect import Step
 from segmo.passes.reasons import Miss
 from segmo.passes.runner import PassRecord
-from segmo.report.report import GraphReport, Report, op_changes
+from segmo.report.record import GraphReport, op_changes
+from segmo.report.report import Report
 
 
 def report_tree(report: Report) -> Tree:

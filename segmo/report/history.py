@@ -16,8 +16,8 @@ from segmo.report.report import Report
 if TYPE_CHECKING:
     import torch
 
-    from segmo.compiler.capture import Setup
     from segmo.options import Options
+    from segmo.report.setup import Setup
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 
 from segmo.errors import OptionError
-from segmo.report.report import GraphReport
+from segmo.report.record import GraphReport
 
 _FREED = re.compile(r";  (?:[A-Za-z_]\w* = )+None$")
 _INPUT = re.compile(r'(\w+)(?:: "([^"]*)")?(?:, |$)')

@@ -18,7 +18,7 @@ from segmo.report.html.alike import fold_alike, names_of, spans
 from segmo.report.html.changes import Fold, Row, record_changes
 from segmo.report.html.kernels import kernels
 from segmo.report.prefill import Prefill
-from segmo.report.report import GraphReport, Report, op_changes
+from segmo.report.record import GraphReport, Record, op_changes
 
 TEMPLATES = Path(__file__).parent / "templates"
 MOST_ROWS = 6_000  # of graph changes; a row is about 400 bytes of the page
@@ -67,7 +67,7 @@ class Graph:
         return list(found.items())
 
 
-def render_page(report: Report, targets: Sequence[str] = ()) -> str:
+def render_page(report: Record, targets: Sequence[str] = ()) -> str:
     """See :meth:`segmo.report.report.Report.to_html`."""
     room = Room(MOST_ROWS, [])
     shown = report.graphs[:MOST_GRAPHS]
