@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from torch import nn
 from torch.fx import Graph, Node
 
 from segmo.options import Options
@@ -30,6 +31,7 @@ class Rewrite:
         graph: a copy of the graph; it takes the graph's place if the pass applies.
         facts: what the analysis found in the graph as it was captured.
         options: the user's options.
+        model: that the graph came from, for what the graph does not say; None where that is not known.
         nodes: nodes that later passes and the report need, by name ("scene", "index", ...).
         notes: what a pass has to say in the report, in order.
         choices: the implementation of attention that was chosen, for the report.
@@ -38,6 +40,7 @@ class Rewrite:
     graph: Graph
     facts: Facts
     options: Options
+    model: nn.Module | None = None
     nodes: dict[str, Node] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     choices: list[Choice] = field(default_factory=list)
@@ -53,7 +56,7 @@ class Rewrite:
                 new._dynamo_source = old._dynamo_source
         facts: Facts = _mapped(self.facts, mapped)
         nodes = {name: mapped[node] for name, node in self.nodes.items()}
-        return Rewrite(graph, facts, self.options, nodes, list(self.notes), list(self.choices))
+        return Rewrite(graph, facts, self.options, self.model, nodes, list(self.notes), list(self.choices))
 
 
 def _mapped(value: Any, nodes: dict[Node, Node]) -> Any:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
+from torch import nn
 from torch.fx import GraphModule
 
 from segmo.errors import CompileError, SegMoError
@@ -86,13 +87,21 @@ def run_pipeline(
     facts: Facts,
     options: Options,
     passes: Sequence[Pass],
+    model: nn.Module | None = None,
 ) -> Result:
     """Runs passes over ``gm`` in place, telling those who :func:`observe`.
+
+    Args:
+        gm: the graph.
+        facts: of the graph.
+        options: the user's options.
+        passes: in order.
+        model: that the graph came from, if that is known.
 
     Raises:
         CompileError: a pass failed or left a broken graph.
     """
-    rewrite = Rewrite(gm.graph, facts, options)
+    rewrite = Rewrite(gm.graph, facts, options, model)
     result = Result()
     text, ops = graph_text(gm), count_ops(gm.graph)
     for each in passes:

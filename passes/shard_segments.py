@@ -12,7 +12,6 @@ import torch
 from torch.fx import Node
 
 import segmo.runtime.distributed.ops  # noqa: F401  # registers torch.ops.segmo
-from segmo.compiler.capture import calling_model
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.graph import concrete, example, replace_call
 from segmo.passes.rank_cut import RankCut
@@ -134,15 +133,14 @@ class ShardSegments:
     def _settings(self, rewrite: Rewrite, ranks: Ranks) -> Settings:
         """Compares this rank with the others and collects their devices."""
         embeds = example(merge_of(rewrite).node)
-        model: Any = calling_model()
+        model: Any = rewrite.model
         mine = planning_device(self.device, embeds.device, embeds.dtype)
         facts = {
             "torch": torch.__version__,
             "transformers": version("transformers"),
             "segmo": version("segmo"),
-            "options": str(
-                {**rewrite.options.as_dict(), "report": None}
-            ),  # where one is written is a rank's own affair
+            # Where a report is written is a rank's own affair.
+            "options": str({**rewrite.options.as_dict(), "report": None}),
             "pass": str(self),
             "weights": weights_fingerprint(model),
         }
