@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
+from segmo.compat.recompiles import isolated
 from segmo.errors import OptionError, SegMoError
 from segmo.families import FAMILIES, family_of
 from segmo.options import Options, check_frames
@@ -47,7 +48,7 @@ def compile(  # noqa: A001  # the name that torch uses too
     check_frames(parsed.frames, parsed.scorer)
     uncompile(model)
     # Graphs of other models, and of this one under other options, do not count towards Dynamo's limit of graphs.
-    model.compile(backend="segmo", dynamic=dynamic, options=parsed.as_dict(), isolate_recompiles=True)
+    model.compile(backend="segmo", dynamic=dynamic, options=parsed.as_dict(), **isolated())
     untyped: Any = model
     if parsed.frames < 1:
         choose_before_encoding(untyped, parsed)

@@ -7,6 +7,10 @@ class SegMoError(RuntimeError):
     """Base of all errors raised by SegMo."""
 
 
+class VersionError(SegMoError):
+    """torch or transformers is older than SegMo works with."""
+
+
 class OptionError(SegMoError, ValueError):
     """An option has an unknown name, a wrong type, or a value outside its range."""
 

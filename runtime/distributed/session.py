@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._distributed_c10d import ProcessGroup, _resolve_process_group
-from torch.distributed.distributed_c10d import GroupName
+from torch._C._distributed_c10d import ProcessGroup
 
+from segmo.compat.groups import group_of
 from segmo.errors import PromptError, RankError
 from segmo.runtime.cost.device import GIB, Device
 from segmo.runtime.cost.shape import ModelShape, VisionShape
@@ -96,7 +96,7 @@ def _session(group: ProcessGroup) -> Session:
 
 def session_of(group: str) -> Session:
     """The session of a process group, by the group's name; a group that was made anew has a new one."""
-    return _session(_resolve_process_group(GroupName(group)))
+    return _session(group_of(group))
 
 
 def check_dealt(inputs: Mapping[str, Any]) -> None:

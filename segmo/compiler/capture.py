@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import linecache
 import sys
-from typing import Any
 
 import torch
-import torch._dynamo
-from torch._dynamo.symbolic_convert import InstructionTranslatorBase
-from torch._dynamo.variables import ConstantVariable
-from torch._dynamo.variables.tensor import SymNodeVariable
 
+from segmo.compat.flags import set_flags
+from segmo.compat.parts import warn_of_misfits
+from segmo.compat.placeholder_check import assert_in_the_graph
+from segmo.compat.symbolic_messages import keep_counts_symbolic
 from segmo.families import FAMILIES
 from segmo.report.setup import Setup
-
-# With these off, the placeholder check and Qwen3-VL's deepstack layers break the graph.
-FLAGS = ("capture_scalar_outputs", "capture_dynamic_output_shape_ops")
-# After so many graphs of one function Dynamo stops compiling and runs eagerly, which only its own log says. Eight, its
-# default, are soon used up: prefill and decode for each set of options, model of a class and batch size.
-RECOMPILE_LIMIT = 64
-# transformers' check that features and placeholder tokens are equally many; its message holds both numbers.
-_CHECK = "get_placeholder_mask"
 
 
 def set_up_dynamo() -> Setup:
@@ -30,38 +21,11 @@ def set_up_dynamo() -> Setup:
     ``torch.compile`` imports the backend before it traces anything, so this is in time. Flags are process-wide; they
     let Dynamo put more into one graph and change no result.
     """
-    changed = tuple(flag for flag in FLAGS if not getattr(torch._dynamo.config, flag))
-    for flag in changed:
-        setattr(torch._dynamo.config, flag, True)
-    if torch._dynamo.config.recompile_limit < RECOMPILE_LIMIT:
-        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-        changed = (*changed, "recompile_limit")
-    return Setup(changed, _keep_counts_symbolic())
-
-
-def _keep_counts_symbolic() -> bool:
-    """Stops an error message from fixing the number of video tokens.
-
-    transformers formats ``features.shape[0]`` into the message of its placeholder check. Dynamo (2.14) formats a
-    symbolic size by guarding on its value, so each length of video would compile again, and after eight of them Dynamo
-    gives up and runs eagerly. The message itself is never used in a trace. So in that one function a symbolic size is
-    formatted as its symbol. Returns whether Dynamo is of the kind this knows.
-    """
-    original = getattr(InstructionTranslatorBase, "_format_value", None)
-    if original is None:
-        return False
-    if getattr(original, "segmo", False):
-        return True
-
-    def format_value(self: Any, fmt_spec: Any, flags: int) -> None:
-        if self.f_code.co_name == _CHECK and isinstance(self.stack[-1], SymNodeVariable):
-            self.push(ConstantVariable.create(str(self.pop().sym_num)))
-        else:
-            original(self, fmt_spec, flags)
-
-    format_value.segmo = True  # type: ignore[attr-defined]
-    InstructionTranslatorBase._format_value = format_value  # type: ignore[method-assign]
-    return True
+    changed = set_flags()
+    assert_in_the_graph()
+    setup = Setup(changed, keep_counts_symbolic())
+    warn_of_misfits()
+    return setup
 
 
 def calling_model() -> torch.nn.Module | None:

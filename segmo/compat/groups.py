@@ -1,0 +1,28 @@
+"""A process group by its name, as torch's functional collectives name it."""
+
+from __future__ import annotations
+
+import torch.distributed.distributed_c10d as c10d
+from torch._C._distributed_c10d import ProcessGroup, _resolve_process_group
+
+WHAT = "torch._C._distributed_c10d._resolve_process_group"
+VERSIONS = "torch 2.11 to 2.15; a name has a type of its own from 2.10 on, and is a str before"
+
+
+def group_of(name: str) -> ProcessGroup:
+    """The group that was registered under a name.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    typed = getattr(c10d, "GroupName", str)
+    return _resolve_process_group(typed(name))
+
+
+def fits() -> str | None:
+    """A name that is not registered has to be refused, and not to end in a crash."""
+    try:
+        group_of("segmo: no such group")
+    except RuntimeError:
+        return None
+    return "an unknown process group was resolved"

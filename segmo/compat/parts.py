@@ -1,0 +1,41 @@
+"""The list of files that lean on the inside of torch or transformers, and their probes."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Protocol
+
+from segmo.compat import flags, groups, placeholder_check, recompiles, symbolic_messages
+
+
+class Part(Protocol):
+    """A file of this package: what it leans on, for which versions, and whether that still fits."""
+
+    WHAT: str
+    VERSIONS: str
+
+    @property
+    def fits(self) -> Callable[[], str | None]:
+        """The probe: None, or what is different."""
+
+
+PARTS: tuple[Part, ...] = (flags, groups, placeholder_check, recompiles, symbolic_messages)
+
+
+def misfits() -> dict[str, str]:
+    """What no longer fits, by what it leans on."""
+    found = {part.WHAT: part.fits() for part in PARTS}
+    return {what: why for what, why in found.items() if why is not None}
+
+
+def warn_of_misfits() -> None:
+    """Says once what no longer fits: with it SegMo may compile more often, or refuse a model."""
+    found = misfits()
+    if found:
+        said = "; ".join(f"{what}: {why}" for what, why in found.items())
+        warnings.warn(
+            f"SegMo leans on parts of torch and transformers that are others here ({said}). Please report it with the "
+            "output of `segmo doctor`",
+            stacklevel=2,
+        )

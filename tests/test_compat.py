@@ -1,0 +1,143 @@
+"""What leans on the inside of torch and transformers: that it fits here, and what it cures."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.symbolic_convert import InstructionTranslatorBase
+
+import segmo.compat
+from segmo.compat import groups, parts, placeholder_check, recompiles, symbolic_messages, versions
+from segmo.errors import SegMoError, VersionError
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+@pytest.mark.parametrize("part", parts.PARTS, ids=lambda part: part.__name__.rpartition(".")[2])
+def test_every_part_fits_here_and_says_what_it_is_for(part: parts.Part) -> None:
+    assert part.fits() is None
+    assert part.WHAT
+    assert re.search(r"(torch|transformers) \d", part.VERSIONS)
+
+
+def test_every_file_that_leans_on_something_is_on_the_list() -> None:
+    files = {found.name for found in pkgutil.iter_modules(segmo.compat.__path__)} - {"parts", "versions"}
+    assert files == {part.__name__.rpartition(".")[2] for part in parts.PARTS}  # type: ignore[attr-defined]
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, **found: str) -> None:
+    monkeypatch.setattr(versions, "installed", lambda package: found.get(package, "5.23.0"))
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "transformers_version", "named"),
+    [
+        ("2.10.0", "5.23.0", r"torch 2\.11 to 2\.15, and torch 2\.10\.0 is installed"),
+        ("2.14.1+cpu", "5.17.4", r"transformers 5\.18 to 5\.24, and transformers 5\.17\.4 is installed.*video"),
+        ("2.14.1", "4.57.1", r"transformers 4\.57\.1"),
+    ],
+)
+def test_older_versions_are_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, torch_version: str, transformers_version: str, named: str
+) -> None:
+    installed(monkeypatch, torch=torch_version, transformers=transformers_version)
+    with pytest.raises(VersionError, match=named) as caught:
+        versions.check_versions()
+    assert isinstance(caught.value, SegMoError)
+
+
+@pytest.mark.parametrize("found", [{"torch": "2.11.0a0+nv26.3"}, {"torch": "2.15.7"}, {"transformers": "5.18.0.dev0"}])
+def test_builds_inside_the_range_are_taken_in_silence(monkeypatch: pytest.MonkeyPatch, found: dict[str, str]) -> None:
+    installed(monkeypatch, **{"torch": "2.14.1", **found})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        versions.check_versions()
+
+
+def test_newer_versions_are_one_warning_that_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, torch="2.16.0.dev20270101", transformers="6.0.0")
+    with pytest.warns(UserWarning, match=r"torch 2\.16\.0\.dev20270101 .*transformers 6\.0\.0 .*report") as caught:
+        versions.check_versions()
+    assert len(caught) == 1
+
+
+def test_what_is_not_installed_is_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "installed", lambda package: None)
+    versions.check_versions()
+
+
+def test_a_part_that_no_longer_fits_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(InstructionTranslatorBase, "_format_value")
+    assert not symbolic_messages.keep_counts_symbolic()
+    with pytest.warns(UserWarning, match=r"_format_value: .*report"):
+        parts.warn_of_misfits()
+
+
+def test_isolated_recompiles_only_where_torch_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    def older(model: Any, *, backend: Any = "inductor") -> Any:
+        return model
+
+    monkeypatch.setattr(torch, "compile", older)
+    assert recompiles.isolated() == {}
+
+    def newer(model: Any, *, isolate_recompiles: bool = False) -> Any:
+        return model
+
+    monkeypatch.setattr(torch, "compile", newer)
+    assert recompiles.isolated() == {"isolate_recompiles": True}
+
+
+def test_a_group_is_found_where_names_have_no_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(groups.c10d, "GroupName", raising=False)
+    assert groups.fits() is None
+
+
+def merged(embeds: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """As the families of today merge: a condition that is a tensor."""
+    from transformers.utils.import_utils import torch_compilable_check
+
+    torch_compilable_check(
+        mask.sum() * embeds.shape[-1] == features.numel(), f"{mask.sum()} tokens, {features.shape[0]} features"
+    )
+    return embeds.masked_scatter(mask[..., None], features) * 2
+
+
+def merged_by_size(embeds: torch.Tensor, mask: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """As Gemma 4 does: a condition on the size of what the mask picks."""
+    from transformers.utils.import_utils import torch_compilable_check
+
+    mask = mask[..., None].expand_as(embeds)
+    torch_compilable_check(embeds[mask].numel() == features.numel(), f"other than {features.shape[0]} features")
+    return embeds.masked_scatter(mask, features) * 2
+
+
+@pytest.mark.parametrize("merge", [merged, merged_by_size])
+def test_the_check_of_a_merge_is_an_assertion_of_its_one_graph(merge: Any) -> None:
+    import segmo.compiler.backend  # noqa: F401  # sets Dynamo up
+
+    graphs = []
+
+    def backend(gm: torch.fx.GraphModule, inputs: Any) -> Any:
+        graphs.append(gm)
+        return gm.forward
+
+    compiled = torch.compile(merge, backend=backend, dynamic=True, fullgraph=True)
+    for tokens in (4, 6, 7):
+        mask = torch.arange(10)[None] < tokens
+        embeds, features = torch.randn(1, 10, 3), torch.randn(tokens, 3)
+        torch.testing.assert_close(compiled(embeds, mask, features), merge(embeds, mask, features))
+        for wrong in (torch.randn(tokens + 1, 3), torch.randn(tokens - 1, 3)):
+            with pytest.raises(RuntimeError, match="placeholder"):
+                compiled(embeds, mask, wrong)
+            with pytest.raises(ValueError, match="features"):  # as transformers says it, eagerly
+                merge(embeds, mask, wrong)
+    assert len(graphs) == 1
+    targets = [node.target for node in graphs[0].graph.nodes]
+    assert torch._assert_async in targets
+    assert not {torch._check, torch.ops.aten._local_scalar_dense.default} & set(targets)
+    assert not placeholder_check.fits()
