@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
+from segmo.compat.arguments import require_parameters, with_arguments
 from segmo.compat.recompiles import isolated
 from segmo.errors import OptionError, SegMoError
 from segmo.families import FAMILIES, family_of
@@ -104,17 +105,19 @@ def _encoded(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     pixels = {kind: name for kind, name in _PIXELS.items() if inputs.get(name) is not None}
     if not pixels or inputs.get("mm_encoder_outputs") is not None:
         return inputs
-    base, given = model.base_model, dict(inputs)
+    base = model.base_model
+    added: dict[str, Any] = {"mm_encoder_outputs": {}}
+    require_parameters(model, *added)
     if hasattr(base, "compute_3d_position_ids") and inputs.get("position_ids") is None:
         wanted = inspect.signature(base.compute_3d_position_ids).parameters
         known = {name: inputs.get(name) for name in wanted if name != "kwargs"}
         if known.get("inputs_embeds") is None and known.get("input_ids") is not None:
-            given["position_ids"] = base.compute_3d_position_ids(**known)
-    given["mm_encoder_outputs"] = {}
+            added["position_ids"] = base.compute_3d_position_ids(**known)
     used = set()
     for kind in pixels:
         encode = getattr(base, f"get_{kind}_features")
         names = [name for name in inspect.signature(encode).parameters if inputs.get(name) is not None]
         used.update(names)
-        given["mm_encoder_outputs"][kind] = encode(**{name: inputs[name] for name in names}, return_dict=True)
-    return {name: value for name, value in given.items() if name not in used}
+        added["mm_encoder_outputs"][kind] = encode(**{name: inputs[name] for name in names}, return_dict=True)
+    given = {name: value for name, value in inputs.items() if name not in used}
+    return with_arguments(model, given, **added)

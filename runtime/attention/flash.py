@@ -18,6 +18,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from segmo.runtime.attention.cpu_flash import cpu_flash
 from segmo.runtime.attention.reference import dense_mask
 from segmo.runtime.schedule import RowSchedule, unpack
 
@@ -34,15 +35,8 @@ def _flash(
     shared by an expanded (stride 0) view and never copied.
     """
     repeats = q_GRnD.shape[1]
-    out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q_GRnD,
-        k_GpD[:, None].expand(-1, repeats, -1, -1),
-        v_GpD[:, None].expand(-1, repeats, -1, -1),
-        is_causal=causal,
-        attn_mask=mask_np,
-        scale=scale,
-    )
-    return out, logsumexp
+    k_GRpD, v_GRpD = (x[:, None].expand(-1, repeats, -1, -1) for x in (k_GpD, v_GpD))
+    return cpu_flash(q_GRnD, k_GRpD, v_GRpD, scale, causal, mask_np)
 
 
 def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from segmo.runtime.attention.cpu_flash import cpu_flash
+
 
 def partial_attention(
     q_GRnD: Tensor, k_GpD: Tensor, v_GpD: Tensor, scale: float, causal: bool
@@ -24,9 +26,7 @@ def partial_attention(
     k_GRpD = k_GpD[:, None].expand(-1, repeats, -1, -1)
     v_GRpD = v_GpD[:, None].expand(-1, repeats, -1, -1)
     if q_GRnD.device.type == "cpu":
-        out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            q_GRnD, k_GRpD, v_GRpD, is_causal=causal, scale=scale
-        )
+        out, logsumexp = cpu_flash(q_GRnD, k_GRpD, v_GRpD, scale, causal)
     elif q_GRnD.dtype in (torch.bfloat16, torch.float16):
         out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention(
             q_GRnD, k_GRpD, v_GRpD, 0.0, causal, scale=scale

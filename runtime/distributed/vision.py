@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segmo.compat.arguments import with_arguments
 from segmo.errors import PromptError
 from segmo.families import family_of
 from segmo.runtime.distributed.ranks import Ranks
@@ -48,6 +49,7 @@ def encode_video(
     Raises:
         PromptError: several prompts with videos at once, or a model of an unknown family.
         RankError: another rank died, hung or holds another video.
+        VersionError: the model takes no ``mm_encoder_outputs``.
     """
     ranks = Ranks.of() if ranks is None else ranks
     if inputs.get(PIXELS) is None:
@@ -63,7 +65,7 @@ def encode_video(
     if spread and ranks.group is not None:
         session_of(ranks.group.group_name).pending = ranks.world > 1
     rest = {name: value for name, value in inputs.items() if name != PIXELS}
-    return {**rest, "mm_encoder_outputs": {**inputs.get("mm_encoder_outputs", {}), "video": output}}
+    return with_arguments(model, rest, mm_encoder_outputs={**inputs.get("mm_encoder_outputs", {}), "video": output})
 
 
 def gather_rows(mine_TH: Tensor, counts: list[int], ranks: Ranks) -> Tensor:

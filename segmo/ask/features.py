@@ -15,6 +15,7 @@ from torch import Tensor
 
 from segmo.ask.checkpoint import Checkpoint
 from segmo.ask.prompt import VideoText, chat, fill_in, short_ids
+from segmo.compat.arguments import with_arguments
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Features:
 
         Raises:
             PromptError: the question holds the model's video token.
+            VersionError: the model takes no ``mm_encoder_outputs``.
         """
         token, device = loaded.video_token, loaded.model.device
         ids = fill_in(self.text, short_ids(loaded.processor, chat(loaded.processor, question), token), token)[None]
@@ -70,8 +72,7 @@ class Features:
         if self.typed:
             inputs["mm_token_type_ids"] = torch.where(ids == token, 2, 0)
         moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in inputs.items()}
-        moved["mm_encoder_outputs"] = {"video": self._encoder_output(device)}
-        return moved
+        return with_arguments(loaded.model, moved, mm_encoder_outputs={"video": self._encoder_output(device)})
 
     def _encoder_output(self, device: torch.device) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPooling

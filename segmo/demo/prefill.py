@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 import segmo
+from segmo.compat.arguments import with_arguments
 
 RUNS = 3
 
@@ -70,7 +71,7 @@ def encode_video(model: Qwen2_5_VLForConditionalGeneration, inputs: Prompt) -> d
     with torch.no_grad():
         features = model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
     prompt = {name: value for name, value in inputs.items() if name != "pixel_values_videos"}
-    return {**prompt, "mm_encoder_outputs": {"video": features}}
+    return with_arguments(model, prompt, mm_encoder_outputs={"video": features})
 
 
 def answer(model: Qwen2_5_VLForConditionalGeneration, prompt: Prompt, tokens: int) -> Tensor:

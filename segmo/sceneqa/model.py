@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
+from segmo.compat.arguments import require_parameters
 from segmo.errors import SegMoError
 from segmo.sceneqa.questions import Question
 
@@ -113,7 +114,12 @@ def build_prompts(
     questions: Sequence[Question],
     video: int = 0,
 ) -> Prompts:
-    """Prompts for questions about one video; the vision tower runs once."""
+    """Prompts for questions about one video; the vision tower runs once.
+
+    Raises:
+        VersionError: the model takes no ``mm_encoder_outputs``.
+    """
+    require_parameters(model, "mm_encoder_outputs", "position_ids")
     features, grid = encode_pictures(model, processor, pictures)
     tokenizer: Any = processor.tokenizer
     placeholder = model.config.video_token_id
