@@ -126,7 +126,7 @@ def _chosen(report: Report, number: int | None) -> GraphReport:
 
 
 def _texts(chosen: GraphReport, graph: str | None, diff: str | None) -> dict[str, list[str]]:
-    from segmo.inspection import text
+    from segmo.report import text
 
     found = {}
     if graph is not None:
