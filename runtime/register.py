@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -17,10 +18,26 @@ def operator(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
 
 
 def fake(op: CustomOpDef) -> Callable[[_Function], _Function]:
-    """Registers the function that gives an operator's output shape."""
+    """Registers the function that gives an operator's output shape.
+
+    It names those of the operator's arguments alone that the shape depends on, so a signature stands once.
+
+    Raises:
+        TypeError: it names an argument that the operator does not have.
+    """
+    signature = inspect.signature(op._init_fn)
 
     def register(function: _Function) -> _Function:
-        op.register_fake(function)
+        needed = inspect.signature(function).parameters.keys()
+        if unknown := needed - signature.parameters.keys():
+            raise TypeError(f"the fake of {op._qualname} names {', '.join(sorted(unknown))}, which it is not given")
+
+        def shapes(*args: Any, **kwargs: Any) -> Any:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return function(**{name: bound.arguments[name] for name in needed})
+
+        op.register_fake(shapes)
         return function
 
     return register

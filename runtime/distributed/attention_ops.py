@@ -35,16 +35,7 @@ def rank_attention(
 
 
 @fake(rank_attention)
-def _(
-    q_BALD: Tensor,
-    k_BGLD: Tensor,
-    v_BGLD: Tensor,
-    packed: Tensor,
-    scale: float,
-    group: str,
-    layer: int,
-    implementation: str,
-) -> Tensor:
+def _(q_BALD: Tensor, v_BGLD: Tensor) -> Tensor:
     batch, heads, length, _ = q_BALD.shape
     return q_BALD.new_empty((batch, length, heads, v_BGLD.shape[3])).transpose(1, 2)
 
@@ -67,16 +58,7 @@ def rank_last_attention(
 
 
 @fake(rank_last_attention)
-def _(
-    q_BA1D: Tensor,
-    k_BGLD: Tensor,
-    v_BGLD: Tensor,
-    packed: Tensor,
-    scale: float,
-    group: str,
-    layer: int,
-    implementation: str,
-) -> Tensor:
+def _(q_BA1D: Tensor, v_BGLD: Tensor) -> Tensor:
     return q_BA1D.new_empty((*q_BA1D.shape[:3], v_BGLD.shape[3]))
 
 
@@ -94,7 +76,5 @@ def rank_decode_attention(
 
 
 @fake(rank_decode_attention)
-def _(
-    q_BATD: Tensor, k_BGND: Tensor, v_BGND: Tensor, scale: float, group: str, layer: int, implementation: str
-) -> Tensor:
+def _(q_BATD: Tensor, v_BGND: Tensor) -> Tensor:
     return q_BATD.new_empty((*q_BATD.shape[:3], v_BGND.shape[3]))

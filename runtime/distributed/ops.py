@@ -63,9 +63,7 @@ def rank_scan_video(
 
 
 @fake(rank_scan_video)
-def _(
-    embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor, group: str, early: bool, selects: bool, implementation: str
-) -> tuple[Tensor, Tensor]:
+def _(embeds_BNH: Tensor, frame_BN: Tensor) -> tuple[Tensor, Tensor]:
     shape = frame_BN.shape
     return embeds_BNH.new_empty(shape, dtype=torch.float32), embeds_BNH.new_empty(shape, dtype=torch.float32)
 
@@ -80,9 +78,7 @@ def rank_relevance(
 
 
 @fake(rank_relevance)
-def _(
-    embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, valid_BN: Tensor | None, max_scenes: int, group: str
-) -> Tensor:
+def _(embeds_BNH: Tensor, scene_BN: Tensor, max_scenes: int) -> Tensor:
     return embeds_BNH.new_empty((scene_BN.shape[0], max_scenes), dtype=torch.float32)
 
 
@@ -141,7 +137,7 @@ def _device_of(index_BK: Tensor | None) -> torch.device:
 
 
 @fake(plan_ranks)
-def _(schedule: Tensor, index_BK: Tensor | None, frame_BN: Tensor, cell_BN: Tensor, settings: str) -> Tensor:
+def _() -> Tensor:
     return torch.empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.long)
 
 
@@ -152,7 +148,7 @@ def rank_positions(packed: Tensor, like: Tensor) -> Tensor:
 
 
 @fake(rank_positions)
-def _(packed: Tensor, like: Tensor) -> Tensor:
+def _(like: Tensor) -> Tensor:
     return like.new_empty((1, torch.library.get_ctx().new_dynamic_size()), dtype=torch.long)
 
 
@@ -167,7 +163,7 @@ def rank_tokens(x_BKH: Tensor, index_BL: Tensor, packed: Tensor, group: str) -> 
 
 
 @fake(rank_tokens)
-def _(x_BKH: Tensor, index_BL: Tensor, packed: Tensor, group: str) -> Tensor:
+def _(x_BKH: Tensor, index_BL: Tensor) -> Tensor:
     return x_BKH.new_empty((1, index_BL.shape[1], *x_BKH.shape[2:]))
 
 
@@ -183,7 +179,7 @@ def rank_rows(features_RH: Tensor, mask_BK: Tensor, index_BL: Tensor, packed: Te
 
 
 @fake(rank_rows)
-def _(features_RH: Tensor, mask_BK: Tensor, index_BL: Tensor, packed: Tensor, group: str) -> Tensor:
+def _(features_RH: Tensor) -> Tensor:
     return features_RH.new_empty((torch.library.get_ctx().new_dynamic_size(), *features_RH.shape[1:]))
 
 
@@ -196,7 +192,7 @@ def join_tokens(x: Tensor, packed: Tensor, group: str) -> Tensor:
 
 
 @fake(join_tokens)
-def _(x: Tensor, packed: Tensor, group: str) -> Tensor:
+def _(x: Tensor) -> Tensor:
     size = torch.library.get_ctx().new_dynamic_size()
     return x.new_empty((*x.shape[:-2], size, x.shape[-1]))
 
@@ -208,5 +204,5 @@ def from_home(x: Tensor, packed: Tensor, group: str) -> Tensor:
 
 
 @fake(from_home)
-def _(x: Tensor, packed: Tensor, group: str) -> Tensor:
+def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
