@@ -21,7 +21,7 @@ from torch import Tensor
 from segmo.runtime.attention.flash import merge
 from segmo.runtime.attention.partial import partial_attention
 from segmo.runtime.cost.device import Device
-from segmo.runtime.distributed.attention import rank_attention
+from segmo.runtime.distributed.attention import RankLayer, rank_attention
 from segmo.runtime.distributed.ranks import Ranks
 from segmo.runtime.distributed.schedule import rank_schedule
 from segmo.runtime.partition.plan import Plan
@@ -224,7 +224,7 @@ def run_plan(decoder: Decoder, prompt: Prompt, ranks: Ranks, plan: Plan, index_K
     positions = index_K[schedule.positions()]
 
     def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, layer: int) -> Tensor:
-        return rank_attention(q, k, v, schedule, scale, ranks, layer)
+        return rank_attention(q, k, v, scale, RankLayer(schedule, ranks, layer))
 
     hidden = decoder(prompt.embeds_NH[positions], positions, attend)
     return Outcome(hidden[QUESTION_ROWS], len(positions))

@@ -17,7 +17,13 @@ from torch import Tensor
 
 from segmo.runtime.cost.device import DEVICES
 from segmo.runtime.cost.shape import PRESETS
-from segmo.runtime.distributed.attention import gather_cache, rank_attention, rank_decode_attention, rank_last_attention
+from segmo.runtime.distributed.attention import (
+    RankLayer,
+    gather_cache,
+    rank_attention,
+    rank_decode_attention,
+    rank_last_attention,
+)
 from segmo.runtime.distributed.kernels import PartKernels, rank_kernels
 from segmo.runtime.distributed.ops import plan_ranks
 from segmo.runtime.distributed.preflight import exchange_facts
@@ -67,7 +73,7 @@ def attend(
     ranks = Ranks.of() if group_ranks == world else Ranks(None)
     positions = schedule.positions()
     q, k, v = (x[:, positions] for x in case.whole())
-    out = rank_attention(q, k, v, schedule, case.scale, ranks, kernels=PartKernels(generated))
+    out = rank_attention(q, k, v, case.scale, RankLayer(schedule, ranks, kernels=PartKernels(generated)))
     keys = gather_cache(k, schedule, ranks, "cache")
     return out, positions, keys, ranks.traffic.bytes_received
 
@@ -76,7 +82,7 @@ def attend_last(rank: int, world: int, case: Case) -> tuple[Tensor, int]:
     """Output of the prompt's last row, and the bytes received for it."""
     schedule, ranks = case.schedule(rank), Ranks.of()
     q, k, v = (x[:, schedule.positions()] for x in case.whole())
-    out = rank_last_attention(q[:, -1:], k, v, schedule, case.scale, ranks)
+    out = rank_last_attention(q[:, -1:], k, v, case.scale, RankLayer(schedule, ranks))
     return out, ranks.traffic.bytes_received
 
 
@@ -85,8 +91,8 @@ def decode(rank: int, world: int, case: Case, new: int, generated: bool = False)
     schedule = case.schedule(rank)
     q, k, v = case.whole(new)
     rows = torch.cat([schedule.positions(), torch.arange(case.row.end, case.row.end + new)])
-    kernels = PartKernels(generated)
-    return rank_decode_attention(q[:, -new:], k[:, rows], v[:, rows], schedule, case.scale, Ranks.of(), kernels=kernels)
+    at = RankLayer(schedule, Ranks.of(), kernels=PartKernels(generated))
+    return rank_decode_attention(q[:, -new:], k[:, rows], v[:, rows], case.scale, at)
 
 
 def check_ops(rank: int, world: int, case: Case) -> dict[str, str]:
@@ -114,7 +120,7 @@ def attend_with_delays(rank: int, world: int, case: Case, runs: int, seed: int) 
     total = torch.zeros(case.heads, schedule.query, case.size)
     for layer in range(runs):
         time.sleep(pause.random() * 0.003)
-        total += rank_attention(q, k, v, schedule, case.scale, ranks, layer)[:, -schedule.query :]
+        total += rank_attention(q, k, v, case.scale, RankLayer(schedule, ranks, layer))[:, -schedule.query :]
     return total
 
 
@@ -129,7 +135,7 @@ def fail_at(rank: int, world: int, case: Case, culprit: int, layer: int, how: st
 
                 os._exit(17)
             time.sleep(600)
-        rank_attention(q, k, v, schedule, case.scale, ranks, at)
+        rank_attention(q, k, v, case.scale, RankLayer(schedule, ranks, at))
     dist.barrier()
 
 

@@ -12,6 +12,7 @@ same order.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,7 +23,23 @@ from segmo.runtime.distributed.ranks import Ranks
 from segmo.runtime.distributed.schedule import RankSchedule
 from segmo.runtime.partition.exchange import parts_are_gathered
 
-_IN_TORCH = PartKernels()
+
+@dataclass(frozen=True)
+class RankLayer:
+    """One layer on one of the ranks that compute it together.
+
+    Attributes:
+        schedule: from :func:`segmo.runtime.distributed.schedule.rank_schedule`; its tokens are laid out as
+            (sinks | own | question).
+        ranks: that compute the layer, each with a schedule of its own.
+        number: of the layer; names the step if an exchange fails.
+        kernels: what attends to one new token, and merges the parts.
+    """
+
+    schedule: RankSchedule
+    ranks: Ranks
+    number: int = 0
+    kernels: PartKernels = field(default_factory=PartKernels)
 
 
 def _grouped(x_ALD: Tensor, groups: int) -> Tensor:
@@ -30,14 +47,13 @@ def _grouped(x_ALD: Tensor, groups: int) -> Tensor:
     return x_ALD.view(groups, x_ALD.shape[0] // groups, *x_ALD.shape[1:])
 
 
-def _start_shared(
-    k_GLD: Tensor, v_GLD: Tensor, schedule: RankSchedule, ranks: Ranks, step: str
-) -> Callable[[], tuple[Tensor, Tensor]]:
+def _start_shared(k_GLD: Tensor, v_GLD: Tensor, at: RankLayer) -> Callable[[], tuple[Tensor, Tensor]]:
     """Starts the exchange; the returned function gives keys and values (G, sinks+X, D), sinks first."""
+    schedule = at.schedule
     exchange, waits = schedule.needs.exchange, []
     if exchange.total:
         start = _start_broadcasts if exchange.by_broadcast else _start_straight
-        waits.append(start(_rows(k_GLD, v_GLD, schedule.sent_rows), schedule, ranks, step))
+        waits.append(start(_rows(k_GLD, v_GLD, schedule.sent_rows), at, f"layer {at.number}: context"))
 
     def finish() -> tuple[Tensor, Tensor]:
         arrived = [wait() for wait in waits]
@@ -55,45 +71,45 @@ def _rows(k_GLD: Tensor, v_GLD: Tensor, rows: Sequence[int]) -> Tensor:
     return torch.stack([k_GLD[:, list(rows)], v_GLD[:, list(rows)]])
 
 
-def _start_straight(mine_2GED: Tensor, schedule: RankSchedule, ranks: Ranks, step: str) -> Callable[[], Tensor]:
+def _start_straight(mine_2GED: Tensor, at: RankLayer, step: str) -> Callable[[], Tensor]:
     """Tokens go to the ranks that need them, and nowhere else."""
     rows_E2GD = mine_2GED.permute(2, 0, 1, 3)
-    wait = ranks.start_exchange(rows_E2GD, schedule.needs.counts, step)
+    wait = at.ranks.start_exchange(rows_E2GD, at.schedule.needs.counts, step)
     return lambda: wait().permute(1, 2, 0, 3)
 
 
-def _start_broadcasts(mine_2GED: Tensor, schedule: RankSchedule, ranks: Ranks, step: str) -> Callable[[], Tensor]:
+def _start_broadcasts(mine_2GED: Tensor, at: RankLayer, step: str) -> Callable[[], Tensor]:
     """Each rank that has something to give sends it to all; the function gives these side by side."""
     waits = []
-    for source, count in enumerate(schedule.needs.exchange.counts):
+    for source, count in enumerate(at.schedule.needs.exchange.counts):
         if count:
             shape = (*mine_2GED.shape[:2], count, mine_2GED.shape[3])
-            value = mine_2GED if source == schedule.rank else mine_2GED.new_empty(shape)
-            waits.append(ranks.start_share(value, source, step))
+            value = mine_2GED if source == at.schedule.rank else mine_2GED.new_empty(shape)
+            waits.append(at.ranks.start_share(value, source, step))
     return lambda: torch.cat([wait() for wait in waits], dim=2)
 
 
-def _question_part(
-    q_GRLD: Tensor, k_GLD: Tensor, v_GLD: Tensor, schedule: RankSchedule, scale: float, kernels: PartKernels
-) -> tuple[Tensor, Tensor]:
+def _question_part(q_GRLD: Tensor, k_GLD: Tensor, v_GLD: Tensor, scale: float, at: RankLayer) -> tuple[Tensor, Tensor]:
     """This rank's part of the question's attention: output (G, R, Q, D) and fp32 logsumexp (G, R, Q)."""
+    schedule = at.schedule
     first = schedule.sinks + schedule.own
     q_GRQD = q_GRLD[:, :, first:]
     keys = slice(0, first) if schedule.is_home else slice(schedule.sinks, first)
     out, lse = partial_attention(q_GRQD, k_GLD[:, keys], v_GLD[:, keys], scale, causal=False)
     if schedule.is_home:
         own = partial_attention(q_GRQD, k_GLD[:, first:], v_GLD[:, first:], scale, causal=True)
-        out, lse = kernels.merge(torch.stack([out, own[0]]), torch.stack([lse, own[1]]), torch.float32)
+        out, lse = at.kernels.merge(torch.stack([out, own[0]]), torch.stack([lse, own[1]]), torch.float32)
     return out, lse
 
 
 def _start_merge(
-    out_GRQD: Tensor, lse_GRQ: Tensor, dtype: torch.dtype, ranks: Ranks, step: str, kernels: PartKernels
+    out_GRQD: Tensor, lse_GRQ: Tensor, dtype: torch.dtype, at: RankLayer, step: str
 ) -> Callable[[], Tensor]:
     """Starts to merge the ranks' parts of the question; the function gives (G, R, Q, D), equal on all.
 
     A gathered part travels in the model's dtype, to which it would be rounded anyway, its logsumexp in fp32.
     """
+    ranks = at.ranks
     if parts_are_gathered(ranks.world):
         packed = torch.cat([out_GRQD.to(dtype), lse_GRQ[..., None].view(dtype)], dim=-1)
         wait = ranks.start_gather(packed, step)
@@ -102,7 +118,7 @@ def _start_merge(
         def merged() -> Tensor:
             parts = wait()
             lse = parts[..., size:].contiguous().view(torch.float32)[..., 0]
-            return kernels.merge(parts[..., :size], lse, dtype)[0]
+            return at.kernels.merge(parts[..., :size], lse, dtype)[0]
 
         return merged
 
@@ -119,41 +135,32 @@ def _start_merge(
     return reduced
 
 
-def rank_attention(
-    q_ALD: Tensor,
-    k_GLD: Tensor,
-    v_GLD: Tensor,
-    schedule: RankSchedule,
-    scale: float,
-    ranks: Ranks,
-    layer: int = 0,
-    kernels: PartKernels = _IN_TORCH,
-) -> Tensor:
+def rank_attention(q_ALD: Tensor, k_GLD: Tensor, v_GLD: Tensor, scale: float, at: RankLayer) -> Tensor:
     """Segment attention of this rank's tokens, (A, L, D). All ranks must call it together.
 
     Equals :func:`segmo.runtime.attention.reference.segment_attention` of the whole prompt at this rank's
     positions, to rounding; the question's rows are the same on every rank, bit for bit, if their queries are.
 
     Args:
-        q_ALD, k_GLD, v_GLD: of this rank's tokens, laid out as (sinks | own | question).
-        schedule: from :func:`segmo.runtime.distributed.schedule.rank_schedule`.
-        layer: names the step if an exchange fails.
-        kernels: what merges the parts.
+        q_ALD, k_GLD, v_GLD: of this rank's tokens.
+        scale: of the logits.
+        at: the layer on this rank.
 
     Raises:
         RankError: another rank died, hung or disagrees.
     """
+    schedule = at.schedule
     groups = k_GLD.shape[0]
     q_GRLD = _grouped(q_ALD, groups)
     # (L, A, D) in memory: the model transposes to that next, and then has nothing to copy.
     out_ALD = q_ALD.new_empty(q_ALD.shape[1], q_ALD.shape[0], v_GLD.shape[2]).transpose(0, 1)
     out_GRLD = _grouped(out_ALD, groups)
 
-    wait_shared = _start_shared(k_GLD, v_GLD, schedule, ranks, f"layer {layer}: context")
+    wait_shared = _start_shared(k_GLD, v_GLD, at)
     wait_question = None
     if schedule.query:
-        part = _question_part(q_GRLD, k_GLD, v_GLD, schedule, scale, kernels)
-        wait_question = _start_merge(*part, q_ALD.dtype, ranks, f"layer {layer}: question", kernels)
+        part = _question_part(q_GRLD, k_GLD, v_GLD, scale, at)
+        wait_question = _start_merge(*part, q_ALD.dtype, at, f"layer {at.number}: question")
 
     sinks = slice(0, schedule.sinks)
     out_GRLD[:, :, sinks] = partial_attention(
@@ -169,7 +176,8 @@ def rank_attention(
         keys = _seen(shared_k, block.visible, block.visible_prefix, schedule.sinks)
         values = _seen(shared_v, block.visible, block.visible_prefix, schedule.sinks)
         if keys.shape[1]:
-            out = kernels.merge_two(out, lse, *partial_attention(q_GRLD[:, :, rows], keys, values, scale, causal=False))
+            seen = partial_attention(q_GRLD[:, :, rows], keys, values, scale, causal=False)
+            out = at.kernels.merge_two(out, lse, *seen)
         out_GRLD[:, :, rows] = out
     if wait_question is not None:
         out_GRLD[:, :, schedule.sinks + schedule.own :] = wait_question()
@@ -183,16 +191,7 @@ def _seen(shared_GXD: Tensor, visible: tuple[int, ...], prefix: int | None, sink
     return shared_GXD[:, [*range(sinks), *(sinks + index for index in visible)]]
 
 
-def rank_decode_attention(
-    q_ATD: Tensor,
-    k_GND: Tensor,
-    v_GND: Tensor,
-    schedule: RankSchedule,
-    scale: float,
-    ranks: Ranks,
-    layer: int = 0,
-    kernels: PartKernels = _IN_TORCH,
-) -> Tensor:
+def rank_decode_attention(q_ATD: Tensor, k_GND: Tensor, v_GND: Tensor, scale: float, at: RankLayer) -> Tensor:
     """Attention of new tokens over a cache that stays where prefill left it, (A, T, D); all ranks call it.
 
     The rank's cache is (sinks | own | question | new tokens). Sinks, question and new tokens are the same on
@@ -201,62 +200,48 @@ def rank_decode_attention(
     Args:
         q_ATD: queries of the T newest tokens, which are the last T of the cache; T > 1 is causal.
         k_GND, v_GND: the rank's cache with the new tokens, N = L + new.
-        kernels: what attends to one new token, and merges the parts.
+        scale: of the logits.
+        at: the layer on this rank.
     """
+    schedule, step = at.schedule, f"decode, layer {at.number}"
     if q_ATD.shape[1] == 1:
-        return _newest_attention(q_ATD, k_GND, v_GND, schedule, scale, ranks, f"decode, layer {layer}", kernels)
+        return _newest_attention(q_ATD, k_GND, v_GND, scale, at, step)
     q_GRTD = _grouped(q_ATD, k_GND.shape[0])
     last = k_GND.shape[1] - q_ATD.shape[1]
     before = slice(0, last) if schedule.is_home else _own(schedule)
     out, lse = partial_attention(q_GRTD, k_GND[:, before], v_GND[:, before], scale, causal=False)
     if schedule.is_home:
         newest = partial_attention(q_GRTD, k_GND[:, last:], v_GND[:, last:], scale, causal=True)
-        out, lse = kernels.merge(torch.stack([out, newest[0]]), torch.stack([lse, newest[1]]), torch.float32)
-    return _start_merge(out, lse, q_ATD.dtype, ranks, f"decode, layer {layer}", kernels)().flatten(0, 1)
+        out, lse = at.kernels.merge(torch.stack([out, newest[0]]), torch.stack([lse, newest[1]]), torch.float32)
+    return _start_merge(out, lse, q_ATD.dtype, at, step)().flatten(0, 1)
 
 
-def rank_last_attention(
-    q_A1D: Tensor,
-    k_GLD: Tensor,
-    v_GLD: Tensor,
-    schedule: RankSchedule,
-    scale: float,
-    ranks: Ranks,
-    layer: int = 0,
-    kernels: PartKernels = _IN_TORCH,
-) -> Tensor:
+def rank_last_attention(q_A1D: Tensor, k_GLD: Tensor, v_GLD: Tensor, scale: float, at: RankLayer) -> Tensor:
     """The last row of :func:`rank_attention`, (A, 1, D), where no other row is needed; all ranks must call it together.
 
     That row is the question's, which sees everything: no context travels, and one row of the question's part.
 
     Args:
         q_A1D: the query of the prompt's last token.
-        k_GLD, v_GLD: of this rank's tokens, laid out as (sinks | own | question).
+        k_GLD, v_GLD: of this rank's tokens.
+        scale: of the logits.
+        at: the layer on this rank.
 
     Raises:
         RankError: another rank died, hung or disagrees.
     """
-    return _newest_attention(q_A1D, k_GLD, v_GLD, schedule, scale, ranks, f"layer {layer}: question", kernels)
+    return _newest_attention(q_A1D, k_GLD, v_GLD, scale, at, f"layer {at.number}: question")
 
 
 def _own(schedule: RankSchedule) -> slice:
     return slice(schedule.sinks, schedule.sinks + schedule.own)
 
 
-def _newest_attention(
-    q_A1D: Tensor,
-    k_GND: Tensor,
-    v_GND: Tensor,
-    schedule: RankSchedule,
-    scale: float,
-    ranks: Ranks,
-    step: str,
-    kernels: PartKernels,
-) -> Tensor:
+def _newest_attention(q_A1D: Tensor, k_GND: Tensor, v_GND: Tensor, scale: float, at: RankLayer, step: str) -> Tensor:
     """Attention of the last token to all there are: each rank to its own, the home rank to what all ranks have too."""
-    seen = slice(None) if schedule.is_home else _own(schedule)
-    part = kernels.decode(_grouped(q_A1D, k_GND.shape[0]), k_GND[:, seen], v_GND[:, seen], scale)
-    return _start_merge(*part, q_A1D.dtype, ranks, step, kernels)().flatten(0, 1)
+    seen = slice(None) if at.schedule.is_home else _own(at.schedule)
+    part = at.kernels.decode(_grouped(q_A1D, k_GND.shape[0]), k_GND[:, seen], v_GND[:, seen], scale)
+    return _start_merge(*part, q_A1D.dtype, at, step)().flatten(0, 1)
 
 
 def gather_cache(x_GLD: Tensor, schedule: RankSchedule, ranks: Ranks, step: str) -> Tensor:

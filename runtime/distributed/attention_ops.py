@@ -11,9 +11,17 @@ from torch import Tensor
 
 from segmo.runtime.distributed import attention
 from segmo.runtime.distributed.kernels import PartKernels
-from segmo.runtime.distributed.schedule import unpack_rank
+from segmo.runtime.distributed.schedule import RankSchedule, unpack_rank
 from segmo.runtime.distributed.session import session_of
 from segmo.runtime.register import fake, operator
+
+
+def _layer(
+    schedule: RankSchedule, group: str, number: int, implementation: str, q: Tensor, k: Tensor
+) -> attention.RankLayer:
+    """What stands behind the operators' arguments, which are plain values."""
+    kernels = PartKernels.of(implementation, q[0], k[0])
+    return attention.RankLayer(schedule, session_of(group).ranks, number, kernels)
 
 
 @operator("rank_attention")
@@ -28,9 +36,8 @@ def rank_attention(
     implementation: str,
 ) -> Tensor:
     """See :func:`segmo.runtime.distributed.attention.rank_attention`; B is 1, laid out (B, L, A, D)."""
-    schedule, ranks = unpack_rank(packed), session_of(group).ranks
-    kernels = PartKernels.of(implementation, q_BALD[0], k_BGLD[0])
-    out = attention.rank_attention(q_BALD[0], k_BGLD[0], v_BGLD[0], schedule, scale, ranks, layer, kernels)
+    at = _layer(unpack_rank(packed), group, layer, implementation, q_BALD, k_BGLD)
+    out = attention.rank_attention(q_BALD[0], k_BGLD[0], v_BGLD[0], scale, at)
     return out.transpose(0, 1).contiguous().transpose(0, 1)[None]
 
 
@@ -52,9 +59,8 @@ def rank_last_attention(
     implementation: str,
 ) -> Tensor:
     """See :func:`segmo.runtime.distributed.attention.rank_last_attention`; B is 1."""
-    schedule, ranks = unpack_rank(packed), session_of(group).ranks
-    kernels = PartKernels.of(implementation, q_BA1D[0], k_BGLD[0])
-    return attention.rank_last_attention(q_BA1D[0], k_BGLD[0], v_BGLD[0], schedule, scale, ranks, layer, kernels)[None]
+    at = _layer(unpack_rank(packed), group, layer, implementation, q_BA1D, k_BGLD)
+    return attention.rank_last_attention(q_BA1D[0], k_BGLD[0], v_BGLD[0], scale, at)[None]
 
 
 @fake(rank_last_attention)
@@ -67,12 +73,9 @@ def rank_decode_attention(
     q_BATD: Tensor, k_BGND: Tensor, v_BGND: Tensor, scale: float, group: str, layer: int, implementation: str
 ) -> Tensor:
     """See :func:`segmo.runtime.distributed.attention.rank_decode_attention`; B is 1."""
-    session = session_of(group)
-    schedule = session.decoding(k_BGND.shape[2], q_BATD.shape[2])
-    ranks = session.ranks
-    kernels = PartKernels.of(implementation, q_BATD[0], k_BGND[0])
-    q_ATD, k_GND, v_GND = q_BATD[0], k_BGND[0], v_BGND[0]
-    return attention.rank_decode_attention(q_ATD, k_GND, v_GND, schedule, scale, ranks, layer, kernels)[None]
+    schedule = session_of(group).decoding(k_BGND.shape[2], q_BATD.shape[2])
+    at = _layer(schedule, group, layer, implementation, q_BATD, k_BGND)
+    return attention.rank_decode_attention(q_BATD[0], k_BGND[0], v_BGND[0], scale, at)[None]
 
 
 @fake(rank_decode_attention)
