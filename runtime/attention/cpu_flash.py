@@ -14,7 +14,7 @@ def cpu_flash(
 ) -> tuple[Tensor, Tensor]:
     """Output (B, A, n, D) and logsumexp (B, A, n), of an operator of torch that is not public.
 
-    It reads queries whose last stride is not 1 as if it were, and gives wrong numbers without a word (up to torch 2.14).
+    It misreads queries whose last stride is not 1 (in torch 2.11 keys and values too): wrong numbers without a word.
     Other strides it takes as they are, so heads may be an expanded (stride 0) view.
     """
     out, logsumexp = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
