@@ -42,11 +42,20 @@ _ELEMENTWISE = {
     "add", "add_", "sub", "sub_", "mul", "mul_", "div", "where", "masked_fill", "masked_fill_",
 }  # fmt: skip
 _SAME_PLACE = {"to", "contiguous", "float", "clone", "detach", "type_as"}
+_WRITES = {"setitem", "iadd", "isub", "imul", "itruediv", "iand", "ior"}
 _ASSERTS = (torch.ops.aten._assert_scalar.default, torch._check)
 
 
 def _lost(detail: str, node: Node | None = None) -> DoesNotApply:
     return DoesNotApply(Miss.of("cannot-follow", detail, node))
+
+
+def _writes(user: Node, node: Node) -> bool:
+    """Whether ``user`` changes ``node``'s tensor in place."""
+    if not user.args or user.args[0] is not node:
+        return False
+    name = getattr(user.target, "__name__", str(user.target))
+    return name in _WRITES or (name.endswith("_") and not name.endswith("__"))
 
 
 class TokenCut:
@@ -179,6 +188,8 @@ class TokenCut:
     def _gather_source(self, node: Node, dim: int, before: Node) -> Node | None:
         """Gathers what ``node`` was made from instead, where that is the same and shared by every layer (cos, sin)."""
         if node.op != "call_method" or node in self.after or not isinstance(node.args[0], Node):
+            return None
+        if any(_writes(user, node) for user in node.users):  # it no longer holds what it was made from
             return None
         source = node.args[0]
         if node.target == "unsqueeze":

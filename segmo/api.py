@@ -15,6 +15,7 @@ from segmo.errors import OptionError, SegMoError
 from segmo.families import FAMILIES, family_of
 from segmo.options import Options, check_frames
 from segmo.report.history import forget
+from segmo.runtime.cuts import call_and_mark
 from segmo.runtime.distributed.session import check_dealt, memory_explained
 from segmo.upstream.encoder import choose_before_encoding, encode_all
 from segmo.upstream.prompt import prompt_known
@@ -61,7 +62,7 @@ def compile(  # noqa: A001  # the name that torch uses too
             named = _named(untyped, args, kwargs)
             with memory_explained(), prompt_known(named):
                 inputs = _encoded(untyped, named)
-                result = compiled(**inputs)
+                result = call_and_mark(compiled, inputs)
                 check_dealt(inputs)
                 return result
         except BackendCompilerFailed as failure:  # Dynamo's wrapping hides what was wrong behind how it was found

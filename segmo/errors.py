@@ -41,3 +41,7 @@ class RankError(SegMoError):
 
 class KernelError(SegMoError, ValueError):
     """A kernel cannot be generated, compiled or launched for this shape, dtype or device."""
+
+
+class CacheError(SegMoError, ValueError):
+    """A KV cache cannot do what is asked of it after tokens were dropped, or is of a kind that cannot be cut."""

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable
 from typing import Protocol
 
-from segmo.compat import arguments, flags, groups, placeholder_check, recompiles, symbolic_messages
+from segmo.compat import arguments, flags, groups, masks, placeholder_check, recompiles, symbolic_messages
 
 
 class Part(Protocol):
@@ -20,7 +20,7 @@ class Part(Protocol):
         """The probe: None, or what is different."""
 
 
-PARTS: tuple[Part, ...] = (arguments, flags, groups, placeholder_check, recompiles, symbolic_messages)
+PARTS: tuple[Part, ...] = (arguments, flags, groups, masks, placeholder_check, recompiles, symbolic_messages)
 
 
 def misfits() -> dict[str, str]:

@@ -18,6 +18,7 @@ from segmo.compiler.capture import calling_line, calling_model, chooses_frames, 
 from segmo.errors import CompileError, NotRewrittenError, SegMoError
 from segmo.options import Options
 from segmo.passes.analyse import Facts, analyse
+from segmo.passes.base import Pass
 from segmo.passes.pipeline import build_pipeline
 from segmo.passes.runner import Result, run_pipeline
 from segmo.passes.shard_segments import ShardSegments
@@ -26,6 +27,7 @@ from segmo.report.prefill import Prefill
 from segmo.report.record import GraphReport
 from segmo.report.report import Report, complain
 from segmo.report.shown import current_shown
+from segmo.runtime.cuts import Cut, tell
 from segmo.runtime.distributed.session import last_plan
 
 log = logging.getLogger(__name__)
@@ -70,7 +72,7 @@ def _compile(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -
     _trace(graph)
     report.save()
     complain(graph, options)
-    return _recording(run, result, report)
+    return _recording(run, result, report, passes)
 
 
 def _trace(graph: GraphReport) -> None:
@@ -114,16 +116,20 @@ def _lower(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> 
     return forward
 
 
-def _recording(run: Callable[..., Any], result: Result, report: Report) -> Callable[..., Any]:
+def _recording(run: Callable[..., Any], result: Result, report: Report, passes: Sequence[Pass]) -> Callable[..., Any]:
     """Takes the outputs that were added for the report off again."""
     count = len(result.recorded)
     if not count:
         return run
     sharded = any(record.name == ShardSegments.name and record.matches for record in result.records)
+    spread = sharded and any(isinstance(each, ShardSegments) and each.cache == "sharded" for each in passes)
 
     def call(*args: Any) -> Any:
         outputs = run(*args)
-        report.prefill = Prefill(dict(zip(result.recorded, outputs[-count:], strict=True)), current_shown())
+        recorded = dict(zip(result.recorded, outputs[-count:], strict=True))
+        if "index" in recorded:
+            tell(Cut(recorded["frame"].shape[1], recorded["index"], spread))
+        report.prefill = Prefill(recorded, current_shown())
         report.plan = last_plan() if sharded else None
         prefilled(report)
         report.save()

@@ -8,6 +8,7 @@ import sys
 import torch
 
 from segmo.compat.flags import set_flags
+from segmo.compat.masks import ask_cut_caches
 from segmo.compat.parts import warn_of_misfits
 from segmo.compat.placeholder_check import assert_in_the_graph
 from segmo.compat.symbolic_messages import keep_counts_symbolic
@@ -23,6 +24,7 @@ def set_up_dynamo() -> Setup:
     """
     changed = set_flags()
     assert_in_the_graph()
+    ask_cut_caches()
     setup = Setup(changed, keep_counts_symbolic())
     warn_of_misfits()
     return setup
