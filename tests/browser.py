@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PATIENCE = 300_000  # milliseconds in which a busy machine must have done what a page is asked
 PICTURES = Path(__file__).parent.parent / "out" / "report"  # kept after the run, to be looked at
 
 
@@ -49,7 +50,7 @@ def started() -> Iterator[Any]:
     with sync_playwright() as driver:
         # Root has no sandbox; the shared memory of a container may be too small.
         options = ["--no-sandbox", "--disable-dev-shm-usage"]
-        browser = driver.chromium.launch(executable_path=path, args=options)
+        browser = driver.chromium.launch(executable_path=path, args=options, timeout=PATIENCE)
         yield browser
         browser.close()
 
@@ -58,6 +59,7 @@ def started() -> Iterator[Any]:
 def opened(browser: Any, file: Path, width: int = 1280, height: int = 900) -> Iterator[Watched]:
     """A page from disk, with every console message, error and request written down."""
     page = browser.new_page(viewport={"width": width, "height": height}, reduced_motion="reduce")
+    page.set_default_timeout(PATIENCE)
     watched = Watched(page)
     page.on("console", lambda message: watched.said.append(f"{message.type}: {message.text}"))
     page.on("pageerror", lambda error: watched.said.append(f"error: {error}"))
@@ -66,15 +68,3 @@ def opened(browser: Any, file: Path, width: int = 1280, height: int = 900) -> It
     page.wait_for_selector("html[data-ready]")
     yield watched
     page.close()
-
-
-def seconds_to_open(browser: Any, file: Path) -> float:
-    """Processor time in which the page's process has read, laid out and painted it: the same on a busy machine."""
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    client = page.context.new_cdp_session(page)
-    client.send("Performance.enable", {"timeDomain": "threadTicks"})
-    page.goto(file.resolve().as_uri())
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
-    values = {each["name"]: each["value"] for each in client.send("Performance.getMetrics")["metrics"]}
-    page.close()
-    return float(values["ProcessTime"])

@@ -26,7 +26,7 @@ class CrewError(Exception):
 def _work(rank: int, world: int, port: int, seconds: float, pipe: Any) -> None:
     os.environ.update(OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
-    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=datetime.timedelta(seconds=60))
+    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=datetime.timedelta(seconds=600))
     timeout = datetime.timedelta(seconds=seconds)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timeout)
     while (task := pipe.recv()) is not None:
@@ -42,7 +42,7 @@ def _work(rank: int, world: int, port: int, seconds: float, pipe: Any) -> None:
 class Crew:
     """``world`` ranks. The store lives in the test's own process, as torchrun's does in its agent."""
 
-    def __init__(self, world: int, timeout_seconds: float = 60) -> None:
+    def __init__(self, world: int, timeout_seconds: float = 600) -> None:
         self.world = world
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

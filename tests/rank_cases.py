@@ -140,10 +140,11 @@ def fail_at(rank: int, world: int, case: Case, culprit: int, layer: int, how: st
 
 
 def agree(rank: int, world: int, name: str, facts: list[dict[str, str]], silent: int) -> list[dict[str, int]] | None:
-    """Each rank checks its own facts and hands over its number; rank ``silent`` stays away."""
+    """Each rank checks its own facts and hands over its number; rank ``silent``, if any, stays away."""
     if rank == silent:
         return None
-    return exchange_facts(facts[rank], {"number": rank}, Ranks.of(), name, timedelta(seconds=1))
+    wait = timedelta(seconds=1 if silent >= 0 else 300)  # short only where someone is missed
+    return exchange_facts(facts[rank], {"number": rank}, Ranks.of(), name, wait)
 
 
 def _plan(row: RowSchedule, settings: Settings) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import Watched, opened, seconds_to_open, started
+from browser import Watched, opened, started
 from PIL import Image
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -78,8 +78,8 @@ def test_80_layers_and_3000_frames_stay_small_and_quick_and_say_what_is_missing(
     browser: Any, files: dict[str, Path]
 ) -> None:
     assert files["large"].stat().st_size < 10e6
-    assert seconds_to_open(browser, files["large"]) < 2
     with opened(browser, files["large"]) as watched:
+        assert count(watched, "*") < 20_000  # what a browser lays out in an instant; a time would test the machine
         titles = watched.page.locator("#changes details.fold > summary").all_inner_texts()
         # Selection touches all layers, and each is shown or named; so does the attention.
         assert any(title.startswith("layer 1, likewise layers 2 to 79 ") for title in titles)

@@ -84,7 +84,7 @@ def test_a_measured_device_survives_storage(tmp_path):
 def test_the_link_between_two_ranks_is_measured():
     linked = with_link(DEVICES["cpu"], CPU)
     assert linked.link_seconds > 0
-    assert linked.link_bytes_per_s > 1e6
+    assert linked.link_bytes_per_s > 0
 
 
 def test_devices_are_found_by_name(tmp_path):

@@ -27,7 +27,7 @@ def run(*command: str) -> str:
     """What a program printed; it must end well."""
     environment = {**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, timeout=500, check=False, env=environment
+        [sys.executable, *command], capture_output=True, text=True, timeout=1500, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout

@@ -40,7 +40,7 @@ def crews() -> Iterator[Callable[[int], Crew]]:
             for old in open_crews.values():
                 old.close()
             open_crews.clear()
-            open_crews[ranks] = Crew(ranks, timeout_seconds=120)
+            open_crews[ranks] = Crew(ranks)
         return open_crews[ranks]
 
     yield crew_of

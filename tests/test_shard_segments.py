@@ -28,7 +28,7 @@ def test_alone_it_does_nothing_and_says_why():
 @pytest.mark.slow
 @pytest.mark.parametrize("cache", ["gather", "sharded"])
 def test_ops_before_and_after(cache):
-    crew = Crew(2, timeout_seconds=120)
+    crew = Crew(2)
     try:
         for before, after in crew.run(ops_of_prefill, "qwen3_vl", cache):
             assert before["segmo.segment_attention.default"] == models.LAYERS

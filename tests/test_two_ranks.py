@@ -15,7 +15,7 @@ EXAMPLE = Path(__file__).parent.parent / "examples" / "two_ranks.py"
 def answers(*launcher: str) -> dict[str, str]:
     """The generated ids that each rank printed."""
     command = [sys.executable, *launcher, str(EXAMPLE)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1500, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return dict(re.findall(r"rank (\d) of \d: (\[[\d, ]+\])", done.stdout))
 

@@ -43,7 +43,7 @@ class Reader:
             self._lines.put(line.strip())
         self._lines.put("crash the process ended")
 
-    def __call__(self, path: Path, limit: float = 60.0) -> str:
+    def __call__(self, path: Path, limit: float = 600.0) -> str:
         """The answer for one file; "hang" if there is none within ``limit`` seconds."""
         assert self.process.stdin is not None
         self.process.stdin.write(f"{path}\n")

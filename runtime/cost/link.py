@@ -44,7 +44,7 @@ def _pair(rank: int, folder: str, kind: str) -> None:
     device = torch.device("cuda", rank) if cuda else torch.device("cpu")
     store = FileStore(f"{folder}/store", 2)
     backend = "nccl" if cuda else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=2, timeout=timedelta(minutes=10))
     latency, rate = measure_link(Ranks.of(), device)
     if rank == 0:
         Path(folder, "link").write_text(f"{latency} {rate}")
