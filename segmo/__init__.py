@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from segmo.runtime.external import external_scores
 
 
+__version__ = "0.2.0"
+
+
 class _PartsBesidePackage:
     """Finds ``segmo.passes`` and ``segmo.runtime`` beside this package, where a clone has them.
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 
+from segmo import __version__
 from segmo.commands.calibrate import calibrate
 from segmo.commands.demo import demo
+from segmo.commands.doctor import doctor
 from segmo.commands.eval import evaluate
 from segmo.commands.inspect import inspect
 from segmo.commands.kernels import kernels
@@ -19,12 +22,22 @@ from segmo.errors import SegMoError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"segmo {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _program() -> None:
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", help="print the version", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
     """SegMo makes prefill of Video LLMs fast on long video."""
 
 
-for command in (run, demo, inspect, kernels, calibrate, plan, simulate):
+for command in (run, demo, inspect, kernels, calibrate, plan, simulate, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
 
