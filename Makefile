@@ -10,17 +10,20 @@ PYTHON ?= python3
 BIN := $(abspath $(VENV))/bin
 TYPES := build/types
 
-.PHONY: help install browser demo test check lint plain types format docs eval bench clean
+.PHONY: help install browser demo test matrix oldest check lint plain types format docs eval bench release clean
 
 help:
 	@echo "make demo    a real clip through a Video LLM, with and without SegMo"
 	@echo "make test    the tests; ARGS='-m \"not slow\"' is handed to pytest"
+	@echo "make matrix  the tests with the oldest, common, pinned and newest releases, one after another: hours, 6 GB at a time"
+	@echo "make oldest  the tests that other releases are likeliest to break, with the oldest ones"
 	@echo "make browser install Debian's chromium for the tests of the HTML report (make test does so by itself)"
 	@echo "make check   lint, format and types"
 	@echo "make format  put imports and layout in order"
 	@echo "make docs    the documentation as a site in build/site"
 	@echo "make eval    accuracy on SceneQA with the small model that ships; ARGS is handed to segmo eval"
 	@echo "make bench   prefill times; ARGS is handed to the benchmark"
+	@echo "make release wheel and sdist in dist, checked, and what to upload"
 	@echo "make clean   remove what builds and tools left behind, the environment too"
 
 install: $(VENV)/.installed
@@ -43,6 +46,14 @@ browser:
 
 test: $(VENV)/.installed browser
 	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+
+# ENVIRONMENTS="common=python3.12 newest": some of them, or with another interpreter; ARGS is handed on (--pre, --keep).
+ENVIRONMENTS ?= oldest common pinned newest
+matrix: browser
+	$(PYTHON) tests/environments/run.py $(ENVIRONMENTS) $(ARGS)
+
+oldest:
+	$(PYTHON) tests/environments/run.py oldest --quick $(ARGS)
 
 check: lint types
 
@@ -73,6 +84,13 @@ eval: $(VENV)/.installed
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/prefill.py $(ARGS)
+
+# Nothing is uploaded. A version that the changelog does not know is refused.
+release: $(VENV)/.installed
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	@version="$$($(BIN)/python -c 'import segmo; print(segmo.__version__)')"; 	grep -q "^## \[$$version\]" CHANGELOG.md || { echo "CHANGELOG.md has no section [$$version]"; exit 1; }; 	echo "To release $$version:"; 	echo "  git tag -a v$$version -m 'SegMo $$version' && git push origin v$$version"; 	echo "  twine upload" dist/*
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
