@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
 TICKS = 12_800  # a second in the time base of the files
+FORMS = {
+    ".mp4": "mp4",
+    ".mov": "mov",
+    ".mkv": "matroska",
+    ".webm": "webm",
+    ".avi": "avi",
+    ".ts": "mpegts",
+    ".gif": "gif",
+}
 
 
 def flat(colours: Iterable[int], width: int = 64, height: int = 48) -> list[NDArray[np.uint8]]:
@@ -46,23 +56,60 @@ def write_file(
     times: Sequence[float] | None = None,
     codec: str = "h264",
     pix_fmt: str = "yuv420p",
+    *,
+    ticks: int = TICKS,
+    mark: Callable[[Any], None] = lambda stream: None,
+    packets: Callable[[list[Any]], list[Any]] = lambda packets: packets,
+    movflags: str = "",
+    container: Mapping[str, str] | None = None,
     **options: str,
 ) -> Path:
-    """Encodes pictures, (height, width, 3) uint8 each, at a constant rate or at the given seconds."""
-    form = {".mp4": "mp4", ".mkv": "matroska", ".avi": "avi"}[path.suffix]
+    """Encodes pictures, (height, width, 3 or 4) uint8 each, at a constant rate or at the given seconds.
+
+    Args:
+        path: its suffix says the container.
+        pictures: to encode.
+        fps: frames per second.
+        times: of the pictures, instead.
+        codec, pix_fmt: of the encoder.
+        ticks: of a second in the time base, with ``times``.
+        mark: may change the stream before the first frame.
+        packets: may change what is written.
+        movflags: of an mp4.
+        container: further options of the container.
+        **options: of the encoder.
+    """
+    form = FORMS[path.suffix]
     given = {"crf": "12", "preset": "ultrafast", **options} if codec == "h264" else options
-    with av.open(str(path), "w", format=form) as container:
-        stream = container.add_stream(codec, rate=fps, options=given)
+    asked = {**(container or {}), **({"movflags": movflags} if movflags else {})}
+    with av.open(str(path), "w", format=form, options=asked) as file:
+        stream = file.add_stream(codec, rate=fps, options=given)
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = pix_fmt
-        stream.time_base = stream.codec_context.time_base = Fraction(1, fps if times is None else TICKS)
+        stream.time_base = stream.codec_context.time_base = Fraction(1, fps if times is None else ticks)
+        mark(stream)
+        found = []
         for number, pixels in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            frame.pts = number if times is None else round(times[number] * TICKS)
+            frame = av.VideoFrame.from_ndarray(
+                np.ascontiguousarray(pixels), format="rgba" if pixels.shape[-1] == 4 else "rgb24"
+            )
+            frame.pts = number if times is None else round(times[number] * ticks)
             frame.time_base = stream.codec_context.time_base
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
+            found += stream.encode(frame)
+        for packet in packets([*found, *stream.encode()]):
+            file.mux(packet)
     return path
+
+
+def sequential(path: Path, stream: int = 0) -> tuple[list[float], list[NDArray[np.uint8]], float]:
+    """A plain decode from start to end: times from the first frame, the frames, and when the last one ends."""
+    times, frames, lasts = [], [], 0.0
+    with av.open(str(path)) as container:
+        for frame in container.decode(video=stream):
+            times.append(float(frame.pts * frame.time_base))
+            frames.append(frame.to_ndarray(format="rgb24"))
+            lasts = float((frame.duration or 0) * frame.time_base)
+    return [time - times[0] for time in times], frames, times[-1] - times[0] + lasts
 
 
 def turn(path: Path, degrees: int) -> Path:

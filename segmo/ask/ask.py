@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import segmo
@@ -23,7 +22,8 @@ from segmo.errors import SegMoError
 from segmo.report.timeline import Timeline
 from segmo.runtime.distributed.ranks import Ranks
 from segmo.video import fetch
-from segmo.video.source import check_file
+from segmo.video.given import Given
+from segmo.video.source import readable
 
 PICTURE = 160 * 90  # pixels of a frame on the report's page, at most
 FULL = "full attention: "  # before the names of stages that ran without SegMo
@@ -87,13 +87,17 @@ class Asker:
         if compiled_with(loaded.model) != settings.options:  # its graphs serve further videos and questions
             segmo.compile(loaded.model, **settings.options.as_dict())
 
-    def ask(self, video: Path | str, question: str) -> Answer:
+    def ask(self, video: Given, question: str) -> Answer:
         """The answer to one question.
 
+        Args:
+            video: in any form that :func:`segmo.video.read` takes.
+            question: what is asked about it.
+
         Raises:
-            SegMoError: the question is empty, or the file is not a video; see :mod:`segmo.video.source`.
+            SegMoError: the question is empty, or the video cannot be read; see :mod:`segmo.video.source`.
         """
-        (found,) = self.answers([Request(Path(video), question)])
+        (found,) = self.answers([Request(video, question)])
         if isinstance(found, SegMoError):
             raise found.__cause__ if isinstance(found, UnexpectedError) and found.__cause__ else found
         return found
@@ -120,14 +124,14 @@ class Asker:
         except SegMoError as error:
             return error
         except Exception as error:  # noqa: BLE001  # one bad request does not stop the rest; ask() raises it
-            wrapped = UnexpectedError(f"{request.video}: {type(error).__name__}: {error}")
+            wrapped = UnexpectedError(f"{_name_of(request)}: {type(error).__name__}: {error}")
             wrapped.__cause__ = error
             return wrapped
 
     def _prepare(self, request: Request) -> Any:
         """All that needs no model, in the thread that runs ahead."""
         checked_question(request.question)
-        check_file(request.video)
+        request.source.check()
         return self._way.prepare(request)
 
     def _answer(self, request: Request, ready: Any) -> Answer:
@@ -144,10 +148,10 @@ class Asker:
         if self.settings.options.report is None:
             return nullcontext()
         frames = None
-        if not facts.notes:  # in a damaged file, seeking may end at another frame
+        if not facts.damaged:  # in such a file, seeking may end at another frame
             with self.timeline.measure("pictures", request.name):
-                frames = fetch(request.video, facts.seconds, max_pixels=PICTURE)
-        return segmo.show_prompt(frames, question=request.question, name=str(request.video))
+                frames = fetch(request.source, facts.seconds, max_pixels=PICTURE)
+        return segmo.show_prompt(frames, question=request.question, name=str(request.source))
 
     def _generate(self, inputs: dict[str, Any], name: str, label: str) -> Generated:
         def step(done: int, total: int) -> None:
@@ -179,6 +183,11 @@ class Asker:
         ids = inputs["input_ids"]
         video = int((ids == self.loaded.video_token).sum())
         return {"prompt": ids.shape[1], "video": video, "kept": video}
+
+
+def _name_of(request: Request) -> str:
+    """What a message calls the video; it may be in no form that can be read."""
+    return request.source.name if "source" in vars(request) else readable(str(request.video))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from typing import Any
 from segmo.ask.ask import Answer, Asker
 from segmo.ask.context import Request
 from segmo.errors import OptionError, SegMoError
+from segmo.video.given import beside
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def run_batch(
             told(record)
     missing = [line for line in lines if _key(line, settings) not in done]
     requests = [
-        Request(source.parent / line.fields["video"], line.fields["question"], f"line {line.number}")
+        Request(beside(source.parent, line.fields["video"]), line.fields["question"], f"line {line.number}")
         for line in missing
         if not line.error
     ]

@@ -6,7 +6,6 @@ replaced by the same. A file that cannot be read (a full disk, a crash of the ma
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
@@ -130,9 +129,3 @@ class TensorCache:
                         path.unlink(missing_ok=True)
                 except FileNotFoundError:
                     continue
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

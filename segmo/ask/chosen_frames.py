@@ -108,11 +108,11 @@ class ChosenFrames:
         with context.making(key):
             kept = context.kept([key], request)
             if kept:
-                return FileIndex.from_disk(request.video, *kept[key]), True
+                return FileIndex.from_disk(request.source, *kept[key]), True
             clip = context.read(request)
             with context.timeline.measure("choose", request.name):
                 film = FileIndex(clip, looks_of(clip.frames, self.choice.pictures), decoded=True)
-            if not clip.notes:  # in a damaged file, seeking may end at another frame
+            if not clip.damaged:  # in such a file, seeking may end at another frame
                 context.keep({key: film.to_disk()})
             return film, False
 

@@ -62,14 +62,14 @@ def sentences(answer: Answer) -> list[str]:
     ]
     if answer.cached:
         lines.append(f"from the cache: {', '.join(answer.cached)}")
-    return lines + [f"damaged file: {note}" for note in facts.notes]
+    return lines + [f"note: {note}" for note in facts.notes]
 
 
 def as_dict(answer: Answer) -> dict[str, Any]:
     """The answer for the report, JSON-able."""
     full = answer.full
     return {
-        "video": str(answer.request.video),
+        "video": str(answer.request.source),
         "question": answer.request.question,
         "answer": answer.text,
         "full_attention": None if full is None else {"answer": full.text, "seconds": dict(full.seconds)},

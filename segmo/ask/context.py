@@ -7,19 +7,20 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
-from segmo.ask.cache import TensorCache, file_hash
+from segmo.ask.cache import TensorCache
 from segmo.ask.checkpoint import Checkpoint
 from segmo.ask.settings import Settings
 from segmo.report.timeline import Timeline
 from segmo.runtime.distributed.ranks import Ranks
 from segmo.video import Clip, read
+from segmo.video.given import Given, Source, as_source
 
-VERSION = 4  # raised whenever the same file and settings would give another entry
+VERSION = 5  # raised whenever the same file and settings would give another entry
 
 Progress = Callable[[str, int, int], None]
 Entry = tuple[Mapping[str, Tensor], str]
@@ -27,11 +28,20 @@ Entry = tuple[Mapping[str, Tensor], str]
 
 @dataclass(frozen=True)
 class Request:
-    """A question about a video file, and its name in the time line."""
+    """A question about a video, in any form that :func:`segmo.video.read` takes, and its name in the time line."""
 
-    video: Path
+    video: Given
     question: str
     name: str = ""
+
+    @cached_property
+    def source(self) -> Source:
+        """The video, ready to be read.
+
+        Raises:
+            VideoError: it is in no form that can be.
+        """
+        return as_source(self.video)
 
 
 @dataclass(frozen=True)
@@ -55,9 +65,9 @@ class Context:
     ranks: Ranks = field(default_factory=lambda: Ranks(None))
 
     def hash(self, request: Request) -> str:
-        """Of the file's bytes; "" where nothing is kept."""
+        """Of the video's bytes; "" where nothing is kept."""
         with self.timeline.measure("hash", request.name):
-            return file_hash(request.video) if self.store else ""
+            return request.source.digest() if self.store else ""
 
     def reading(self) -> tuple[Any, ...]:
         """All that decides what is read from a file, for keys."""
@@ -70,7 +80,7 @@ class Context:
         settings, inner = self.settings, Timeline()
         offset = self.timeline.now()
         clip = read(
-            request.video,
+            request.source,
             settings.fps or self.loaded.fps,
             self.loaded.size,
             max_pixels=self.loaded.max_pixels,

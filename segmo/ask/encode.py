@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from segmo.ask.checkpoint import Checkpoint
 from segmo.ask.features import Features, VideoFacts
 from segmo.ask.prompt import chat, cut_out, short_ids
 from segmo.families import family_of
+from segmo.upstream.clips import pictures_per_frame
 from segmo.video import Clip
 from segmo.video.source import VideoError
 
@@ -45,8 +45,8 @@ def process(loaded: Checkpoint, clip: Clip, question: str, pixels: bool = True) 
     """
     text = chat(loaded.processor, question)
     short_ids(loaded.processor, text, loaded.video_token)  # a question with a video token is refused by name
-    places = np.rint(clip.seconds * clip.fps).astype(int).tolist()
-    metadata = {"total_num_frames": places[-1] + 1, "fps": clip.fps, "frames_indices": places}
+    pictures = pictures_per_frame(loaded.processor)
+    clip = clip.padded(pictures)
     frames: Any = clip.frames
     if not pixels:
         count, height, width, channels = frames.shape
@@ -55,14 +55,17 @@ def process(loaded: Checkpoint, clip: Clip, question: str, pixels: bool = True) 
         inputs: dict[str, Any] = loaded.processor(
             text=[text],
             videos=[frames],
-            video_metadata=[metadata],
+            video_metadata=[clip.metadata()],
             do_sample_frames=False,
             return_tensors="pt",
         )
     except ValueError as error:
         height, width = clip.frames.shape[1:3]
         raise VideoError(f"{clip.path}: the model's processor refuses {width} x {height} pixels: {error}") from error
-    return dict(inputs)
+    found = dict(inputs)
+    if "second_per_grid_ts" in found:  # the processor counts from the film's start, also where a part of it is shown
+        found["second_per_grid_ts"] = [clip.grid_seconds(pictures)]
+    return found
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,12 @@ def encode_frames(
     return Encoded(_join(outputs, trailing(loaded)), _deepstack(outputs))
 
 
+def facts_of(clip: Clip) -> VideoFacts:
+    """What a reader of an answer may want to know of the clip."""
+    seconds = tuple(clip.seconds.tolist())
+    return VideoFacts(len(clip.frames), clip.fps, clip.duration, clip.cuts, clip.notes, seconds, clip.damaged)
+
+
 def features_of(loaded: Checkpoint, inputs: Mapping[str, Any], encoded: Encoded, clip: Clip, question: str) -> Features:
     """Encoded frames with what a prompt needs; arguments as for :func:`encode`."""
     short = short_ids(loaded.processor, chat(loaded.processor, question), loaded.video_token)
@@ -105,7 +114,7 @@ def features_of(loaded: Checkpoint, inputs: Mapping[str, Any], encoded: Encoded,
         cut_out(inputs["input_ids"][0], short, loaded.video_token),
         {name: torch.as_tensor(value) for name, value in inputs.items() if name not in left_out},
         "mm_token_type_ids" in inputs,
-        VideoFacts(len(clip.frames), clip.fps, clip.duration, clip.cuts, clip.notes, tuple(clip.seconds.tolist())),
+        facts_of(clip),
     )
 
 

@@ -27,8 +27,9 @@ class VideoFacts:
         fps: sampled frames per second.
         duration: of the file, in seconds.
         cuts: seconds at which a scene after the first starts.
-        notes: what was wrong with the file.
+        notes: what a reader should know of the file.
         seconds: times of the frames, ascending.
+        damaged: something of the file could not be decoded.
     """
 
     frames: int
@@ -37,6 +38,7 @@ class VideoFacts:
     cuts: tuple[float, ...]
     notes: tuple[str, ...]
     seconds: tuple[float, ...]
+    damaged: bool = False
 
 
 @dataclass(frozen=True)

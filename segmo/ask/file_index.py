@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmo.video import Clip, fetch
+from segmo.video.given import Source
 from segmo.video.index import Index
 
 
@@ -40,7 +41,7 @@ class FileIndex:
         if self.decoded:
             return self.clip.frames[numbers]
         height, width = self.clip.frames.shape[1:3]
-        return fetch(self.clip.path, self.clip.seconds[numbers].tolist(), (width, height), index=self.clip.index)
+        return fetch(self.clip.source, self.clip.seconds[numbers].tolist(), (width, height), index=self.clip.index)
 
     def without_pictures(self) -> FileIndex:
         """The same in little memory."""
@@ -56,24 +57,28 @@ class FileIndex:
             "duration": clip.duration,
             "cuts": clip.cuts,
             "cut_frames": clip.cut_frames,
-            "index": {"origin": index.origin, "rate": index.rate, "dense": index.dense, "timed": index.timed},
+            "notes": clip.notes,
+            "index": {name: value for name, value in vars(index).items() if name not in ("times", "keyframes")},
         }
         arrays = {"seconds": clip.seconds, "times": index.times, "keyframes": index.keyframes}
         return {"looks": self.looks, **{n: torch.from_numpy(array) for n, array in arrays.items()}}, json.dumps(rest)
 
     @classmethod
-    def from_disk(cls, path: Path, tensors: Mapping[str, Tensor], rest: str) -> FileIndex:
-        """The inverse of :meth:`to_disk`, for a file with the same bytes."""
+    def from_disk(cls, source: Source, tensors: Mapping[str, Tensor], rest: str) -> FileIndex:
+        """The inverse of :meth:`to_disk`, for a video with the same bytes."""
         known = json.loads(rest)
+        index = {name: tuple(value) if isinstance(value, list) else value for name, value in known["index"].items()}
         clip = Clip(
-            path,
+            Path(str(source)),
             _black(tuple(known["shape"])),
             tensors["seconds"].numpy(),
             known["fps"],
             known["duration"],
             tuple(known["cuts"]),
             tuple(known["cut_frames"]),
-            index=Index(times=tensors["times"].numpy(), keyframes=tensors["keyframes"].numpy(), **known["index"]),
+            tuple(known["notes"]),
+            index=Index(times=tensors["times"].numpy(), keyframes=tensors["keyframes"].numpy(), **index),
+            source=source,
         )
         return cls(clip, tensors["looks"], decoded=False)
 

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from segmo.ask.cache import TensorCache
     from segmo.ask.settings import Settings
     from segmo.compiler.launch import Launch
+    from segmo.video.given import Source
 
 GIB = 1 << 30
 
 
 def run(
-    video: Annotated[Path | None, typer.Argument(help="the video file")] = None,
+    video: Annotated[str | None, typer.Argument(help="a video file, an address, or a folder of pictures")] = None,
     question: Annotated[str | None, typer.Argument(help="what is asked about it")] = None,
     model: Annotated[
         Path | None, typer.Option(help="folder of a Video LLM (default: the small one that ships)")
@@ -73,7 +74,7 @@ def run(
     from segmo.errors import OptionError
     from segmo.options import Options
     from segmo.video import SceneOptions
-    from segmo.video.source import check_file
+    from segmo.video.given import as_source
 
     if scorer == "external":
         raise OptionError('scorer="external" takes scores from a program; here it is "embedding" or "attention"')
@@ -105,7 +106,8 @@ def run(
     if question is not None:
         checked_question(question)
     if video is not None:
-        check_file(video)  # now, and not after the model has been loaded
+        source = as_source(video)
+        source.check()  # now, and not after the model has been loaded
     with launched(device) as launch:
         console = Console(highlight=False, quiet=not launch.speaks)
         if not launch.speaks:
@@ -115,7 +117,7 @@ def run(
                 raise OptionError("--batch runs on one rank; start it without torchrun, on a part of the file per GPU")
             _batch(console, settings, store, model, dtype, launch, batch, out or Path("out/run") / batch.name)
         elif video is not None and question is not None:
-            _one(console, settings, store, model, dtype, launch, video, question)
+            _one(console, settings, store, model, dtype, launch, source, question)
 
 
 def _asker(
@@ -139,7 +141,7 @@ def _one(
     model: Path | None,
     dtype: str,
     launch: Launch,
-    video: Path,
+    video: Source,
     question: str,
 ) -> None:
     from segmo.ask.console import as_dict, sentences, stage_table

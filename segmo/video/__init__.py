@@ -1,10 +1,17 @@
-"""A video file as frames, times and scenes, in memory that does not grow with the file's length.
+"""A video as frames, times and scenes, in memory that does not grow with the file's length.
 
 clip      what is read: sampled frames, their times, the scenes
+given     what a caller hands in, as a source that can be read
 source    opening a file, and what is wrong with one that cannot be read
-index     when each frame is shown and where decoding can start, without decoding
+download  a file at an address
+pictures  a folder, a list or an array of pictures
+objects   decoders of other libraries
+packets   what a file's packets say, and the frames that come out of them
+clock     times that only go forward
+index     when each frame is shown and where decoding can start
 decode    frames in the order of time, from a point in the file
-pixels    a decoded frame as an array: size and rotation
+pixels    a decoded frame as an array, as a player shows it
+tone      HDR in standard range
 sample    the frame that is shown at every multiple of 1 / fps seconds
 glance    a quick look at a decoded frame
 compare   how much each frame differs from the one before

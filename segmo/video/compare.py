@@ -52,14 +52,18 @@ class Comparer:
     """Takes the frames of a stretch as they come from the decoder.
 
     In the decoder's own thread: handing a frame to another one costs as much as comparing it.
+
+    Args:
+        options: of the detector.
+        size: (width, height) of the frames' first, for :class:`segmo.video.scenes.Small`.
     """
 
-    def __init__(self, options: SceneOptions) -> None:
+    def __init__(self, options: SceneOptions, size: tuple[int, int] | None = None) -> None:
         self.changes = Changes()
         self.busy = 0.0  # seconds
         self._window = options.window_width
         self._enough = ENOUGH * options.min_content_val
-        self._small, self._glance = Small(), Glance()
+        self._small, self._glance = Small(size), Glance()
         self._before: NDArray[np.uint8] | None = None
         self._held: deque[_Held] = deque(maxlen=self._window + 2)  # the last frame, its neighbours and theirs
         self._until = self._window  # frames up to this one are compared in full: what stands before is not known

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segmo.video.clip import ROUNDING
 from segmo.video.decode import Span, decode
+from segmo.video.given import Given, as_source
 from segmo.video.index import Index, build_index
-from segmo.video.pixels import Picture
+from segmo.video.pixels import Picture, fitted
 from segmo.video.source import stage_error
 
 
 def fetch(
-    path: Path | str,
+    source: Given,
     seconds: Sequence[float],
     size: tuple[int, int] | None = None,
     *,
@@ -26,10 +26,10 @@ def fetch(
     """The frames that are shown at the given times: what ``read`` gives for them, without decoding the rest.
 
     Args:
-        path: any local file that FFmpeg can read.
-        seconds: ascending, from the first frame of the file; ``Clip.seconds`` of the frames that are wanted.
+        source: as for :func:`segmo.video.read`.
+        seconds: ascending, from the first frame of the video; ``Clip.seconds`` of the frames that are wanted.
         size, max_pixels: as for :func:`segmo.video.read`.
-        index: of this file, if it is at hand.
+        index: of this video, if it is at hand.
 
     Returns:
         (F, height, width, 3) uint8 RGB, one for each time.
@@ -37,32 +37,41 @@ def fetch(
     Raises:
         VideoError: it is not a video, or a frame cannot be decoded.
     """
-    path = Path(path)
-    index = build_index(path) if index is None else index
-    picture = Picture(size, max_pixels)
+    source = as_source(source)
+    index = build_index(source) if index is None else index
+    picture = Picture(size or fitted(*index.size, max_pixels))
     frames: list[NDArray[np.uint8]] = []
-    for start, end, wanted in _stretches(index, seconds):
-        left, shown = list(wanted), None
-        for time, frame in decode(path, index, Span(start, end)):
-            while left and shown is not None and time > left[0] + ROUNDING:
-                frames.append(picture(shown))
-                left.pop(0)
-            if not left:
-                break
-            shown = frame
-        if left and shown is None:
-            raise stage_error(path, f"has no frame at {left[0]:.2f} s that can be decoded")
-        frames += [picture(shown)] * len(left)
+    for start, wanted in _stretches(index, seconds):
+        found = _shown_at(source, index, start, wanted, picture)
+        if found is None:  # what seems a keyframe is none
+            found = _shown_at(source, replace(index, seeks=False), 0.0, wanted, picture)
+        if found is None:
+            raise stage_error(source, f"has no frame at {wanted[0]:.2f} s that can be decoded")
+        frames += found
     return np.stack(frames)
 
 
-def _stretches(index: Index, seconds: Sequence[float]) -> list[tuple[float, float, list[float]]]:
-    """Times that are decoded in one go, because no keyframe lies between them, with where to start and end."""
+def _shown_at(
+    source: Given, index: Index, start: float, wanted: list[float], picture: Picture
+) -> list[NDArray[np.uint8]] | None:
+    """The frames at some times, decoding from ``start``; None if the first of them cannot be had from there."""
+    found: list[NDArray[np.uint8]] = []
+    left, shown = list(wanted), None
+    for time, frame in decode(source, index, Span(start)):
+        if shown is None and time > left[0] + index.slack:
+            return None
+        while left and time > left[0] + index.slack:
+            found.append(picture(shown))
+            left.pop(0)
+        if not left:
+            return found
+        shown = frame
+    return None if shown is None else found + [picture(shown)] * len(left)
+
+
+def _stretches(index: Index, seconds: Sequence[float]) -> list[tuple[float, list[float]]]:
+    """Times that are decoded in one go, because no keyframe lies between them, with where to start."""
     groups: dict[int, list[float]] = {}
     for time in seconds:
-        groups.setdefault(int(np.searchsorted(index.keyframes, time + ROUNDING, side="right")), []).append(time)
-    last = float(index.times[-1])
-    return [
-        (float(index.keyframes[key - 1]) if key else 0.0, min(max(wanted) + 2 * ROUNDING, last + 1), wanted)
-        for key, wanted in sorted(groups.items())
-    ]
+        groups.setdefault(int(np.searchsorted(index.keyframes, time + index.slack, side="right")), []).append(time)
+    return [(float(index.keyframes[key - 1]) if key else 0.0, wanted) for key, wanted in sorted(groups.items())]

@@ -1,31 +1,48 @@
-"""When each frame of a file is shown and where decoding can start, from its packets alone: nothing is decoded."""
+"""When each frame of a file is shown and where decoding can start.
+
+From its packets alone where their time stamps are sound: nothing but the first frame is decoded. Where stamps are
+missing, jump or run backwards, the whole file is decoded once, because only the decoder knows the order of frames.
+"""
 
 from __future__ import annotations
 
-from array import array
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
-from segmo.video.source import frame_rate, open_source, stage_error
+from segmo.video.clock import HOLD, JUMP, Stamped, forward
+from segmo.video.given import Given, as_source
+from segmo.video.packets import Damage, Packets, decoded_frames, read_packets
+from segmo.video.pixels import shown_size
+from segmo.video.source import File, frame_rate, open_source, stage_error, video_streams
+
+ROUNDING = 5e-4  # seconds; time stamps are whole multiples of a time base, of a millisecond in Matroska
+_SLACK = 1e-6  # seconds; of computing with them
+_REORDERED = 16  # frames by which the order of packets may differ from that of time, in any codec
 
 
 @dataclass(frozen=True)
 class Index:
-    """The time line of a file's video.
+    """The time line of a video.
 
     Attributes:
         origin: time of the first frame as the file counts, in seconds; all other times are from there.
         times: when each frame is shown, ascending, (frames,) float64.
-        keyframes: times at which decoding can start, ascending, (keyframes,) float64; 0 alone where the file has no
-            timestamps.
+        keyframes: times at which decoding can start, ascending, (keyframes,) float64; 0 alone where it cannot.
         rate: frames per second that the file gives.
         dense: frames per second that are enough to show every frame at a steady rate.
-        timed: the packets have timestamps, so that seeking lands where it should.
+        end: seconds at which the last frame ends.
+        size: (width, height) of a frame as a player shows it: upright, its pixels square.
+        stored: the same as the first frame is stored.
+        slack: seconds by which a time may be off, because stamps are rounded.
+        seeks: decoding can start at a keyframe. Otherwise the file is decoded from its start.
+        counted: a frame's time is that of its number in ``times``, and not by its stamp.
+        stream: number of the video stream in the file.
+        notes: what a reader of the file should know.
     """
 
     origin: float
@@ -33,50 +50,164 @@ class Index:
     keyframes: NDArray[np.float64]
     rate: float
     dense: float
-    timed: bool
+    end: float
+    size: tuple[int, int]
+    stored: tuple[int, int]
+    slack: float = _SLACK
+    seeks: bool = True
+    counted: bool = False
+    stream: int = 0
+    notes: tuple[str, ...] = field(default=())
 
     @property
     def duration(self) -> float:
         """Seconds from the first frame to the end of the last."""
-        return float(self.times[-1]) + 1 / self.rate
+        return self.end
 
 
-def build_index(path: Path) -> Index:
+def build_index(source: Given, fps: float = 1.0) -> Index:
     """Reads all packets of a file.
 
+    Args:
+        source: what :func:`segmo.video.read` takes.
+        fps: pictures without times of their own are shown at so many a second.
+
     Raises:
-        VideoError: it is not a video, or has no packets of video.
+        VideoError: it is not a video, or has no frame that can be decoded.
     """
-    with open_source(path) as (container, stream):
-        rate = frame_rate(stream)
-        stamps, keys, untimed = _packets(container, stream)
-        step = float(stream.time_base or 0)
+    source = as_source(source)
+    if not isinstance(source, File):
+        return source.index(fps)
+    with open_source(source) as container:
+        streams = video_streams(container, source)
+        packets = read_packets(container, streams)
+        number = _chosen(streams, packets, source)
+        stream = streams[[each.index for each in streams].index(number)]
+        rate, tick = frame_rate(stream), float(stream.time_base or 0)
         base = float(stream.base_rate or 0) or rate
-    if not stamps and not untimed:
-        raise stage_error(path, "has a video stream without a single frame")
-    if untimed or step <= 0:
-        times = np.arange(len(stamps) + untimed) / rate
-        return Index(0.0, times, np.zeros(1), rate, rate, timed=False)
-    times = np.sort(np.asarray(stamps, dtype=np.float64)) * step
-    origin = float(times[0])
-    starts = np.unique(np.asarray(keys, dtype=np.float64) * step - origin)
-    return Index(origin, times - origin, starts[starts >= 0], rate, max(rate, base), timed=True)
+        limit = JUMP if _breaks(container) else HOLD
+        end = _stated_end(container, stream)
+        others = sum(bool(found.count) for found in packets.values())
+    notes = (f"the file has {others} video streams; one of them is read",) if others > 1 else ()
+    found = packets[number]
+    first, sizes = _first(source, number)
+    slack = max(_SLACK, min(ROUNDING, tick / 2))
+    common: dict[str, Any] = {"rate": rate, "slack": slack, "stream": number, **sizes}
+    if first is None or _odd(found, tick):
+        return _surveyed(source, number, max(rate, base), limit, common, notes)
+    stamps = np.sort(np.asarray(found.stamps, dtype=np.float64)) * tick
+    times = stamps[stamps >= first - _SLACK] - first
+    keys = np.unique(np.asarray(found.keys, dtype=np.float64) * tick - first)
+    starts = keys[keys >= -_SLACK]
+    lasts = found.lasts * tick if found.lasts > 0 else 1 / rate
+    if found.reordered and end is not None:  # a packet lasts until the next is decoded, not until the next is shown
+        lasts = end * tick - float(stamps[-1])
+    last = float(times[-1])
+    common["end"] = last + (lasts if 0 < lasts <= HOLD else 1 / rate)
+    return Index(
+        first,
+        times,
+        starts if len(starts) else np.zeros(1),
+        dense=dense_rate(times, max(rate, base)),
+        notes=notes,
+        **common,
+    )
 
 
-def _packets(container: Any, stream: Any) -> tuple[array[int], array[int], int]:
-    """Presentation stamps, those of keyframes, and how many packets have none. A file that breaks off ends there."""
-    stamps, keys = array("q"), array("q")
-    untimed = 0
-    try:
-        for packet in container.demux(stream):
-            if not packet.size or packet.is_discard:
-                continue
-            if packet.pts is None:
-                untimed += 1
-                continue
-            stamps.append(packet.pts)
-            if packet.is_keyframe:
-                keys.append(packet.pts)
-    except av.error.FFmpegError:
-        pass  # decoding meets the same place and notes it
-    return stamps, keys, untimed
+def dense_rate(times: NDArray[np.float64], rate: float) -> float:
+    """Frames per second that show every frame: the file's own, or those of its shortest step if that is much less."""
+    if len(times) < 2:
+        return rate
+    fastest = 1 / max(float(np.diff(times).min()), 2 * ROUNDING)
+    return fastest if fastest > 1.1 * rate else rate
+
+
+def _stated_end(container: Any, stream: Any) -> int | None:
+    """When an MP4 file says that the track ends, in ticks of the stream."""
+    if "mp4" not in container.format.name or not stream.duration:
+        return None
+    return int((stream.start_time or 0) + stream.duration)
+
+
+def _chosen(streams: Sequence[Any], packets: dict[int, Packets], source: File) -> int:
+    """The stream that a player shows: marked as the default if there are several, and not empty.
+
+    Raises:
+        VideoError: no stream has a frame, or all are encrypted.
+    """
+    default = av.stream.Disposition.default
+    there = [each for each in streams if packets[each.index].count]
+    if not there:
+        raise stage_error(source, "has a video stream without a single frame")
+    clear = [each for each in there if not packets[each.index].encrypted]
+    if not clear:
+        raise stage_error(source, "is encrypted, and cannot be read without its key", advice="decrypt it first")
+    return int(min(clear, key=lambda each: (not each.disposition & default, each.index)).index)
+
+
+def _breaks(container: Any) -> bool:
+    """Whether the format's clock may jump without a reason (AVFMT_TS_DISCONT), as in recordings of a broadcast."""
+    return bool(container.format.flags & av.format.Flags.ts_discont.value)
+
+
+def _first(source: File, number: int) -> tuple[float | None, dict[str, Any]]:
+    """Time stamp of the first frame that can be decoded, in seconds, and its two sizes.
+
+    Raises:
+        VideoError: no frame can be decoded.
+    """
+    with open_source(source) as container:
+        stream = video_streams(container, source, number)[0]
+        for frame in decoded_frames(container, stream, Damage()):
+            stamp = None if frame.pts is None else float(frame.pts * frame.time_base)
+            size = shown_size(frame, stream.sample_aspect_ratio)
+            return stamp, {"size": size, "stored": (frame.width, frame.height)}
+    raise stage_error(source, "has no frame that can be decoded")
+
+
+def _odd(found: Packets, tick: float) -> bool:
+    """Whether the packets' stamps do not tell by themselves when frames are shown."""
+    if found.untimed or found.cut or tick <= 0:
+        return True
+    stamps = np.asarray(found.stamps)
+    order = np.argsort(stamps, kind="stable")
+    moved = np.abs(order - np.arange(len(order))).max()
+    steps = np.diff(stamps[order])
+    return bool(moved > _REORDERED or (steps <= 0).any() or (steps * tick > JUMP).any() or found.backwards)
+
+
+def _surveyed(
+    source: File, number: int, dense: float, limit: float, common: dict[str, Any], notes: tuple[str, ...]
+) -> Index:
+    """Decodes all frames for their stamps."""
+    frames, keys = [], []
+    with open_source(source) as container:
+        stream = video_streams(container, source, number)[0]
+        for frame in decoded_frames(container, stream, Damage()):
+            tick = float(frame.time_base or 0)
+            stamp = frame.pts if frame.pts is not None else frame.dts
+            frames.append(Stamped(stamp * tick if stamp is not None and tick else None, (frame.duration or 0) * tick))
+            keys.append(bool(frame.key_frame))
+    stamps = np.array([frame.stamp for frame in frames if frame.stamp is not None])
+    steps = np.diff(stamps)
+    usual = steps[(steps > 0) & (steps <= JUMP)]
+    step = float(np.median(usual)) if len(usual) else 1 / common["rate"]
+    times, mended = forward(frames, step, limit)
+    lasts = frames[-1].lasts
+    end = times[-1] + (lasts if 0 < lasts <= limit else step)
+    whole = not mended and len(stamps) == len(frames)
+    if mended and len(stamps):
+        places = f"{mended} place{'s' if mended > 1 else ''}"
+        notes += (f"its time stamps jump or are missing in {places}; the clock was made to go forward",)
+    starts = [time for time, key in zip(times, keys, strict=True) if key] if whole else [0.0]
+    return Index(
+        float(stamps[0]) if len(stamps) else 0.0,
+        np.asarray(times),
+        np.asarray(starts or [0.0]),
+        dense=dense_rate(np.asarray(times), dense),
+        end=end,
+        seeks=whole,
+        counted=not whole,
+        notes=notes,
+        **common,
+    )

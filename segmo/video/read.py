@@ -1,12 +1,14 @@
-"""A whole file: long ones in several chunks at a time, with the scenes of one pass."""
+"""A whole video: long ones in several chunks at a time, with the scenes of one pass."""
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from array import array
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,10 +17,12 @@ import numpy as np
 from segmo.report.timeline import Timeline
 from segmo.video.chunk import Chunk, Frames, read_chunk
 from segmo.video.clip import Clip
-from segmo.video.decode import Damage, Span
+from segmo.video.decode import Span
+from segmo.video.given import Given, as_source
 from segmo.video.index import Index, build_index
-from segmo.video.pixels import Picture
-from segmo.video.sample import count_samples, sampling_rate
+from segmo.video.packets import Damage
+from segmo.video.pixels import Picture, fitted
+from segmo.video.sample import check_rate, plan_samples
 from segmo.video.scenes import SceneOptions, change, find_cuts
 from segmo.video.source import stage_error
 
@@ -30,29 +34,35 @@ Progress = Callable[[int, int], None]
 
 
 def read(
-    path: Path | str,
+    source: Given,
     fps: float = 1.0,
     size: tuple[int, int] | None = None,
     *,
     max_pixels: int | None = None,
     max_frames: int | None = None,
+    start: float | None = None,
+    end: float | None = None,
     scenes: SceneOptions | None = DETECTOR,
     workers: int | None = None,
     progress: Progress = lambda done, total: None,
     timeline: Timeline | None = None,
 ) -> Clip:
-    """Reads a video file: the frame shown at every multiple of ``1 / fps`` seconds, and where scenes start.
+    """Reads a video: the frame shown at every multiple of ``1 / fps`` seconds, and where scenes start.
 
-    The file is decoded once, frame by frame; only sampled frames stay in memory, so with ``max_frames`` memory does not
-    grow with the length of the file. Scenes are found on the way. Files of 20 seconds and more are read in ``workers``
+    The video is decoded once, frame by frame; only sampled frames stay in memory, so with ``max_frames`` memory does
+    not grow with its length. Scenes are found on the way. Files of 20 seconds and more are read in ``workers``
     stretches at the same time; the result is the same.
 
     Args:
-        path: any local file that FFmpeg can read.
-        fps: frames to sample per second. A file with fewer frames per second gives what it has.
-        size: (width, height) to scale to; the file's own when None.
+        source: a path, an address, bytes, a folder of pictures, a list of pictures, an array or a decoder; all forms
+            are listed at :func:`segmo.video.given.as_source`. Pictures without times of their own are taken as sampled
+            already, at ``fps``.
+        fps: frames to sample per second. A video with fewer frames per second gives what it has.
+        size: (width, height) to scale to; that of the video as a player shows it when None.
         max_pixels: without ``size``, scale pictures down to at most so many pixels.
-        max_frames: sample at most so many frames, spread evenly over the whole file.
+        max_frames: sample at most so many frames, spread evenly over the whole video.
+        start, end: seconds of the part to sample, both included. Times are those in the whole video; scenes are those
+            of the part.
         scenes: options of the scene detector, None for no scenes.
         workers: stretches at the same time; one per processor when None.
         progress: called with (frames decoded and compared, frames in the file).
@@ -60,47 +70,75 @@ def read(
 
     Raises:
         VideoError: there is no such file, it is not a video, or no frame of it can be decoded.
-        OptionError: ``fps`` or ``max_frames`` is out of range.
+        OptionError: ``fps`` or ``max_frames`` is out of range, or the part is empty.
     """
-    path, timeline = Path(path), Timeline() if timeline is None else timeline
+    check_rate(fps)
+    source, timeline = as_source(source), Timeline() if timeline is None else timeline
     with timeline.measure("index"):
-        index = build_index(path)
-    rate = sampling_rate(index, fps, max_frames)
-    frames = Frames(count_samples(index, rate))
-    step = _counter(progress, len(index.times))
-    spans = plan_spans(index, len(os.sched_getaffinity(0)) if workers is None else workers)
+        index = build_index(source, fps)
+    samples = plan_samples(index, fps, max_frames, start, end)
+    target = size or fitted(*index.size, max_pixels)
+    pictures: list[Picture] = []
 
     def run(span: Span) -> Chunk:
-        return read_chunk(path, index, span, rate, frames, Picture(size, max_pixels), scenes, step, timeline)
+        pictures.append(Picture(target, index.stored))
+        return read_chunk(source, index, span, samples, frames, pictures[-1], scenes, step, timeline)
 
-    with ThreadPoolExecutor(len(spans), "segmo-video") as pool:
-        chunks = [chunk for chunk in pool.map(run, spans) if chunk.times]
+    spans = plan_spans(index, len(os.sched_getaffinity(0)) if workers is None else workers, start, end)
+    for planned in (spans, [Span(spans[0].start, spans[-1].end)]):
+        frames, step = Frames(samples), _counter(progress, len(index.times))
+        pictures.clear()
+        with ThreadPoolExecutor(len(planned), "segmo-video") as pool:
+            chunks = list(pool.map(run, planned))
+        if _joined(chunks):
+            break
+        index = replace(index, seeks=False)  # what seems a keyframe is none: once more, from the start
     pixels, numbers = frames.found()
-    if pixels is None:
-        raise stage_error(path, "has no frame that can be decoded")
     times, cuts = _join(chunks, index.rate, scenes)
-    duration = min(index.duration, times[-1] + 1 / index.rate)
+    if pixels is None or not times:
+        raise stage_error(source, "has no frame that can be decoded")
+    damage = Damage(sum(chunk.damage.packets for chunk in chunks), any(chunk.damage.broken_off for chunk in chunks))
+    whole = times[-1] >= float(index.times[-1]) - index.slack
+    notes = _notes(damage, index, len(times)) if start is None and end is None else damage.notes()
     return Clip(
-        path,
+        Path(str(source)),
         pixels,
-        numbers / rate,
-        rate,
-        duration,
+        numbers / samples.rate,
+        samples.rate,
+        index.duration if whole or end is not None else times[-1] + 1 / index.rate,
         cuts=tuple(seconds for _, seconds in cuts),
         cut_frames=tuple(number for number, _ in cuts),
-        notes=_notes(chunks, index, len(times)),
-        index=index,
+        notes=tuple(dict.fromkeys([*index.notes, *notes, *(note for each in pictures for note in each.notes)])),
+        index=replace(index, seeks=False) if damage.notes() else index,  # seeking in it may end at another frame
+        damaged=bool(damage.notes()),
+        source=source,
     )
 
 
-def plan_spans(index: Index, workers: int) -> list[Span]:
-    """Stretches of about one length that begin at keyframes; one for a short file or one without timestamps."""
-    if workers <= 1 or index.duration < LONG or not index.timed:
-        return [Span()]
-    wanted = [index.duration * part / workers for part in range(1, workers)]
-    nearest = {float(index.keyframes[np.abs(index.keyframes - at).argmin()]) for at in wanted} - {0.0}
-    borders = [0.0, *sorted(nearest), float("inf")]
-    return [Span(start, end) for start, end in pairwise(borders)]
+def plan_spans(index: Index, workers: int, start: float | None = None, end: float | None = None) -> list[Span]:
+    """Stretches of about one length that begin at keyframes; one for a short video or one without keyframes.
+
+    Args:
+        index: of the video.
+        workers: stretches at most.
+        start, end: seconds of a part; the first stretch begins with the frame that is shown at its start.
+    """
+    first = 0.0
+    if start is not None and start > 0:
+        first = float(index.times[max(0, int(np.searchsorted(index.times, start + index.slack, side="right")) - 1)])
+    last = math.inf if end is None or end >= index.duration else end + 2 * index.slack
+    length = min(last, index.duration) - first
+    if workers <= 1 or length < LONG or not index.seeks:
+        return [Span(first, last)]
+    wanted = [first + length * part / workers for part in range(1, workers)]
+    nearest = {float(index.keyframes[np.abs(index.keyframes - at).argmin()]) for at in wanted}
+    borders = [first, *sorted(each for each in nearest if first < each < last), last]
+    return [Span(*border) for border in pairwise(borders)]
+
+
+def _joined(chunks: Sequence[Chunk]) -> bool:
+    """Whether each stretch began with the frame at which the one before ended."""
+    return all(before.tail is not None and before.tail.same(after.head) for before, after in pairwise(chunks))
 
 
 def _counter(progress: Progress, total: int) -> Callable[[], None]:
@@ -131,8 +169,7 @@ def _join(
     return times, [] if options is None else list(find_cuts(times, changes, rate, options))
 
 
-def _notes(chunks: Sequence[Chunk], index: Index, decoded: int) -> tuple[str, ...]:
-    damage = Damage(sum(chunk.damage.packets for chunk in chunks), any(chunk.damage.broken_off for chunk in chunks))
+def _notes(damage: Damage, index: Index, decoded: int) -> tuple[str, ...]:
     missing = len(index.times) - decoded
     found = damage.notes()
     return (*found, f"{missing} of {len(index.times)} frames are missing") if missing > 0 and found else found

@@ -49,22 +49,31 @@ class SceneOptions:
 
 
 class Small:
-    """Downscales frames as PySceneDetect's ``SceneManager`` does, to about 256 pixels of the longer side."""
+    """Downscales frames as PySceneDetect's ``SceneManager`` does, to about 256 pixels of the longer side.
 
-    def __init__(self) -> None:
-        self._size: tuple[int, int] | None = None
+    Args:
+        size: (width, height) of the first frame of the file, to whose small size all others are brought; that of the
+            first one seen when None.
+    """
+
+    def __init__(self, size: tuple[int, int] | None = None) -> None:
+        self._size = None if size is None else _small_size(*size)
         self._convert: Any = av.video.reformatter.VideoReformatter()
 
     def __call__(self, frame: Any) -> NDArray[np.uint8]:
         """Hue, saturation and brightness of a frame, (height, width, 3) uint8."""
         if self._size is None:  # later frames of another size are brought to the first one's
-            factor = compute_downscale_factor(max(frame.width, frame.height))
-            self._size = max(1, round(frame.width / factor)), max(1, round(frame.height / factor))
+            self._size = _small_size(frame.width, frame.height)
         pixels = self._convert.reformat(frame, format="bgr24", **THREADS).to_ndarray()
         if (pixels.shape[1], pixels.shape[0]) != self._size:
             pixels = cv2.resize(pixels, self._size, interpolation=cv2.INTER_LINEAR)
         small: NDArray[np.uint8] = cv2.cvtColor(pixels, cv2.COLOR_BGR2HSV)
         return small
+
+
+def _small_size(width: int, height: int) -> tuple[int, int]:
+    factor = compute_downscale_factor(max(width, height))
+    return max(1, round(width / factor)), max(1, round(height / factor))
 
 
 def change(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> float:
