@@ -31,7 +31,7 @@ def test_the_entry_point_is_there() -> None:
 def test_frames_at_a_rate_up_to_a_number(film: str) -> None:
     shown = show(film, Sampling(fps=2.0, most=64))
     assert shown.frames.shape == (8, 32, 48, 3)
-    assert shown.metadata["frames_indices"] == list(range(8))
+    assert shown.places == list(range(8))
     few = show(film, Sampling(fps=2.0, most=3))
     assert len(few.frames) == 3
 
@@ -43,7 +43,7 @@ def test_a_part_of_a_file(film: str, as_mapping: bool) -> None:
         part = show({"path": film, "video_start": 1.0, "video_end": 2.0}, Sampling())
     else:
         part = show(film, Sampling(), 1.0, 2.0)
-    assert part.metadata["frames_indices"] == [2, 3, 4]
+    assert part.places == [2, 3, 4]
     assert np.array_equal(part.frames, whole.frames[2:5])
     with pytest.raises(PromptError, match="no frame between 90"):
         show(film, Sampling(), 90.0)

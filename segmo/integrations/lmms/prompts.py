@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from segmo.errors import PromptError
-from segmo.video import read
+from segmo.errors import OptionError, PromptError
+from segmo.upstream.clips import pictures_per_frame
+from segmo.video import Clip, read
+from segmo.video.given import as_source
+from segmo.video.pictures import Pictures
 
 
 @dataclass(frozen=True)
@@ -21,20 +21,12 @@ class Sampling:
     most: int = 64
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A video as the model sees it: frames (F, height, width, 3) uint8, and what its processor asks about them."""
-
-    frames: NDArray[np.uint8]
-    metadata: dict[str, Any]
-
-
-def show(video: Any, sampling: Sampling, start: float | None = None, end: float | None = None) -> Shown:
+def show(video: Any, sampling: Sampling, start: float | None = None, end: float | None = None) -> Clip:
     """Reads a video.
 
     Args:
-        video: path of a file, a mapping with one and with seconds, or frames that a task has read itself.
-        sampling: how frames are taken from a file.
+        video: in any form that :func:`segmo.video.read` takes, or a mapping with one and with seconds.
+        sampling: how frames are taken from a file; frames that a task has read itself are taken as they are.
         start, end: seconds of the part to show; all of it when None.
 
     Raises:
@@ -42,21 +34,14 @@ def show(video: Any, sampling: Sampling, start: float | None = None, end: float 
         PromptError: the part holds no frame.
     """
     if isinstance(video, Mapping):  # how tasks name a part of a file
-        path = video.get("url") or video.get("path") or video.get("video")
-        return show(path, sampling, video.get("video_start"), video.get("video_end"))
-    if not isinstance(video, str):
-        frames = np.stack([np.asarray(frame, dtype=np.uint8) for frame in video])
-        return Shown(frames, _metadata(list(range(len(frames))), sampling.fps))
-    clip = read(video, sampling.fps, max_frames=sampling.most, scenes=None)
-    inside = (clip.seconds >= (start or 0.0)) & (clip.seconds <= (clip.duration if end is None else end))
-    if not inside.any():
-        raise PromptError(f"{video} has no frame between {start} and {end} seconds; it is {clip.duration:.1f} s long")
-    places = np.rint(clip.seconds[inside] * clip.fps).astype(int).tolist()
-    return Shown(clip.frames[inside], _metadata(places, clip.fps))
-
-
-def _metadata(places: list[int], fps: float) -> dict[str, Any]:
-    return {"total_num_frames": places[-1] + 1, "fps": fps, "frames_indices": places}
+        named = next((video[name] for name in ("url", "path", "video") if video.get(name) is not None), None)
+        return show(named, sampling, video.get("video_start", start), video.get("video_end", end))
+    source = as_source(video)
+    most = None if isinstance(source, Pictures) else sampling.most
+    try:
+        return read(source, sampling.fps, max_frames=most, start=start, end=end, scenes=None)
+    except OptionError as error:
+        raise PromptError(f"{source}: {error}") from error
 
 
 def chat_inputs(processor: Any, messages: Sequence[Mapping[str, Any]], sampling: Sampling) -> tuple[str, Any]:
@@ -80,11 +65,16 @@ def chat_inputs(processor: Any, messages: Sequence[Mapping[str, Any]], sampling:
     ]
     text: str = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     given: dict[str, Any] = {"images": images} if images else {}
+    pictures = pictures_per_frame(processor)
     if videos:
+        videos = [video.padded(pictures) for video in videos]
         given["videos"] = [video.frames for video in videos]
-        given["video_metadata"] = [video.metadata for video in videos]
+        given["video_metadata"] = [video.metadata() for video in videos]
         given["do_sample_frames"] = False
-    return text, processor(text=[text], return_tensors="pt", **given)
+    inputs = processor(text=[text], return_tensors="pt", **given)
+    if "second_per_grid_ts" in inputs:  # the processor counts from the film's start, also where a part of it is shown
+        inputs["second_per_grid_ts"] = [video.grid_seconds(pictures) for video in videos]
+    return text, inputs
 
 
 def _plain(part: Mapping[str, Any]) -> dict[str, Any]:
