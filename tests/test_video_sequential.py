@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from video_files import noise_shots, sequential, write_file
 
 from segmo.video import fetch, read
-from segmo.video.index import ROUNDING
+from segmo.video.times import ROUNDING
 
 # Container, encoder, pixels, options, and whether it takes any times.
 KINDS = [

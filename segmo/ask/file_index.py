@@ -19,7 +19,7 @@ from torch import Tensor
 
 from segmo.video import Clip, fetch
 from segmo.video.given import Source
-from segmo.video.index import Index
+from segmo.video.times import Index
 
 
 @dataclass(frozen=True)

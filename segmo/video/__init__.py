@@ -8,7 +8,8 @@ pictures  a folder, a list or an array of pictures
 objects   decoders of other libraries
 packets   what a file's packets say, and the frames that come out of them
 clock     times that only go forward
-index     when each frame is shown and where decoding can start
+times     when each frame is shown and where decoding can start
+index     the same of a file, from its packets
 decode    frames in the order of time, from a point in the file
 pixels    a decoded frame as an array, as a player shows it
 tone      HDR in standard range

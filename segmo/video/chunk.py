@@ -15,11 +15,11 @@ from segmo.report.timeline import Timeline
 from segmo.video.compare import Changes, Comparer
 from segmo.video.decode import Span, decode
 from segmo.video.given import Source
-from segmo.video.index import Index
 from segmo.video.packets import Damage
 from segmo.video.pixels import Picture
 from segmo.video.sample import Sampler, Samples
 from segmo.video.scenes import SceneOptions
+from segmo.video.times import Index
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmo.video.given import Source
-from segmo.video.index import ROUNDING, Index
+from segmo.video.times import ROUNDING, Index
 
 
 @dataclass(frozen=True)

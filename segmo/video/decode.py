@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from segmo.video.given import Given, as_source
-from segmo.video.index import Index
 from segmo.video.packets import Damage, decoded_frames
 from segmo.video.source import File, open_source, video_streams
+from segmo.video.times import Index
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from segmo.video.decode import Span, decode
 from segmo.video.given import Given, as_source
-from segmo.video.index import Index, build_index
+from segmo.video.index import build_index
 from segmo.video.pixels import Picture, fitted
 from segmo.video.source import stage_error
+from segmo.video.times import Index
 
 
 def fetch(

@@ -7,62 +7,19 @@ missing, jump or run backwards, the whole file is decoded once, because only the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import av
 import numpy as np
-from numpy.typing import NDArray
 
 from segmo.video.clock import HOLD, JUMP, Stamped, forward
 from segmo.video.given import Given, as_source
 from segmo.video.packets import Damage, Packets, decoded_frames, read_packets
 from segmo.video.pixels import shown_size
 from segmo.video.source import File, frame_rate, open_source, stage_error, video_streams
+from segmo.video.times import ROUNDING, SLACK, Index, dense_rate
 
-ROUNDING = 5e-4  # seconds; time stamps are whole multiples of a time base, of a millisecond in Matroska
-_SLACK = 1e-6  # seconds; of computing with them
 _REORDERED = 16  # frames by which the order of packets may differ from that of time, in any codec
-
-
-@dataclass(frozen=True)
-class Index:
-    """The time line of a video.
-
-    Attributes:
-        origin: time of the first frame as the file counts, in seconds; all other times are from there.
-        times: when each frame is shown, ascending, (frames,) float64.
-        keyframes: times at which decoding can start, ascending, (keyframes,) float64; 0 alone where it cannot.
-        rate: frames per second that the file gives.
-        dense: frames per second that are enough to show every frame at a steady rate.
-        end: seconds at which the last frame ends.
-        size: (width, height) of a frame as a player shows it: upright, its pixels square.
-        stored: the same as the first frame is stored.
-        slack: seconds by which a time may be off, because stamps are rounded.
-        seeks: decoding can start at a keyframe. Otherwise the file is decoded from its start.
-        counted: a frame's time is that of its number in ``times``, and not by its stamp.
-        stream: number of the video stream in the file.
-        notes: what a reader of the file should know.
-    """
-
-    origin: float
-    times: NDArray[np.float64]
-    keyframes: NDArray[np.float64]
-    rate: float
-    dense: float
-    end: float
-    size: tuple[int, int]
-    stored: tuple[int, int]
-    slack: float = _SLACK
-    seeks: bool = True
-    counted: bool = False
-    stream: int = 0
-    notes: tuple[str, ...] = field(default=())
-
-    @property
-    def duration(self) -> float:
-        """Seconds from the first frame to the end of the last."""
-        return self.end
 
 
 def build_index(source: Given, fps: float = 1.0) -> Index:
@@ -91,14 +48,14 @@ def build_index(source: Given, fps: float = 1.0) -> Index:
     notes = (f"the file has {others} video streams; one of them is read",) if others > 1 else ()
     found = packets[number]
     first, sizes = _first(source, number)
-    slack = max(_SLACK, min(ROUNDING, tick / 2))
+    slack = max(SLACK, min(ROUNDING, tick / 2))
     common: dict[str, Any] = {"rate": rate, "slack": slack, "stream": number, **sizes}
     if first is None or _odd(found, tick):
         return _surveyed(source, number, max(rate, base), limit, common, notes)
     stamps = np.sort(np.asarray(found.stamps, dtype=np.float64)) * tick
-    times = stamps[stamps >= first - _SLACK] - first
+    times = stamps[stamps >= first - SLACK] - first
     keys = np.unique(np.asarray(found.keys, dtype=np.float64) * tick - first)
-    starts = keys[keys >= -_SLACK]
+    starts = keys[keys >= -SLACK]
     lasts = found.lasts * tick if found.lasts > 0 else 1 / rate
     if found.reordered and end is not None:  # a packet lasts until the next is decoded, not until the next is shown
         lasts = end * tick - float(stamps[-1])
@@ -112,14 +69,6 @@ def build_index(source: Given, fps: float = 1.0) -> Index:
         notes=notes,
         **common,
     )
-
-
-def dense_rate(times: NDArray[np.float64], rate: float) -> float:
-    """Frames per second that show every frame: the file's own, or those of its shortest step if that is much less."""
-    if len(times) < 2:
-        return rate
-    fastest = 1 / max(float(np.diff(times).min()), 2 * ROUNDING)
-    return fastest if fastest > 1.1 * rate else rate
 
 
 def _stated_end(container: Any, stream: Any) -> int | None:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segmo.video.pictures import of_array, video_frame
 from segmo.video.source import VideoError
-
-if TYPE_CHECKING:
-    from segmo.video.index import Index
+from segmo.video.times import Index, dense_rate
 
 BATCH = 16  # frames that are decoded at a time
 
@@ -60,8 +58,6 @@ class Decoder:
 
     def index(self, fps: float) -> Index:
         """The time line."""
-        from segmo.video.index import Index, dense_rate
-
         self.check()
         stamps, end, rate = self.times()
         first = of_array(self.batch([0])).loads[0]()

@@ -11,16 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
 from segmo.video.source import MAX_PIXELS, VideoError, readable
-
-if TYPE_CHECKING:
-    from segmo.video.index import Index
+from segmo.video.times import Index, dense_rate
 
 # Suffixes of files that hold pictures. Moving ones are among them; GIF goes the way of all video files.
 STILLS = frozenset({".png", ".apng", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -60,8 +58,6 @@ class Pictures:
 
     def index(self, fps: float) -> Index:
         """Their time line."""
-        from segmo.video.index import Index, dense_rate
-
         self.check()
         lasts = self.seconds or (1 / fps,) * len(self.loads)
         first = self.loads[0]()

@@ -19,12 +19,13 @@ from segmo.video.chunk import Chunk, Frames, read_chunk
 from segmo.video.clip import Clip
 from segmo.video.decode import Span
 from segmo.video.given import Given, as_source
-from segmo.video.index import Index, build_index
+from segmo.video.index import build_index
 from segmo.video.packets import Damage
 from segmo.video.pixels import Picture, fitted
 from segmo.video.sample import check_rate, plan_samples
 from segmo.video.scenes import SceneOptions, change, find_cuts
 from segmo.video.source import stage_error
+from segmo.video.times import Index
 
 DETECTOR = SceneOptions()
 STEP = 16  # frames from one report of progress to the next

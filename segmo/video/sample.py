@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segmo.errors import OptionError
-from segmo.video.index import Index
+from segmo.video.times import Index
 
 
 @dataclass(frozen=True)
