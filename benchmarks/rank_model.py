@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AttentionInterface, Qwen2Config, Qwen2Model
 
 from segmo.runtime.cost.shape import ModelShape
-from segmo.runtime.distributed.features import Spread, scan_spread, spread_fit
+from segmo.runtime.distributed.features import Spread, scan_spread, scene_novelty_spread, spread_fit
 from segmo.runtime.distributed.ranks import Ranks
 from segmo.runtime.layout import QUERY, SINK
 from segmo.runtime.relevance import embedding_relevance
@@ -125,6 +125,7 @@ def select(
     video = int((cell >= 0).sum())
     kept = kept_count(frame.shape[1], video, 1, keep)
     if keep < 1:
+        novelty = scene_novelty_spread(embeds[0], novelty[0], scene[0], spread, missing=False)[None]
         index = select_tokens(novelty, frame, cell, scene, relevance, kept, 0.5)
     else:
         index = torch.arange(kept)[None]

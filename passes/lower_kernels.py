@@ -51,6 +51,8 @@ _CHOICES: dict[str, Callable[[str, Any, Any], Choice]] = {
     "rank_decode_attention": _over_ranks,
     "scan_video": _scan,
     "rank_scan_video": _scan,
+    "scene_novelty": _scan,
+    "rank_scene_novelty": _scan,
     "attention_relevance": _question,
 }
 

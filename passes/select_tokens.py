@@ -14,6 +14,7 @@ from segmo.passes.cut import TokenCut
 from segmo.passes.graph import concrete, example
 from segmo.passes.reasons import DoesNotApply, Miss
 from segmo.passes.scene_nodes import OPS, attention_relevance_node, merge_of, relevance_node, scene_nodes
+from segmo.runtime.lowering import TORCH
 from segmo.runtime.selection import kept_count
 
 
@@ -59,6 +60,7 @@ class SelectTokens:
         total = int(concrete(features.numel())) // int(concrete(features.shape[-1]))
         kept = kept_count(length, total, batch, keep)
         nodes = scene_nodes(rewrite)
+        self._novelty_node(rewrite)
         roots, start = self._roots(rewrite)
         index = self._index_node(rewrite, keep)
         with rewrite.graph.inserting_after(nodes["last"]):
@@ -85,6 +87,17 @@ class SelectTokens:
         bound = [arg for arg in attention.node.all_input_nodes if arg is not attention.mask]
         tensors = [node for node in bound if hasattr(example(node), "dim") and example(node).dim() == 4]
         return dict.fromkeys(tensors, 2), relevance.next
+
+    def _novelty_node(self, rewrite: Rewrite) -> None:
+        """Puts what is new inside scenes in the place of "novelty", which compares with the frame before alone."""
+        nodes = rewrite.nodes
+        with rewrite.graph.inserting_after(nodes["scene"]):
+            known = (nodes[name] for name in ("novelty", "frame", "cell", "scene"))
+            args = (merge_of(rewrite).node, *known, nodes.get("encoded"), TORCH)
+            node = rewrite.graph.call_function(OPS.scene_novelty.default, args)
+        if nodes["last"] is nodes["scene"]:
+            nodes["last"] = node
+        nodes["novelty"] = node
 
     def _index_node(self, rewrite: Rewrite, keep: float) -> Node:
         nodes = rewrite.nodes

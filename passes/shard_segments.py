@@ -102,6 +102,8 @@ class ShardSegments:
         for node in rewrite.graph.nodes:
             if node.target is OPS.scan_video.default:
                 node.target, node.args = OPS.rank_scan_video.default, (*node.args[:3], group, early, selects, TORCH)
+            elif node.target is OPS.scene_novelty.default:
+                node.target, node.args = OPS.rank_scene_novelty.default, (*node.args[:5], group, TORCH)
             elif node.target is OPS.embedding_relevance.default:
                 node.target, node.args = OPS.rank_relevance.default, (*node.args, group)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import segmo.runtime.token_ops  # noqa: F401  # registers the operators that cut the prompt
 from segmo.errors import PromptError
-from segmo.runtime import encoded, external, features, layout, relevance, scenes, schedule, segments
+from segmo.runtime import encoded, external, features, layout, novelty, relevance, scenes, schedule, segments
 from segmo.runtime.attention.choice import implementation as attention_implementation
 from segmo.runtime.kernels import question as generated_question
 from segmo.runtime.kernels import scan as generated_scan
@@ -142,6 +142,40 @@ def _(
 ) -> tuple[Tensor, Tensor]:
     shape = frame_BN.shape
     return embeds_BNH.new_empty(shape, dtype=torch.float32), embeds_BNH.new_empty(shape, dtype=torch.float32)
+
+
+@operator("scene_novelty")
+def scene_novelty(
+    embeds_BNH: Tensor,
+    novelty_BN: Tensor,
+    frame_BN: Tensor,
+    cell_BN: Tensor,
+    scene_BN: Tensor,
+    encoded_BN: Tensor | None,
+    implementation: str,
+) -> Tensor:
+    """See :func:`segmo.runtime.novelty.scene_novelty`."""
+    compare = token_distance(embeds_BNH, implementation)
+    return novelty.scene_novelty(embeds_BNH, novelty_BN, frame_BN, cell_BN, scene_BN, encoded_BN, compare)
+
+
+def token_distance(embeds_BNH: Tensor, implementation: str) -> novelty.Compare:
+    """How tokens are compared by an implementation of ``scene_novelty``, which takes the kernels of ``scan_video``."""
+    generated = runs_generated(implementation, lambda: scan_kernel(embeds_BNH))
+    return generated_scan.distance_to if generated else novelty.distance_to
+
+
+@scene_novelty.register_fake
+def _(
+    embeds_BNH: Tensor,
+    novelty_BN: Tensor,
+    frame_BN: Tensor,
+    cell_BN: Tensor,
+    scene_BN: Tensor,
+    encoded_BN: Tensor | None,
+    implementation: str,
+) -> Tensor:
+    return torch.empty_like(novelty_BN)
 
 
 @operator("find_scenes")

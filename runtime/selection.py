@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from segmo.errors import PromptError
-from segmo.runtime.scenes import head_frames
 
 SCENE_FLOOR = 1  # tokens that every scene keeps, as long as the budget has one for each
 
@@ -140,12 +139,11 @@ def select_tokens(
 ) -> Tensor:
     """Positions of the tokens to keep, ascending, (B, K) int64: all text and the best video tokens.
 
-    A token in the first frame of its scene counts as new (novelty 1). The prompt's last token is always kept,
-    because its logits give the next token.
+    The prompt's last token is always kept, because its logits give the next token.
 
     Args:
-        novelty_BN: from :func:`segmo.runtime.features.scan_video`.
-        frame_BN, cell_BN: from :func:`segmo.runtime.layout.video_layout`.
+        novelty_BN: from :func:`segmo.runtime.novelty.scene_novelty`.
+        cell_BN: from :func:`segmo.runtime.layout.video_layout`.
         scene_BN: from :func:`segmo.runtime.scenes.find_scenes`.
         relevance_BS: from a scorer of :mod:`segmo.runtime.relevance`.
         kept: K, from :func:`kept_count`.
@@ -175,11 +173,13 @@ def select_tokens(
                 "a video must keep at least one of them"
             )
         if total:
-            frame_V, scene_V = frame_BN[row, video_V], scene_BN[row, video_V]
-            head_V = frame_V == head_frames(frame_V, scene_V)[scene_V]
-            novelty_V = novelty_BN[row, video_V].masked_fill(head_V, 1)
             keep_N[video_V] = _select_row(
-                novelty_V, scene_V, relevance_BS[row], total, balance, keep_last=ends_in_video
+                novelty_BN[row, video_V],
+                scene_BN[row, video_V],
+                relevance_BS[row],
+                total,
+                balance,
+                keep_last=ends_in_video,
             )
         index_BK[row] = keep_N.nonzero()[:, 0]
     return index_BK

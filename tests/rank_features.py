@@ -10,7 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segmo.runtime.distributed.features import Spread, deal_rows, encoder_of, is_spread, scan_spread, spread_fit
+from segmo.runtime.distributed.features import (
+    Spread,
+    deal_rows,
+    encoder_of,
+    is_spread,
+    scan_spread,
+    scene_novelty_spread,
+    spread_fit,
+)
 from segmo.runtime.distributed.ranks import Ranks
 from segmo.runtime.distributed.schedule import RankSchedule
 from segmo.runtime.layout import QUERY, SINK
@@ -46,6 +54,12 @@ class Video:
             cell += [*[-1] * text, *range(cells)]
         return torch.tensor(frame + [QUERY] * self.question), torch.tensor(cell + [-1] * self.question)
 
+    def scene(self) -> Tensor:
+        """Scene of each prompt token, (N,): one of two frames, one of three, and so on."""
+        starts = torch.tensor([2, 5, 9])
+        frame = self.layout()[0]
+        return torch.where(frame < 0, frame, torch.bucketize(frame, starts, right=True))
+
     def embeddings(self) -> Tensor:
         """(N, H), the same in every process."""
         generator = torch.Generator().manual_seed(self.seed)
@@ -73,6 +87,7 @@ def numbers(rank: int, world: int, video: Video) -> dict[str, Tensor]:
     spread = Spread.of(frame, cell, ranks)
     missing = is_spread(embeds, spread)
     novelty, similarity = scan_spread(embeds, frame, cell, spread, missing)
+    novelty = scene_novelty_spread(embeds, novelty, video.scene(), spread, missing)
     fit = spread_fit(ranks, embeds[-video.question :], embeds, spread.video_V, spread.frame_V, spread.frames)
     schedule = video.schedule(rank, world)
     every = torch.arange(len(frame))

@@ -15,6 +15,7 @@ from segmo.runtime.encoded import (
 )
 from segmo.runtime.features import scan_video
 from segmo.runtime.layout import QUERY, SINK
+from segmo.runtime.novelty import scene_novelty
 from segmo.runtime.scenes import find_scenes
 
 
@@ -54,6 +55,10 @@ def test_missing_frames_change_nothing_for_the_others(case: tuple[list[bool], in
     assert found[0][inside].eq(0).all()
     assert found[1][inside].eq(1).all()
     assert torch.equal(scene[:, left], find_scenes(alone[1], alone_frame, alone_cell, 8))
+    novelty = scene_novelty(embeds, found[0], frame, cell, scene, encoded)
+    expected = scene_novelty(embeds[:, left], alone[0], alone_frame, alone_cell, scene[:, left])
+    torch.testing.assert_close(novelty[:, left], expected)
+    assert novelty[inside].eq(0).all()
     body = scene[0][frame[0] >= 0]
     assert body.diff().ge(0).all()  # a missing frame joins a neighbour, and order stays
 

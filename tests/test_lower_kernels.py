@@ -81,9 +81,9 @@ def test_a_prefill_on_generated_kernels_equals_the_cpu_s(family: str) -> None:
     assert generated.change["segmo.gather_tokens.default"] <= -5
     assert generated.record.matches >= LAYERS + 1 + 6
     text = generated.record.text_after
-    for op, count in {"segment_attention": LAYERS, "scan_video": 1, "select_and_gather": 1}.items():
+    for op, count in {"segment_attention": LAYERS, "scan_video": 1, "scene_novelty": 1, "select_and_gather": 1}.items():
         assert len(re.findall(rf"segmo\.{op}\.default\([^\n]*'triton@[0-9a-f]{{16}}'", text)) == count, op
-    for op in ("", "scan_video: ", r"select_tokens with \d gathers: "):
+    for op in ("", "scan_video: ", "scene_novelty: ", r"select_tokens with \d gathers: "):
         pattern = rf"lower-kernels: {op}triton@[0-9a-f]{{16}}, because it was asked for"
         assert any(re.fullmatch(pattern, note) for note in generated.notes), op
 
@@ -144,6 +144,7 @@ def opcheck(name: str) -> dict[str, str]:
     chosen = (torch.rand(2, 15), FRAME, CELL, SCENE, torch.rand(2, 8), torch.zeros(24, 32), 0.5, 0.5, None)
     cases: dict[str, tuple[Any, ...]] = {
         "scan_video": (x, FRAME, CELL, None, ops.scan_kernel(x)),
+        "scene_novelty": (x, torch.rand(2, 15), FRAME, CELL, SCENE, None, ops.scan_kernel(x)),
         "attention_relevance": (q, k, SCENE, CELL, None, 0.25, 8, ops.question_kernel(q, k)),
         "select_and_gather": (*chosen, [x, turned], [1, 2], token_ops.selection_kernel(x.device, payloads)),
     }
@@ -151,6 +152,6 @@ def opcheck(name: str) -> dict[str, str]:
     return torch.library.opcheck(getattr(torch.ops.segmo, name).default, cases[name], test_utils=tests)
 
 
-@pytest.mark.parametrize("name", ["scan_video", "attention_relevance", "select_and_gather"])
+@pytest.mark.parametrize("name", ["scan_video", "scene_novelty", "attention_relevance", "select_and_gather"])
 def test_operators_on_generated_kernels_are_well_formed(name: str) -> None:
     assert set(interpret(opcheck, name).values()) == {"SUCCESS"}

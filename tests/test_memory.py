@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 from segmo.runtime.attention import flash
 from segmo.runtime.features import scan_video
 from segmo.runtime.layout import video_layout
+from segmo.runtime.novelty import scene_novelty
 from segmo.runtime.relevance import attention_relevance, embedding_relevance
 from segmo.runtime.scenes import find_scenes
 from segmo.runtime.schedule import attention_schedule
@@ -47,6 +48,7 @@ def prefill(frames: int) -> tuple[int, int]:
         frame, cell = video_layout(video_BN, None, CELLS, 0)
         novelty, similarity = scan_video(embeds_BNH, frame, cell)
         scene = find_scenes(similarity, frame, cell, MAX_SCENES)
+        novelty = scene_novelty(embeds_BNH, novelty, frame, cell, scene)
         attention_relevance(q, q[:, :1], scene, cell, None, 0.25, MAX_SCENES)
         relevance = embedding_relevance(embeds_BNH, scene, cell, None, MAX_SCENES)
         kept = kept_count(length, video, 1, 0.5)

@@ -28,6 +28,7 @@ CASES = {
     "valid_tokens": (torch.ones(2, LENGTH, dtype=torch.long), None, FRAME),
     "video_layout": (CELL >= 0, None, CELLS, 0),
     "scan_video": (EMBEDS, FRAME, CELL, None, "torch"),
+    "scene_novelty": (EMBEDS, torch.rand(2, LENGTH), FRAME, CELL, SCENE, None, "torch"),
     "find_scenes": (torch.rand(2, LENGTH), FRAME, CELL, 8),
     "embedding_relevance": (EMBEDS, SCENE, CELL, None, 8),
     "attention_relevance": (HEADS, KEYS, SCENE, CELL, None, 0.3, 8, "torch"),

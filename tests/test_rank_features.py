@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rank_features import Video, numbers
 
 from segmo.runtime.features import scan_video
+from segmo.runtime.novelty import scene_novelty
 from segmo.runtime.relevance import whole_fit
 
 
@@ -38,6 +39,7 @@ def test_spread_features_give_the_numbers_of_one_process(crew, video):
     results = crew.run(numbers, video)
     (frame, cell), embeds = video.layout(), video.embeddings()
     novelty, similarity = scan_video(embeds[None], frame[None], cell[None])
+    novelty = scene_novelty(embeds[None], novelty, frame[None], cell[None], video.scene()[None])
     at = (cell >= 0).nonzero()[:, 0]
     fit = whole_fit(embeds[-video.question :], embeds, at, frame[at], len(video.frames))
     expected = {"novelty": novelty[0], "similarity": similarity[0], "fit": fit}

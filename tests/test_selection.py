@@ -13,6 +13,7 @@ from torch import Tensor
 
 from segmo.errors import PromptError
 from segmo.runtime.features import scan_video
+from segmo.runtime.novelty import scene_novelty
 from segmo.runtime.scenes import find_scenes
 from segmo.runtime.selection import kept_count, scene_budgets, scene_shares, select_tokens
 
@@ -111,6 +112,7 @@ def choose(prompt: Prompt, keep: float, seed: int) -> tuple[Tensor, Tensor, Tens
     embeds_BNH = torch.randint(-1, 2, (1, len(frames), 3), generator=generator).float() + 0.25
     novelty_BN, similarity_BN = scan_video(embeds_BNH, frame_BN, cell_BN)
     scene_BN = find_scenes(similarity_BN, frame_BN, cell_BN, 4)
+    novelty_BN = scene_novelty(embeds_BNH, novelty_BN, frame_BN, cell_BN, scene_BN)
     relevance_BS = torch.randn(1, 4, generator=generator)
     kept = kept_count(len(frames), int((cell_BN >= 0).sum()), 1, keep)
     inputs = (novelty_BN, frame_BN, cell_BN, scene_BN, relevance_BS, kept, 0.5)
@@ -138,14 +140,13 @@ def test_selection_keeps_all_text_and_exactly_the_budget(prompt: Prompt, keep: f
 
 @given(prompt=prompts(), keep=KEEP, seed=st.integers(0, 99))
 def test_inside_a_scene_the_least_redundant_tokens_win_ties_by_order(prompt: Prompt, keep: float, seed: int) -> None:
-    frames, cells, _ = prompt.expected
+    _, cells, _ = prompt.expected
     assume(cells[-1] < 0)
     index_K, novelty_N, scene_N = choose(prompt, keep, seed)
     kept = set(index_K.tolist())
     for scene in set(scene_N.tolist()) - {-1, -2}:
         tokens = [n for n, s in enumerate(scene_N.tolist()) if s == scene and cells[n] >= 0]
-        head = min(frames[n] for n in tokens)
-        rank = [(-1.0 if frames[n] == head else -float(novelty_N[n]), n) for n in tokens]
+        rank = [(-float(novelty_N[n]), n) for n in tokens]
         expected = [n for _, n in sorted(rank)]
         chosen = [n for n in tokens if n in kept]
         assert chosen == sorted(expected[: len(chosen)])

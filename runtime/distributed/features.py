@@ -4,7 +4,8 @@ Legend: N prompt tokens, V video tokens, T tokens of some frames, K kept tokens,
 H hidden size, Q question tokens, R rows of features, W ranks.
 
 What the budget over all of the video needs travels: a novelty per token, a similarity and the question's fit per
-frame, one frame's features to the next rank, and one sum of features per rank. After selection a kept token's
+frame, at most two frames' features to a rank (the one before its own, and the first of its first scene), and one sum
+of features per rank. After selection a kept token's
 features go from the rank that encoded it to the one whose segment it is in, if that is another.
 """
 
@@ -21,7 +22,9 @@ from segmo.runtime.distributed.schedule import RankSchedule
 from segmo.runtime.distributed.vision import frame_share
 from segmo.runtime.features import scan_tokens
 from segmo.runtime.layout import video_starts
+from segmo.runtime.novelty import Compare, distance_to, novel_tokens
 from segmo.runtime.relevance import feature_sum, frame_fit
+from segmo.runtime.scenes import head_frames
 
 ScanTokens = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -94,19 +97,21 @@ def scan_spread(
 
     Args:
         missing: whether the frame before a rank's own ones must come from another rank.
-        selects: whether tokens are selected by their novelty; otherwise it does not travel, and is 0.
+        selects: whether tokens are selected by their novelty; otherwise it is 0.
         scan: :func:`segmo.runtime.features.scan_tokens` or its generated twin.
 
     Returns:
-        ``novelty`` and ``similarity`` (N,) fp32 of all tokens, the same on every rank.
+        ``novelty`` (N,) fp32 of the tokens that this rank encoded, 0 for others, and ``similarity`` (N,) fp32 of all
+        tokens, the same on every rank.
     """
     start, end = spread.share(spread.ranks.rank)
     halo = max(start - 1, 0)
     tokens = spread.tokens(halo, end) if end > start else slice(0, 0)
     at_T, source = spread.video_V[tokens], embeds_NH
     if missing:
-        before = _frame_before(embeds_NH, spread)
-        source = torch.cat([before, embeds_NH[spread.video_V[spread.own()]]])
+        before = [share[0] - 1 for share in map(spread.share, range(spread.ranks.world))]
+        lent = _lent_frames(embeds_NH, spread, before, "frame before")
+        source = torch.cat([lent, embeds_NH[spread.video_V[spread.own()]]])
         at_T = torch.arange(source.shape[0], device=source.device)
     novelty_T = similarity_F = torch.zeros(0, device=embeds_NH.device)
     if end > start:
@@ -118,27 +123,71 @@ def scan_spread(
     similarity_N = torch.ones_like(novelty_N)
     if spread.frames:
         if selects:
-            novelty_N[spread.video_V] = spread.gather_frames(novelty_T, 0, "novelty")
+            novelty_N[spread.video_V[spread.own()]] = novelty_T
         similarity_N[spread.video_V] = spread.gather_frames(similarity_F, 1, "similarity")[spread.frame_V]
     return novelty_N, similarity_N
 
 
-def _frame_before(embeds_NH: Tensor, spread: Spread) -> Tensor:
-    """Features of the frame before this rank's first one, (T, H), from the rank that encoded it."""
+def scene_novelty_spread(
+    embeds_NH: Tensor,
+    novelty_N: Tensor,
+    scene_N: Tensor,
+    spread: Spread,
+    missing: bool,
+    compare: Compare = distance_to,
+) -> Tensor:
+    """:func:`segmo.runtime.novelty.scene_novelty` of one row, each rank doing the frames that it encoded; (N,).
+
+    Args:
+        novelty_N: from :func:`scan_spread`.
+        scene_N: scene of each token.
+        missing: whether the first frame of a scene that began on another rank must come from there.
+        compare: as for :func:`segmo.runtime.novelty.novel_tokens`.
+    """
+    scene_V = scene_N[spread.video_V]
+    heads = head_frames(spread.frame_V, scene_V).tolist() if spread.frames else []
+    begun = []  # for each rank, the first frame of its first scene
+    for rank in range(spread.ranks.world):
+        start, end = spread.share(rank)
+        begun.append(heads[int(scene_V[spread.tokens(start, end)][0])] if end > start else -1)
+    own, me = spread.own(), spread.ranks.rank
+    head = spread.tokens(begun[me], begun[me] + 1) if -1 < begun[me] < spread.share(me)[0] else slice(0, 0)
+    at_T, source = torch.cat([spread.video_V[head], spread.video_V[own]]), embeds_NH
+    if missing:
+        lent = _lent_frames(embeds_NH, spread, begun, "first frame of a scene")
+        source = torch.cat([lent, embeds_NH[spread.video_V[own]]])
+        at_T = torch.arange(source.shape[0], device=source.device)
+    found_T = torch.zeros(0, device=embeds_NH.device)
+    if own.stop > own.start:
+        known = (torch.cat([x_V[head], x_V[own]]) for x_V in (novelty_N[spread.video_V], spread.frame_V))
+        placed = (torch.cat([x_V[head], x_V[own]]) for x_V in (spread.cell_V, scene_V))
+        found_T = novel_tokens(source, at_T, *known, *placed, compare=compare)[head.stop - head.start :]
+    out_N = torch.zeros_like(novelty_N)
+    if spread.frames:
+        out_N[spread.video_V] = spread.gather_frames(found_T, 0, "novelty")
+    return out_N
+
+
+def _lent_frames(embeds_NH: Tensor, spread: Spread, wanted: list[int], step: str) -> Tensor:
+    """Features of a frame before this rank's own ones, (T, H), from the rank that encoded it.
+
+    Args:
+        wanted: for each rank a frame; a rank that encoded it itself, or wants none (-1), gets nothing.
+    """
     world, me = spread.ranks.world, spread.ranks.rank
     counts = [[0] * world for _ in range(world)]
     sent = []
-    for rank in range(world):
+    for rank, frame in enumerate(wanted):
         start, end = spread.share(rank)
-        if start == 0 or end == start:
+        if not 0 <= frame < start or end == start:
             continue
-        owner = next(r for r in range(world) if spread.share(r)[0] <= start - 1 < spread.share(r)[1])
-        part = spread.tokens(start - 1, start)
+        owner = next(r for r in range(world) if spread.share(r)[0] <= frame < spread.share(r)[1])
+        part = spread.tokens(frame, frame + 1)
         counts[owner][rank] = part.stop - part.start
         if owner == me:
             sent.append(embeds_NH[spread.video_V[part]])
     rows = torch.cat(sent) if sent else embeds_NH[:0]
-    return spread.ranks.exchange(rows, counts, "frame before")
+    return spread.ranks.exchange(rows, counts, step)
 
 
 def spread_fit(

@@ -17,12 +17,20 @@ import segmo.runtime.distributed.attention_ops  # noqa: F401  # registers attent
 from segmo.errors import PromptError, RankError
 from segmo.runtime import features
 from segmo.runtime.distributed.attention import gather_cache
-from segmo.runtime.distributed.features import Spread, deal_rows, encoder_of, is_spread, scan_spread, spread_fit
+from segmo.runtime.distributed.features import (
+    Spread,
+    deal_rows,
+    encoder_of,
+    is_spread,
+    scan_spread,
+    scene_novelty_spread,
+    spread_fit,
+)
 from segmo.runtime.distributed.schedule import pack_rank, rank_schedule, unpack_rank
 from segmo.runtime.distributed.session import Settings, fingerprint, session_of
 from segmo.runtime.kernels import scan as generated_scan
 from segmo.runtime.lowering import runs_generated
-from segmo.runtime.ops import scan_kernel
+from segmo.runtime.ops import scan_kernel, token_distance
 from segmo.runtime.partition.planner import make_plan
 from segmo.runtime.partition.workload import Workload
 from segmo.runtime.register import fake, operator
@@ -66,6 +74,36 @@ def rank_scan_video(
 def _(embeds_BNH: Tensor, frame_BN: Tensor) -> tuple[Tensor, Tensor]:
     shape = frame_BN.shape
     return embeds_BNH.new_empty(shape, dtype=torch.float32), embeds_BNH.new_empty(shape, dtype=torch.float32)
+
+
+@operator("rank_scene_novelty")
+def rank_scene_novelty(
+    embeds_BNH: Tensor,
+    novelty_BN: Tensor,
+    frame_BN: Tensor,
+    cell_BN: Tensor,
+    scene_BN: Tensor,
+    group: str,
+    implementation: str,
+) -> Tensor:
+    """:func:`segmo.runtime.novelty.scene_novelty` of one prompt, each rank doing the frames that it encoded."""
+    session = session_of(group)
+    spread = Spread.of(frame_BN[0], cell_BN[0], session.ranks)
+    compare = token_distance(embeds_BNH, implementation)
+    return scene_novelty_spread(embeds_BNH[0], novelty_BN[0], scene_BN[0], spread, session.spread, compare)[None]
+
+
+@fake(rank_scene_novelty)
+def _(
+    embeds_BNH: Tensor,
+    novelty_BN: Tensor,
+    frame_BN: Tensor,
+    cell_BN: Tensor,
+    scene_BN: Tensor,
+    group: str,
+    implementation: str,
+) -> Tensor:
+    return torch.empty_like(novelty_BN)
 
 
 @operator("rank_relevance")

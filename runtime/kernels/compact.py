@@ -17,7 +17,6 @@ from segmo.errors import KernelError, PromptError
 from segmo.runtime.kernels.device import architecture
 from segmo.runtime.kernels.render import Kernel, render
 from segmo.runtime.kernels.specs import CompactSpec, Payload
-from segmo.runtime.scenes import head_frames
 from segmo.runtime.selection import row_budgets
 
 _TYPES = {
@@ -82,11 +81,10 @@ def selection_runs(
             )
         budget_S: list[int] = []
         if video:
-            frame_V, scene_V = frame_BN[row, video_V], scene_BN[row, video_V]
+            scene_V = scene_BN[row, video_V]
             budget_S = [0] * (int(scene_V.max()) + 1)
         if total:
-            head_V = frame_V == head_frames(frame_V, scene_V)[scene_V]
-            key_V = key_BN[row, video_V].masked_fill(head_V, 1)
+            key_V = key_BN[row, video_V]
             budget_S = row_budgets(key_V, scene_V, relevance_BS[row], total, balance, ends_in_video)
             if ends_in_video:
                 key_V[-1] = torch.inf

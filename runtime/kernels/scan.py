@@ -1,5 +1,5 @@
-"""Redundancy and frame descriptors by a generated Triton kernel: :func:`segmo.runtime.features.scan_video` and
-:func:`segmo.runtime.features.scan_tokens` on a GPU.
+"""Redundancy and frame descriptors by a generated Triton kernel: :func:`segmo.runtime.features.scan_video`,
+:func:`segmo.runtime.features.scan_tokens` and :func:`segmo.runtime.novelty.distance_to` on a GPU.
 
 Legend: B batch, N prompt tokens, V video tokens of the whole batch, T video tokens of successive frames of one prompt,
 F frames, R rows of features, H hidden size.
@@ -116,6 +116,17 @@ def scan_tokens(
     novelty_N, similarity_N = _launch(embeds_NH, table, spec_for(embeds_NH[None]))
     check_finite(novelty_N[at_T], frame_T, cell_T)
     return novelty_N[at_T], similarity_N[at_T[table.first_F()[:-1]]]
+
+
+def distance_to(embeds_NH: Tensor, at_T: Tensor, other_T: Tensor, frame_T: Tensor) -> Tensor:
+    """:func:`segmo.runtime.novelty.distance_to` by the same kernels: the other token stands for the cell before.
+
+    Raises:
+        KernelError: there is no kernel for the dtype or device.
+    """
+    size_F = torch.unique_consecutive(frame_T, return_counts=True)[1]
+    table = FrameTable(at_T, other_T, size_F, torch.zeros_like(size_F, dtype=torch.int32))
+    return _launch(embeds_NH, table, spec_for(embeds_NH[None]))[0][at_T]
 
 
 def _launch(x_RH: Tensor, table: FrameTable, spec: ScanSpec) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,8 @@ class Prefill:
 
     Attributes:
         frame, cell: frame and cell of each prompt token, (B, N) int64; text has cell -1.
-        novelty: 1 - cosine with the same cell of the previous frame, (B, N) fp32.
+        novelty: what tokens were chosen by, of :func:`segmo.runtime.novelty.scene_novelty`, (B, N) fp32; without
+            selection 1 - cosine with the same cell of the previous frame.
         scene: scene of each token, (B, N) int64.
         relevance: relevance of each scene, (B, S) fp32, -inf where there is none; None if no pass needed it.
         index: positions of the kept tokens, (B, K) int64; None if all were kept.

@@ -1,0 +1,141 @@
+"""What a video token tells that others of its scene do not: novelty inside scenes (CAS, step 3).
+
+What is kept should let the rest be told. A token of a later frame is told by the same cell of the frame before it or of
+its scene's first frame, whichever is nearer, so what comes back after something passed in front of it is not new again.
+A token of a scene's first frame has nothing before it and is told by other tokens of that frame: they are taken
+farthest first, beginning with the one least like the whole frame, and each is as new as it was far from those taken
+before. So a frame's tokens count by what stands out, wherever it stands, and not by their order.
+
+Source of the order: farthest-point traversal (Gonzalez, "Clustering to minimize the maximum intercluster distance",
+1985), which is within a factor of two of the best k-centre cover for every number of tokens taken.
+
+Legend: B batch, N prompt tokens, T video tokens of a row, S scenes, C cells of a frame, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from segmo.runtime.features import CHUNK
+from segmo.runtime.scenes import head_frames
+
+FARTHEST = 2.0  # the largest 1 - cosine
+PICKS = 64  # tokens of a frame that are taken one after the other; what is left counts by its distance to these
+PAIRS = 2**22  # distances between tokens of first frames that are held at a time
+
+# (N, H) embeddings, (T,) positions, (T,) index of another of these tokens or -1, (T,) frames ->
+# (T,) distance 1 - cosine to that token, 1 where there is none
+Compare = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def distance_to(embeds_NH: Tensor, at_T: Tensor, other_T: Tensor, frame_T: Tensor) -> Tensor:
+    """1 - cosine of each token to another one, (T,) fp32; 1 where ``other_T`` is -1.
+
+    Args:
+        at_T: positions of the tokens in ``embeds_NH``.
+        other_T: index into ``at_T``, or -1.
+        frame_T: frame of each token, which this implementation does not need.
+    """
+    distance_T = torch.ones(at_T.shape[0], device=embeds_NH.device)
+    for start in range(0, at_T.shape[0], CHUNK):
+        chunk = slice(start, start + CHUNK)
+        now = embeds_NH[at_T[chunk]].float()
+        other = embeds_NH[at_T[other_T[chunk].clamp(min=0)]].float()
+        norm = torch.linalg.vecdot(now, now) * torch.linalg.vecdot(other, other)
+        distance_T[chunk] -= torch.linalg.vecdot(now, other) / norm.sqrt_().clamp_(min=1e-12)
+    return distance_T.masked_fill_(other_T < 0, 1)
+
+
+def farthest_first(distance_SCC: Tensor, start_SC: Tensor, real_SC: Tensor) -> Tensor:
+    """How far each token was from those taken before it when its turn came, (S, C); 2, the most
+    there is, for the first one.
+
+    Args:
+        distance_SCC: between tokens, 1 - cosine.
+        start_SC: the token with the largest value is taken first; ties by order, here and later.
+        real_SC: False where a frame has no such cell.
+    """
+    scenes, cells = start_SC.shape
+    nearest_SC, radius_SC, open_SC = torch.full_like(start_SC, FARTHEST), torch.zeros_like(start_SC), real_SC
+    wish_SC, every_S = start_SC, torch.arange(scenes, device=start_SC.device)
+    for _ in range(min(cells, PICKS)):
+        taken_S = wish_SC.masked_fill(~open_SC, -torch.inf).argmax(dim=1)
+        taken_SC = torch.zeros_like(open_SC).scatter_(1, taken_S[:, None], True) & open_SC
+        radius_SC, open_SC = torch.where(taken_SC, nearest_SC, radius_SC), open_SC & ~taken_SC
+        nearest_SC = wish_SC = torch.minimum(nearest_SC, distance_SCC[every_S, taken_S])
+    return torch.where(open_SC, nearest_SC, radius_SC)
+
+
+def _first_frames(embeds_NH: Tensor, at_SC: Tensor) -> Tensor:
+    """Novelty of the tokens of some scenes' first frames, (S, C); ``at_SC``: their positions, -1 for none."""
+    real_SC = at_SC >= 0
+    x_SCH = embeds_NH[at_SC.clamp(min=0)].float().masked_fill_(~real_SC[..., None], 0)
+    whole_SH = torch.nn.functional.normalize(x_SCH.sum(dim=1), dim=-1)
+    unit_SCH = torch.nn.functional.normalize(x_SCH, dim=-1)
+    unlike_SC = 1 - (unit_SCH @ whole_SH[..., None])[..., 0]
+    distance_SCC = 1 - unit_SCH @ unit_SCH.transpose(1, 2)
+    return farthest_first(distance_SCC, unlike_SC, real_SC)
+
+
+def novel_tokens(
+    embeds_NH: Tensor,
+    at_T: Tensor,
+    novelty_T: Tensor,
+    frame_T: Tensor,
+    cell_T: Tensor,
+    scene_T: Tensor,
+    compare: Compare = distance_to,
+) -> Tensor:
+    """Novelty inside scenes of the video tokens of one prompt, or of some of its frames, (T,) fp32.
+
+    Args:
+        embeds_NH: holds the tokens' features.
+        at_T: where, in order. novelty_T: distance to the same cell of the frame before.
+        frame_T, cell_T, scene_T: of each token; a scene's first frame is the first one that is here.
+        compare: :func:`distance_to` or its generated twin.
+    """
+    first_T = frame_T == head_frames(frame_T, scene_T)[scene_T]
+    token_SC = torch.full((int(scene_T[-1]) + 1, int(cell_T.max()) + 1), -1, device=at_T.device)
+    token_SC[scene_T[first_T], cell_T[first_T]] = first_T.nonzero()[:, 0]
+    told_T = compare(embeds_NH, at_T, token_SC[scene_T, cell_T].masked_fill(first_T, -1), frame_T)
+    out_T = torch.minimum(novelty_T, told_T)
+    scenes, cells = token_SC.shape
+    step = max(1, PAIRS // (cells * cells))
+    for start in range(0, scenes, step):
+        part_SC = token_SC[start : start + step]
+        real_SC = part_SC >= 0
+        found_SC = _first_frames(embeds_NH, torch.where(real_SC, at_T[part_SC.clamp(min=0)], -1))
+        out_T[part_SC[real_SC]] = found_SC[real_SC]
+    return out_T
+
+
+def scene_novelty(
+    embeds_BNH: Tensor,
+    novelty_BN: Tensor,
+    frame_BN: Tensor,
+    cell_BN: Tensor,
+    scene_BN: Tensor,
+    encoded_BN: Tensor | None = None,
+    compare: Compare = distance_to,
+) -> Tensor:
+    """Novelty inside scenes of every video token, (B, N) fp32 from 0 to 2; 0 for text and for what was not encoded.
+
+    Args:
+        embeds_BNH: token embeddings after the merge.
+        novelty_BN: from :func:`segmo.runtime.features.scan_video`.
+        frame_BN, cell_BN: from :func:`segmo.runtime.layout.video_layout`.
+        scene_BN: from :func:`segmo.runtime.scenes.find_scenes`.
+        encoded_BN: False at video tokens whose frame was never encoded.
+        compare: :func:`distance_to` or its generated twin.
+    """
+    out_BN = torch.zeros_like(novelty_BN)
+    for row in range(frame_BN.shape[0]):
+        there_N = cell_BN[row] >= 0 if encoded_BN is None else (cell_BN[row] >= 0) & encoded_BN[row]
+        at_T = there_N.nonzero()[:, 0]
+        if at_T.numel():
+            of_tokens = (x[row, at_T] for x in (novelty_BN, frame_BN, cell_BN, scene_BN))
+            out_BN[row, at_T] = novel_tokens(embeds_BNH[row], at_T, *of_tokens, compare=compare)
+    return out_BN
