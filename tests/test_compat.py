@@ -5,6 +5,7 @@ from __future__ import annotations
 import pkgutil
 import re
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch._dynamo.symbolic_convert import InstructionTranslatorBase
 
 import segmo.compat
-from segmo.compat import groups, parts, placeholder_check, recompiles, symbolic_messages, versions
+from segmo.compat import flags, groups, joining, parts, placeholder_check, symbolic_messages, versions
 from segmo.errors import SegMoError, VersionError
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -78,20 +79,6 @@ def test_a_part_that_no_longer_fits_is_said(monkeypatch: pytest.MonkeyPatch) -> 
         parts.warn_of_misfits()
 
 
-def test_isolated_recompiles_only_where_torch_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    def older(model: Any, *, backend: Any = "inductor") -> Any:
-        return model
-
-    monkeypatch.setattr(torch, "compile", older)
-    assert recompiles.isolated() == {}
-
-    def newer(model: Any, *, isolate_recompiles: bool = False) -> Any:
-        return model
-
-    monkeypatch.setattr(torch, "compile", newer)
-    assert recompiles.isolated() == {"isolate_recompiles": True}
-
-
 def test_a_group_is_found_where_names_have_no_type(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(groups.c10d, "GroupName", raising=False)
     assert groups.fits() is None
@@ -117,7 +104,7 @@ def merged_by_size(embeds: torch.Tensor, mask: torch.Tensor, features: torch.Ten
 
 
 @pytest.mark.parametrize("merge", [merged, merged_by_size])
-def test_the_check_of_a_merge_is_an_assertion_of_its_one_graph(merge: Any) -> None:
+def test_the_check_of_a_merge_is_an_assertion_of_its_one_graph(merge: Any, request: pytest.FixtureRequest) -> None:
     import segmo.compiler.backend  # noqa: F401  # sets Dynamo up
 
     graphs = []
@@ -126,6 +113,7 @@ def test_the_check_of_a_merge_is_an_assertion_of_its_one_graph(merge: Any) -> No
         graphs.append(gm)
         return gm.forward
 
+    request.addfinalizer(flags.hold())
     compiled = torch.compile(merge, backend=backend, dynamic=True, fullgraph=True)
     for tokens in (4, 6, 7):
         mask = torch.arange(10)[None] < tokens
@@ -141,3 +129,42 @@ def test_the_check_of_a_merge_is_an_assertion_of_its_one_graph(merge: Any) -> No
     assert torch._assert_async in targets
     assert not {torch._check, torch.ops.aten._local_scalar_dense.default} & set(targets)
     assert not placeholder_check.fits()
+
+
+def test_settings_hold_while_something_of_this_backend_runs_in_any_thread_and_nowhere_else() -> None:
+    seen: dict[str, list[bool]] = {"ours": [], "other": []}
+
+    def ours(gm: torch.fx.GraphModule, inputs: Any) -> Any:
+        seen["ours"].append(torch._dynamo.config.capture_scalar_outputs)
+        return gm.forward
+
+    def other(gm: torch.fx.GraphModule, inputs: Any) -> Any:
+        seen["other"].append(torch._dynamo.config.capture_scalar_outputs)
+        return gm.forward
+
+    def handler(asked: joining.Asked) -> Any:
+        asked.hold(flags.hold)
+        return asked.plain(asked.target)
+
+    joining.join(ours, handler)
+    compiled = {name: torch.compile(lambda x: x + 1, backend=each) for name, each in (("ours", ours), ("other", other))}
+    for call in compiled.values():
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(call, torch.ones(3)).result()
+        call(torch.ones(2, 3))
+    assert seen == {"ours": [True, True], "other": [False, False]}
+    assert not torch._dynamo.config.capture_scalar_outputs
+
+
+def test_a_handler_s_result_is_what_torch_compile_gives() -> None:
+    def backend(gm: torch.fx.GraphModule, inputs: Any, *, options: Any = None, mode: Any = None) -> Any:
+        return gm.forward
+
+    joining.join(backend, lambda asked: asked)
+    asked = torch.compile(torch.sin, backend=backend, options={"keep": 1}, dynamic=False, fullgraph=True)
+    assert asked.target is torch.sin
+    assert asked.how() == {"options": {"keep": 1}, "dynamic": False, "fullgraph": True}
+    assert torch.compile(torch.sin, backend=backend, mode="reduce-overhead").how() == {
+        "mode": "reduce-overhead",
+        "fullgraph": False,
+    }

@@ -22,6 +22,7 @@ demo
 ask | inspection | integrations
 sceneqa
 api
+calls
 upstream
 compiler | video
 report

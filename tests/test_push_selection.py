@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from models import CELLS, FAMILIES, SIDE, build, prompt
 
 import segmo
+from segmo.calls.inputs import encoded
 from segmo.errors import NotRewrittenError, OptionError, PromptError
 from segmo.options import Options
 from segmo.runtime.frame_budget import frame_count
-from segmo.upstream.encoder import choose_before_encoding, encode_all
-from segmo.upstream.prompt import prompt_known
+from segmo.upstream.encoder import FrameEncoder, encode_all, encoding
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 MODELS = {family: build(family) for family in FAMILIES}
@@ -24,10 +24,10 @@ MODELS = {family: build(family) for family in FAMILIES}
 
 def features(model: Any, inputs: dict[str, Any], **options: Any) -> tuple[list[torch.Tensor], Any]:
     """What the encoder gives under these options, flat, and the counts of the report."""
-    choose_before_encoding(model, Options.parse(options))
+    encoder = FrameEncoder(model, Options.parse(options))
     grid = {"video_grid_thw": inputs["video_grid_thw"]} if "video_grid_thw" in inputs else {}
     try:
-        with prompt_known(inputs), torch.no_grad():
+        with encoding(encoder, inputs), torch.no_grad():
             out = model.base_model.get_video_features(
                 pixel_values_videos=inputs["pixel_values_videos"], return_dict=True, **grid
             )
@@ -89,13 +89,13 @@ def test_the_encoder_itself_sees_no_other_frame(family: str) -> None:
     model, inputs = build(family), prompt(family, frames=8)
     base = model.base_model
     first = base.vision_tower if family == "llava_onevision" else base.visual.patch_embed
-    choose_before_encoding(model, Options(frames=0.25, scorer="external"))
+    encoder = FrameEncoder(model, Options(frames=0.25, scorer="external"))
     grid = {"video_grid_thw": inputs["video_grid_thw"]} if "video_grid_thw" in inputs else {}
     seen: list[int] = []
     for scores in ([9.0, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 0, 0, 9.0]):  # the first call tries the encoder out too
         seen.clear()
         hook = first.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
-        with prompt_known(inputs), torch.no_grad(), segmo.external_scores(scores):
+        with encoding(encoder, inputs), torch.no_grad(), segmo.external_scores(scores):
             base.get_video_features(pixel_values_videos=inputs["pixel_values_videos"], **grid)
         hook.remove()
     counts = segmo.last_report().frames
@@ -210,11 +210,15 @@ def test_outside_of_a_call_every_frame_is_encoded() -> None:
     assert "generate" not in vars(model)
 
 
-def test_without_segmo_compile_every_frame_is_encoded_and_that_is_said() -> None:
+def test_through_a_function_every_frame_is_encoded_and_that_is_said() -> None:
     model, inputs = build("qwen2_vl"), prompt("qwen2_vl", frames=8)
-    model.compile(backend="segmo", dynamic=True, options={"keep": 1, "frames": 0.5})
-    with pytest.warns(UserWarning, match=r"encoder is not SegMo's to call.*segmo\.compile"):
-        model.generate(**inputs, max_new_tokens=1, do_sample=False)
+
+    @torch.compile(backend="segmo", dynamic=True, options={"keep": 1, "frames": 0.5})
+    def step(**inputs: Any) -> Any:
+        return model(**inputs, logits_to_keep=1)
+
+    with torch.no_grad(), pytest.warns(UserWarning, match=r"encoder is not SegMo's to call.*segmo\.compile"):
+        step(**encoded(model, inputs))
     assert segmo.last_report().to_dict()["tokens"]["kept"] == 16
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch._dynamo
 
@@ -15,18 +19,54 @@ FLAGS = ("capture_scalar_outputs", "capture_dynamic_output_shape_ops")
 RECOMPILE_LIMIT = 64
 
 
-def set_flags() -> tuple[str, ...]:
-    """Sets the flags that are off and the limit that is too low. Returns the names of those that it changed."""
-    changed = tuple(flag for flag in FLAGS if not getattr(torch._dynamo.config, flag))
-    for flag in changed:
-        setattr(torch._dynamo.config, flag, True)
-    if torch._dynamo.config.recompile_limit < RECOMPILE_LIMIT:
-        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-        changed = (*changed, "recompile_limit")
-    return changed
+def missing() -> tuple[str, ...]:
+    """Names of the flags that are off and of the limit if it is too low: what :func:`hold` changes."""
+    config = torch._dynamo.config
+    off = tuple(flag for flag in FLAGS if not getattr(config, flag))
+    return (*off, "recompile_limit") if config.recompile_limit < RECOMPILE_LIMIT else off
+
+
+def hold() -> Callable[[], None]:
+    """Sets the flags, in this thread and context, until what it returns is called.
+
+    From torch 2.12 on a setting holds for the thread that made it alone, so it is made around each call of what was
+    compiled; and other calls, of other backends among them, see nothing of it. When the limit of graphs is reached,
+    Dynamo would run the model as it was and say so in its own log alone: it fails instead.
+    """
+    return _patcher(max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT))()
+
+
+def hold_limit() -> Callable[[], None]:
+    """As :func:`hold`, for the limit alone: where a vision encoder may be traced, the flags break some of them."""
+    limit = max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT)
+    return _config(recompile_limit=limit)()
+
+
+@functools.cache
+def _patcher(limit: int) -> Callable[[], Callable[[], None]]:
+    return _config(**dict.fromkeys(FLAGS, True), recompile_limit=limit, fail_on_recompile_limit_hit=True)
+
+
+def hold_sizes(fixed: bool) -> Callable[[], None]:
+    """Whether sizes are numbers in what is compiled until what it returns is called; otherwise they are symbols.
+
+    Left alone, Dynamo makes those sizes symbols that it has seen to vary, in whatever model of the class: after one
+    model's decode steps another's first prefill would be of fixed length here and of any length there.
+    """
+    return (_FIXED if fixed else _SYMBOLS)()
+
+
+def _config(**changes: Any) -> Callable[[], Callable[[], None]]:
+    change: Callable[[], Callable[[], None]] = torch._dynamo.config._make_closure_patcher(**changes)
+    return change
+
+
+_FIXED = _config(assume_static_by_default=True, automatic_dynamic_shapes=False)
+_SYMBOLS = _config(assume_static_by_default=False)
 
 
 def fits() -> str | None:
     """The names must still be there."""
-    gone = [name for name in (*FLAGS, "recompile_limit") if not hasattr(torch._dynamo.config, name)]
+    names = (*FLAGS, "recompile_limit", "fail_on_recompile_limit_hit", "_make_closure_patcher")
+    gone = [name for name in names if not hasattr(torch._dynamo.config, name)]
     return f"torch._dynamo.config has no {', '.join(gone)}" if gone else None

@@ -6,7 +6,16 @@ import warnings
 from collections.abc import Callable
 from typing import Protocol
 
-from segmo.compat import arguments, flags, groups, masks, placeholder_check, recompiles, symbolic_messages
+from segmo.compat import (
+    arguments,
+    attention_config,
+    flags,
+    groups,
+    joining,
+    masks,
+    placeholder_check,
+    symbolic_messages,
+)
 
 
 class Part(Protocol):
@@ -20,7 +29,16 @@ class Part(Protocol):
         """The probe: None, or what is different."""
 
 
-PARTS: tuple[Part, ...] = (arguments, flags, groups, masks, placeholder_check, recompiles, symbolic_messages)
+PARTS: tuple[Part, ...] = (
+    arguments,
+    attention_config,
+    flags,
+    groups,
+    joining,
+    masks,
+    placeholder_check,
+    symbolic_messages,
+)
 
 
 def misfits() -> dict[str, str]:

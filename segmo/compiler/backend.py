@@ -10,12 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch._inductor
 from torch._dynamo.exc import RestartAnalysis
 from torch._logging._internal import trace_structured_artifact
 from torch.fx import GraphModule
 
 from segmo.compiler.capture import calling_line, calling_model, chooses_frames, set_up_dynamo
-from segmo.errors import CompileError, NotRewrittenError, SegMoError
+from segmo.errors import CompileError, NotRewrittenError, OptionError, SegMoError
 from segmo.options import Options
 from segmo.passes.analyse import Facts, analyse
 from segmo.passes.base import Pass
@@ -36,7 +37,11 @@ SETUP = set_up_dynamo()
 
 
 def segmo(
-    gm: GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, Any] | None = None
+    gm: GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    options: Mapping[str, Any] | None = None,
+    mode: str | None = None,
 ) -> Callable[..., Any]:
     """Compiles one graph that Dynamo captured.
 
@@ -44,21 +49,24 @@ def segmo(
         gm: the graph.
         example_inputs: its inputs in the traced call.
         options: see :class:`segmo.options.Options`.
+        mode: of inductor, where that compiles the rest of the graph; torch takes either this or options.
 
     Raises:
-        OptionError: an unknown option, or one with a wrong type or range.
+        OptionError: an unknown option or mode, or one with a wrong type or range.
         NotRewrittenError: under ``strict=True``, a pass did not apply to a prefill with video.
         CompileError: a pass or the lowering failed. The model is never run as it was instead.
     """
     try:
-        return _compile(gm, example_inputs, Options.parse(options))
+        return _compile(gm, example_inputs, Options.parse(options), inductor_settings(mode))
     except (SegMoError, RestartAnalysis):  # the latter is how a lowering asks Dynamo to trace once more
         raise
     except Exception as error:  # Dynamo runs the model eagerly after some exceptions; ours is not one of them
         raise CompileError(f"SegMo could not compile a graph: {type(error).__name__}: {error}") from error
 
 
-def _compile(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
+def _compile(
+    gm: GraphModule, example_inputs: Sequence[Any], options: Options, settings: dict[str, Any]
+) -> Callable[..., Any]:
     passes = build_pipeline(options)
     model = calling_model()
     facts = replace(
@@ -66,7 +74,7 @@ def _compile(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -
     )
     result = run_pipeline(gm, facts, options, passes, model)
     _refuse_missing_frames(facts, result, options)
-    run = _lower(gm, example_inputs, options)
+    run = _lower(gm, example_inputs, options, settings)
     report = report_for(model, options, SETUP)
     graph = report.add(facts.kind, result)
     _trace(graph)
@@ -96,14 +104,32 @@ def _refuse_missing_frames(facts: Facts, result: Result, options: Options) -> No
     )
 
 
-def _lower(gm: GraphModule, example_inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
+def inductor_settings(mode: str | None) -> dict[str, Any]:
+    """What a mode of ``torch.compile`` sets in inductor, without its CUDA graphs: these overwrite a graph's results in
+    the next call, and a KV cache has to outlive many.
+
+    Raises:
+        OptionError: torch has no such mode.
+    """
+    if mode is None:
+        return {}
+    try:
+        settings = torch._inductor.list_mode_options(mode)
+    except RuntimeError as error:
+        raise OptionError(f"mode is {mode!r}: {error}") from error
+    return {name: value for name, value in settings.items() if name != "triton.cudagraphs"}
+
+
+def _lower(
+    gm: GraphModule, example_inputs: Sequence[Any], options: Options, settings: dict[str, Any]
+) -> Callable[..., Any]:
     """The rest of the graph: inductor on GPUs or on request, as it is otherwise (inductor is slower on the CPU)."""
     on_gpu = any(isinstance(x, torch.Tensor) and x.device.type != "cpu" for x in example_inputs)
     if options.lowering == "inductor" or (options.lowering == "auto" and on_gpu):
         from torch._inductor.compile_fx import compile_fx
 
         try:
-            compiled: Any = compile_fx(gm, list(example_inputs))
+            compiled: Any = compile_fx(gm, list(example_inputs), config_patches=settings)
         except Exception as error:
             if not torch.is_grad_enabled():
                 raise

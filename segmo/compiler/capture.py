@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import linecache
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 
-from segmo.compat.flags import set_flags
+from segmo.compat.flags import missing
 from segmo.compat.masks import ask_cut_caches
 from segmo.compat.parts import warn_of_misfits
 from segmo.compat.placeholder_check import assert_in_the_graph
@@ -17,25 +20,39 @@ from segmo.report.setup import Setup
 
 
 def set_up_dynamo() -> Setup:
-    """Sets the flags that are off, and keeps Dynamo from compiling anew for every length of video.
+    """Keeps Dynamo from compiling anew for every length of video, and says which flags it runs SegMo's models with.
 
-    ``torch.compile`` imports the backend before it traces anything, so this is in time. Flags are process-wide; they
-    let Dynamo put more into one graph and change no result.
+    ``torch.compile`` imports the backend before it traces anything, so this is in time.
     """
-    changed = set_flags()
     assert_in_the_graph()
     ask_cut_caches()
-    setup = Setup(changed, keep_counts_symbolic())
+    setup = Setup(missing(), keep_counts_symbolic())
     warn_of_misfits()
     return setup
 
 
+_CALLED: ContextVar[torch.nn.Module | None] = ContextVar("segmo_called", default=None)
+
+
+@contextmanager
+def called(model: torch.nn.Module) -> Iterator[None]:
+    """Inside the block, graphs come from this model."""
+    token = _CALLED.set(model)
+    try:
+        yield
+    finally:
+        _CALLED.reset(token)
+
+
 def calling_model() -> torch.nn.Module | None:
-    """The model that Dynamo is compiling a piece of: the outermost module of a known family that is being called.
+    """The model that Dynamo is compiling a piece of: the one that was :func:`called`.
 
     A graph does not say which model it came from, and the config is needed for what the graph does not say either.
-    Falls back to the outermost module that has a transformers config.
+    Where a function of the user's was compiled, it is the outermost module of a known family that is being called, or
+    else the outermost module that has a transformers config.
     """
+    if _CALLED.get() is not None:
+        return _CALLED.get()
     candidates: list[torch.nn.Module] = []
     frame = sys._getframe()
     while frame is not None:

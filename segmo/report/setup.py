@@ -1,4 +1,4 @@
-"""What importing the backend set in the process."""
+"""How Dynamo runs what is compiled for SegMo."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Setup:
-    """What importing the backend set in Dynamo, for the report."""
+    """What is set in Dynamo while a model runs that SegMo compiled, for the report."""
 
     flags: tuple[str, ...]
     one_graph_for_all_lengths: bool

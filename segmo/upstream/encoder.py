@@ -1,16 +1,17 @@
 """Chooses frames in front of a model's vision encoder, and encodes no others where that gives the same features.
 
-``segmo.compile(model, frames=0.25)`` puts this in front of the model's ``get_video_features``; ``segmo.uncompile``
-takes it away. Outside of ``generate`` and of a call of the model, where there is no question, every frame is encoded.
+With ``frames=0.25`` this stands in front of the model's ``get_video_features`` while what was compiled, or its
+``generate``, is called; ``segmo.uncompile`` takes it away. Elsewhere there is no question, and every frame is encoded.
 
 Legend: F frames of a video, M chosen ones, R rows of features, H hidden size, V videos.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -177,32 +178,44 @@ class FrameEncoder:
         report.frames = FrameCounts(frames, both if self.pushed else frames, tuple(tuple(f.tolist()) for f in kept))
 
 
-def choose_before_encoding(model: Any, options: Options) -> None:
-    """Puts a :class:`FrameEncoder` in front of the encoder of a model that is being compiled."""
-    encoder = FrameEncoder(model, options)
-    original = encoder.tower.original
+_ENCODER: ContextVar[FrameEncoder | None] = ContextVar("segmo_encoder", default=None)
 
-    @functools.wraps(original)
-    def features(*args: Any, **kwargs: Any) -> Any:
-        return encoder(*args, **kwargs)
 
-    features.segmo = encoder  # type: ignore[attr-defined]
-    setattr(model.base_model, NAME, features)
-    generate = model.generate
+@contextmanager
+def encoding(encoder: FrameEncoder, inputs: Mapping[str, Any]) -> Iterator[None]:
+    """Inside the block, ``encoder`` stands in front of its model's own, and the prompt is that of these arguments."""
+    base = encoder.tower.base
+    if not isinstance(vars(base).get(NAME), Features):
+        setattr(base, NAME, Features(base))
+    token = _ENCODER.set(encoder)
+    try:
+        with prompt_known(inputs):
+            yield
+    finally:
+        _ENCODER.reset(token)
 
-    @functools.wraps(generate)
-    def with_prompt(*args: Any, **kwargs: Any) -> Any:
-        bound = inspect.signature(generate).bind_partial(*args, **kwargs).arguments
-        named: Mapping[str, Any] = {**bound, **bound.get("kwargs", {})}
-        with prompt_known(named):
-            return generate(*args, **kwargs)
 
-    model.generate = with_prompt
+class Features:
+    """Takes the place of a model's ``get_video_features``: the encoder of the running call, or else the model's own."""
+
+    segmo = True
+
+    def __init__(self, base: Any) -> None:
+        self.base = base
+        self.original = base.get_video_features
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self.original)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        encoder = _ENCODER.get()
+        chosen = encoder if encoder is not None and encoder.tower.base is self.base else self.original
+        return chosen(*args, **kwargs)
 
 
 def encode_all(model: Any) -> None:
-    """Takes what :func:`choose_before_encoding` put there away again."""
+    """Takes what :func:`encoding` put there away again."""
     base = getattr(model, "base_model", None)
-    if base is not None and hasattr(vars(base).get(NAME), "segmo"):
+    if base is not None and isinstance(vars(base).get(NAME), Features):
         delattr(base, NAME)
-        del model.generate

@@ -79,7 +79,8 @@ class Tower(torch.nn.Module):
     def __init__(self, model: Any, family: Family) -> None:
         super().__init__()
         # Not registered as modules: the model owns its encoder.
-        self.__dict__.update(model=model, base=model.base_model, original=model.base_model.get_video_features)
+        original = model.base_model.get_video_features
+        self.__dict__.update(model=model, base=model.base_model, original=getattr(original, "original", original))
         self.signature = inspect.signature(self.original)
         self.family = family
         self.patches = "video_grid_thw" in self.signature.parameters

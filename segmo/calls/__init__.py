@@ -1,0 +1,1 @@
+"""What stands around the compiled graph of a model: whichever way it was compiled, whoever calls it."""

@@ -1,0 +1,82 @@
+"""The ``segmo`` backend as ``torch.compile`` finds it: the compiler of graphs, and the calls around them.
+
+torch imports this module when it looks the backend up (entry point group ``torch_dynamo_backends``).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from segmo.calls.call import Call
+from segmo.calls.frames import choose_in_generate, choose_nowhere
+from segmo.calls.inner import inner_model, inner_models
+from segmo.calls.optimized import optimized, reaching
+from segmo.calls.standing import stand_in_place
+from segmo.compat import flags
+from segmo.compat.joining import Asked, join
+from segmo.compiler.backend import inductor_settings, segmo
+from segmo.errors import OptionError
+from segmo.options import Options, check_frames
+
+__all__ = ["segmo"]
+
+
+def _compiled(asked: Asked) -> Any:
+    """What the user of ``torch.compile(..., backend="segmo")`` gets.
+
+    A module and a model's own methods are called by SegMo's :class:`Call`. A function of the user's is compiled as
+    torch does: what it calls is seen in its graphs alone.
+
+    Raises:
+        OptionError: a wrong option, or a module that holds several Video LLMs, or copies of one.
+    """
+    given, method = _given(asked.target)
+    if given is None or not inner_models(given):
+        asked.hold(flags.hold_limit)
+        return asked.plain(asked.target)
+    model = inner_model(given)
+    options = Options.parse(asked.options)
+    inductor_settings(asked.mode)
+    check_frames(options.frames, options.scorer)
+    asked.hold(flags.hold)
+    asked.count_apart()
+    if method == "forward":
+        return _forward(asked, given, model, options)
+    call, how = Call(model, asked.plain(model._call_impl), options, asked.dynamic), asked.how()
+    if method is None:
+        return optimized(asked.plain(given), call, how)
+    choose_nowhere(model)
+    stands = stand_in_place(call, how)
+    if options.frames < 1:
+        choose_in_generate(model)
+    return stands if given is model else given._call_impl
+
+
+def _forward(asked: Asked, given: torch.nn.Module, model: Any, options: Options) -> Any:
+    """For ``model.forward = torch.compile(model.forward, backend="segmo")``.
+
+    Raises:
+        OptionError: frames are to be chosen, which takes more of the model than its forward.
+    """
+    if options.frames < 1:
+        raise OptionError("frames below 1 takes the model, and not its forward alone: torch.compile(model, ...)")
+    if given is not model:
+        return reaching(Call(model, asked.plain(model._call_impl), options, asked.dynamic), asked.target)
+    call = Call(model, asked.plain(asked.target), options, asked.dynamic)
+    call.attention.hold()
+    return call
+
+
+def _given(target: Any) -> tuple[torch.nn.Module | None, str | None]:
+    """The module that is compiled, and by which of its methods; None for another function."""
+    if isinstance(target, torch.nn.Module):
+        return target, None
+    owner, name = getattr(target, "__self__", None), getattr(target, "__name__", None)
+    if isinstance(owner, torch.nn.Module) and name in ("_call_impl", "forward"):
+        return owner, name
+    return None, None
+
+
+join(segmo, _compiled)

@@ -1,0 +1,113 @@
+"""One call of a compiled model: what comes before the graph, the graph, what comes after it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
+
+from segmo.calls.attention import attention_of
+from segmo.calls.inputs import by_name, encoded
+from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
+from segmo.compiler.capture import called
+from segmo.errors import CompileError, SegMoError
+from segmo.options import Options
+from segmo.runtime.cuts import call_and_mark
+from segmo.runtime.distributed.session import check_dealt, memory_explained
+from segmo.upstream.encoder import FrameEncoder, encoding
+from segmo.upstream.prompt import prompt_known
+
+
+class Call:
+    """Stands in the place of a model's forward: every call of what was compiled comes through here.
+
+    Attributes:
+        model: that is called.
+        compiled: its forward, as Dynamo runs it.
+        options: that it was compiled with.
+        attention: the implementations that the model was loaded with.
+        encoder: what chooses frames before the vision encoder; None where every frame is encoded.
+    """
+
+    def __init__(self, model: Any, compiled: Callable[..., Any], options: Options, dynamic: bool | None) -> None:
+        self.model = model
+        self.compiled = compiled
+        self.options = options
+        self.sizes = Sizes() if dynamic is None else nullcontext
+        self.attention = attention_of(model)
+        self.encoder = FrameEncoder(model, options) if options.frames < 1 else None
+        self.__signature__ = inspect.signature(model.forward)
+        # Where a function around the model is compiled too, this is not inlined there: it compiles for itself.
+        self.run = torch.compiler.disable(self._run)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As the model's own forward."""
+        return self.run(*args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        raise CompileError(
+            "a compiled forward cannot be copied or pickled: copy the model before model.forward = torch.compile(...), "
+            "or compile it by segmo.compile(model), which goes with its copies"
+        )
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        named = by_name(self.model, args, kwargs)
+        with called(self.model), plain_errors(), memory_explained():
+            inputs = self.before(named)
+            with self.sizes(inputs):
+                result = call_and_mark(self.compiled, inputs)
+            self.after(inputs, result)
+            return result
+
+    def before(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The steps before the graph: the arguments that it is called with."""
+        prompt = prompt_known(inputs) if self.encoder is None else encoding(self.encoder, inputs)
+        with prompt:
+            return encoded(self.model, inputs)
+
+    def after(self, inputs: dict[str, Any], result: Any) -> None:
+        """The steps after the graph."""
+        del result
+        check_dealt(inputs)
+
+
+class Sizes:
+    """``dynamic=None``: the first call is compiled for its own sizes, and the first of other sizes for all of them."""
+
+    def __init__(self) -> None:
+        self.first: tuple[Any, ...] | None = None
+
+    @contextmanager
+    def __call__(self, inputs: dict[str, Any]) -> Iterator[None]:
+        found = tuple((name, value.shape) for name, value in inputs.items() if isinstance(value, torch.Tensor))
+        self.first = self.first or found
+        undo = hold_sizes(fixed=found == self.first)
+        try:
+            yield
+        finally:
+            undo()
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Lets SegMo's errors out as they are: Dynamo's wrapping hides what was wrong behind how it was found.
+
+    Raises:
+        SegMoError: that the backend raised, or that there is no room for a further graph.
+    """
+    try:
+        yield
+    except BackendCompilerFailed as failure:
+        if isinstance(failure.inner_exception, SegMoError):
+            raise failure.inner_exception from None
+        raise
+    except FailOnRecompileLimitHit as failure:
+        raise CompileError(
+            "this model was compiled for as many different calls as Dynamo has room for "
+            f"(torch._dynamo.config.recompile_limit, {RECOMPILE_LIMIT} or more here). Compile it with dynamic=True, "
+            'and one graph serves all lengths of video; or raise the limit. TORCH_LOGS="recompiles" says what differed'
+        ) from failure

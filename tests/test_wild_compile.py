@@ -1,0 +1,207 @@
+"""``torch.compile(model, backend="segmo")`` and its relatives do what ``segmo.compile`` does."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from models import CELLS, FAMILIES, LAYERS, build, prompt
+
+import segmo
+from segmo.errors import CompileError, OptionError
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+FRAMES = 6
+
+
+def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Of the last token, from a direct call with pixels."""
+    with torch.no_grad():
+        out: torch.Tensor = model(**inputs, logits_to_keep=1).logits
+    return out
+
+
+def generate(model: Any, inputs: dict[str, torch.Tensor], tokens: int = 3) -> Any:
+    return model.generate(**inputs, max_new_tokens=tokens, do_sample=False, return_dict_in_generate=True)
+
+
+def held(cache: Any) -> list[int]:
+    return [layer.keys.shape[2] for layer in cache.layers]
+
+
+def rewritten(kind: str = "prefill") -> list[bool]:
+    return [graph.rewritten for graph in segmo.last_report().graphs if graph.kind == kind]
+
+
+def whole(model: Any, **how: Any) -> Any:
+    return torch.compile(model, backend="segmo", **how)
+
+
+def in_place(model: Any, **how: Any) -> Any:
+    model.compile(backend="segmo", **how)
+    return model
+
+
+def forward(model: Any, **how: Any) -> Any:
+    model.forward = torch.compile(model.forward, backend="segmo", **how)
+    return model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_line_of_the_readme(family: str) -> None:
+    """A direct call with pixels, and generate: nothing changes where nothing is dropped, and K tokens stay below."""
+    model, inputs = build(family), prompt(family, frames=FRAMES)
+    expected, ids = logits(model, inputs), generate(model, inputs).sequences
+    opt = torch.compile(model, backend="segmo", dynamic=True, options={"keep": 1.0, "segments": 1})
+    torch.testing.assert_close(logits(opt, inputs), expected, rtol=1e-4, atol=1e-5)
+    assert torch.equal(generate(opt, inputs).sequences, ids)
+    assert rewritten() == [True, True]  # generate hands in a cache, a direct call does not
+    assert len(rewritten("decode")) == 1
+
+    opt = torch.compile(model, backend="segmo", dynamic=True, options={"keep": 0.5})
+    dropped = FRAMES * CELLS[family] - (FRAMES * CELLS[family] + (family == "llava_onevision")) // 2
+    dropped += family == "llava_onevision"
+    out = generate(opt, inputs)
+    assert held(out.past_key_values) == [inputs["input_ids"].shape[1] - dropped + 2] * LAYERS
+    assert (rewritten(), len(rewritten("decode")), len(segmo.last_report().graphs)) == ([True], 1, 2)
+    torch.testing.assert_close(logits(model, inputs), expected, rtol=0, atol=0)  # the model itself is as it was
+    assert held(generate(model, inputs).past_key_values) == [inputs["input_ids"].shape[1] + 2] * LAYERS
+
+
+WAYS = {
+    "dynamic=None": (whole, {}),
+    "dynamic=False": (whole, {"dynamic": False}),
+    "fullgraph": (whole, {"dynamic": True, "fullgraph": True}),
+    "in place": (in_place, {"dynamic": True}),
+    "in place, dynamic=None, fullgraph": (in_place, {"fullgraph": True}),
+    "forward": (forward, {"dynamic": True}),
+}
+
+
+@functools.cache
+def by_segmo_compile() -> tuple[torch.Tensor, torch.Tensor]:
+    model, inputs = build("qwen2_5_vl"), prompt("qwen2_5_vl", frames=FRAMES)
+    segmo.compile(model, keep=0.5)
+    return logits(model, inputs), generate(model, inputs).sequences
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_ask_gives_the_same(way: str) -> None:
+    expected, tokens = by_segmo_compile()
+    model, inputs = build("qwen2_5_vl"), prompt("qwen2_5_vl", frames=FRAMES)
+    compile_, how = WAYS[way]
+    compiled = compile_(model, **how, options={"keep": 0.5})
+    torch.testing.assert_close(logits(compiled, inputs), expected, rtol=1e-4, atol=1e-5)
+    assert rewritten() == [True]
+    out = generate(compiled, inputs)
+    assert torch.equal(out.sequences, tokens)
+    assert held(out.past_key_values) == [inputs["input_ids"].shape[1] - 12 + 2] * LAYERS
+    assert set(rewritten()) == {True}
+
+
+def test_a_mode_is_inductor_s_and_the_defaults_hold() -> None:
+    """torch takes a mode or options, not both."""
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl", frames=8)
+    opt = torch.compile(model, backend="segmo", dynamic=True, mode="reduce-overhead")
+    out = generate(opt, inputs)
+    assert held(out.past_key_values) == [inputs["input_ids"].shape[1] - 24 + 2] * LAYERS
+
+
+def test_two_compilations_of_one_model_and_one_in_place() -> None:
+    """Each keeps to its own options, whichever runs last."""
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl", frames=8)
+    half = torch.compile(model, backend="segmo", dynamic=True, options={"keep": 0.5})
+    quarter = torch.compile(model, backend="segmo", dynamic=True, options={"keep": 0.25})
+    model.compile(backend="segmo", dynamic=True, options={"keep": 0.75})
+    length = inputs["input_ids"].shape[1]
+    for compiled, kept in ((half, 16), (quarter, 8), (model, 24), (half, 16)):
+        assert held(generate(compiled, inputs, 1).past_key_values) == [length - 32 + kept] * LAYERS
+    segmo.uncompile(model)
+    assert held(generate(model, inputs, 1).past_key_values) == [length] * LAYERS
+    assert held(generate(quarter, inputs, 1).past_key_values) == [length - 24] * LAYERS
+
+
+def test_frames_are_chosen_for_what_was_compiled_alone() -> None:
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl", frames=8)
+    expected = generate(model, inputs).sequences
+    opt = torch.compile(model, backend="segmo", dynamic=True, options={"keep": 0.5, "frames": 0.5})
+    generate(opt, inputs)
+    counts = segmo.last_report().frames
+    assert counts is not None
+    assert len(counts.kept[0]) == 4
+    assert torch.equal(generate(model, inputs).sequences, expected)
+    segmo.compile(model, keep=0.5, frames=0.5)
+    assert torch.equal(generate(model, inputs).sequences, generate(opt, inputs).sequences)
+    with pytest.raises(OptionError, match="forward alone"):
+        torch.compile(model.forward, backend="segmo", options={"frames": 0.5})
+
+
+def test_an_other_backend_sees_nothing_of_this_one() -> None:
+    """Importing the backend used to make this call crash in the vision tower."""
+    model, inputs = build("qwen2_5_vl"), prompt("qwen2_5_vl", frames=FRAMES)
+    import segmo.calls.backend  # noqa: F401
+
+    expected = logits(model, inputs)
+    torch.testing.assert_close(logits(torch.compile(model, backend="eager"), inputs), expected, rtol=1e-4, atol=1e-5)
+    assert not torch._dynamo.config.capture_scalar_outputs
+    assert type(torch.compile(model, backend="eager")) is torch._dynamo.OptimizedModule
+
+
+def test_a_function_around_a_model_is_not_seen_through_and_says_so() -> None:
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl", frames=FRAMES)
+    expected = logits(model, inputs)
+
+    @torch.compile(backend="segmo", options={"keep": 0.5})
+    def step(**inputs: Any) -> Any:
+        return model(**inputs).logits[:, -1:]
+
+    with torch.no_grad(), pytest.warns(UserWarning, match=r"segmo\.compile\(model\)"):
+        torch.testing.assert_close(step(**inputs), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_inside_of_another_compiled_function_it_compiles_for_itself() -> None:
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl", frames=FRAMES)
+    segmo.compile(model, keep=0.5)
+    expected = logits(model, inputs)
+
+    @torch.compile(backend="eager")
+    def step(inputs: Any) -> Any:
+        return model(**inputs, logits_to_keep=1).logits * 2
+
+    with torch.no_grad():
+        torch.testing.assert_close(step(inputs), expected * 2, rtol=1e-4, atol=1e-5)
+
+
+def test_copies_and_pickles_are_compiled_too() -> None:
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl", frames=8)
+    opt = torch.compile(model, backend="segmo", dynamic=True, options={"keep": 0.5})
+    segmo.compile(model, keep=0.5, frames=0.5)
+    expected = generate(model, inputs)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with torch.no_grad():
+            copied.lm_head.weight.neg_()  # a copy runs with its own weights
+        out = generate(copied, inputs, 1)
+        assert held(out.past_key_values) == [inputs["input_ids"].shape[1] - 16] * LAYERS
+        assert not torch.equal(out.sequences[:, -1], expected.sequences[:, -3])
+        assert torch.equal(generate(segmo.uncompile(copied), inputs, 1).sequences[:, :-1], inputs["input_ids"])
+        assert held(generate(copied, inputs, 1).past_key_values) == [inputs["input_ids"].shape[1]] * LAYERS
+    for copied in (copy.deepcopy(opt), pickle.loads(pickle.dumps(opt))):
+        assert held(generate(copied, inputs, 1).past_key_values) == [inputs["input_ids"].shape[1] - 16] * LAYERS
+    model.forward = torch.compile(segmo.uncompile(model).forward, backend="segmo")
+    with pytest.raises(CompileError, match="cannot be copied"):
+        copy.deepcopy(model)
+
+
+def test_more_graphs_than_there_is_room_for_is_an_error_and_no_eager_run() -> None:
+    model = build("qwen2_vl")
+    opt = torch.compile(model, backend="segmo", dynamic=False, recompile_limit=2, options={"keep": 0.5})
+    logits(opt, prompt("qwen2_vl", frames=4))
+    logits(opt, prompt("qwen2_vl", frames=6))
+    with pytest.raises(CompileError, match="dynamic=True"):
+        logits(opt, prompt("qwen2_vl", frames=8))
+    logits(opt, prompt("qwen2_vl", frames=4))
