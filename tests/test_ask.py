@@ -13,8 +13,9 @@ from video_files import flat, noise_shots, write_file
 
 import segmo
 from segmo.api import compiled_with
+from segmo.ask.answer_file import read_answers
 from segmo.ask.ask import Answer, Asker, UnexpectedError
-from segmo.ask.batch import read_answers, run_batch
+from segmo.ask.batch import run_batch
 from segmo.ask.cache import TensorCache
 from segmo.ask.checkpoint import Checkpoint, load
 from segmo.ask.console import sentences, stage_table

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import segmo
@@ -111,7 +112,7 @@ class Asker:
         with ThreadPoolExecutor(1, "segmo-next") as pool:
             waiting: Future[Any] | None = None
             current: Request | None = None
-            for following in [*requests, None]:
+            for following in chain(requests, [None]):
                 ready = waiting
                 waiting = pool.submit(self._prepare, following) if following else None
                 if current is not None and ready is not None:

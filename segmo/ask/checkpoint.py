@@ -32,6 +32,7 @@ class Checkpoint:
         size: (width, height) of the frames it was trained on; None where any will do.
         max_pixels: of a frame, without ``size``.
         note: what a reader of its answers must know.
+        folder: where it was read from.
     """
 
     model: Any
@@ -41,6 +42,7 @@ class Checkpoint:
     size: tuple[int, int] | None = None
     max_pixels: int | None = PIXELS
     note: str = ""
+    folder: Path | None = None
 
     @property
     def video_token(self) -> int:
@@ -82,7 +84,7 @@ def load(path: Path | None = None, dtype: str = "auto", device: str | None = Non
     longest = getattr(size, "longest_edge", None) or PIXELS
     edge = getattr(size, "height", None)
     limit = math.ceil(4 * edge * edge) if edge else min(longest, PIXELS)
-    return Checkpoint(model.to(device).eval(), processor, fingerprint(path, dtype), max_pixels=limit)
+    return Checkpoint(model.to(device).eval(), processor, fingerprint(path, dtype), max_pixels=limit, folder=path)
 
 
 def _embedded(device: str) -> Checkpoint:
@@ -97,18 +99,32 @@ def _embedded(device: str) -> Checkpoint:
         fps=PICTURES,  # a frame of the language model is a second
         size=(WIDTH, HEIGHT),
         note=NOTE,
+        folder=MODEL_PATH,
     )
 
 
+_SMALL, _WEIGHTS = (".json", ".jinja", ".txt", ".model"), (".safetensors", ".bin", ".pt", ".pth")
+
+
 def fingerprint(path: Path, dtype: str) -> str:
-    """A hash of a model's folder: small files by their bytes, weights by name, size and time of writing."""
+    """A hash of a model's folder: small files by their bytes, weights by name, size and times of writing."""
     import transformers
 
     found = hashlib.sha256(f"{transformers.__version__} {torch.__version__} {dtype}".encode())
     for file in sorted(path.iterdir()):
-        if file.suffix in (".json", ".jinja", ".txt", ".model"):
+        if file.suffix in _SMALL:
             found.update(file.name.encode() + file.read_bytes())
-        elif file.suffix in (".safetensors", ".bin", ".pt"):
-            state = file.stat()
-            found.update(f"{file.name} {state.st_size} {state.st_mtime_ns}".encode())
+        elif file.suffix in _WEIGHTS:
+            state = file.stat()  # a copy can keep the time of writing, and not the time of its own change
+            found.update(f"{file.name} {state.st_size} {state.st_mtime_ns} {state.st_ctime_ns}".encode())
+    return found.hexdigest()
+
+
+def weights_hash(path: Path) -> str:
+    """SHA-256 of all that a model's folder holds, byte for byte; seconds for a large model."""
+    found = hashlib.sha256()
+    for file in sorted(path.iterdir()):
+        if file.suffix in (*_SMALL, *_WEIGHTS):
+            with file.open("rb") as opened:
+                found.update(file.name.encode() + hashlib.file_digest(opened, "sha256").digest())
     return found.hexdigest()

@@ -19,6 +19,7 @@ from segmo.report.timeline import Timeline
 from segmo.runtime.distributed.ranks import Ranks
 from segmo.video import Clip, read
 from segmo.video.given import Given, Source, as_source
+from segmo.video.source import File, VideoError
 
 VERSION = 5  # raised whenever the same file and settings would give another entry
 
@@ -43,6 +44,26 @@ class Request:
         """
         return as_source(self.video)
 
+    @cached_property
+    def digest(self) -> str:
+        """Hash of what the video holds."""
+        _ = self.state
+        return self.source.digest()
+
+    @cached_property
+    def state(self) -> tuple[int, ...]:
+        """What would change with the video's file, from before the hash was made."""
+        return self.source.state() if isinstance(self.source, File) else ()
+
+    def check_unchanged(self) -> None:
+        """Whether what was read is what the hash was made of.
+
+        Raises:
+            VideoError: the file was written meanwhile.
+        """
+        if isinstance(self.source, File) and self.source.state() != self.state:
+            raise VideoError(f"{self.source} was changed while it was read; ask again once it is complete")
+
 
 @dataclass(frozen=True)
 class Context:
@@ -65,9 +86,9 @@ class Context:
     ranks: Ranks = field(default_factory=lambda: Ranks(None))
 
     def hash(self, request: Request) -> str:
-        """Of the video's bytes; "" where nothing is kept."""
+        """Of the video's bytes."""
         with self.timeline.measure("hash", request.name):
-            return request.source.digest() if self.store else ""
+            return request.digest
 
     def reading(self) -> tuple[Any, ...]:
         """All that decides what is read from a file, for keys."""
@@ -90,6 +111,7 @@ class Context:
             progress=lambda done, total: self.progress("decode, scenes", done, total),
             timeline=inner,
         )
+        request.check_unchanged()
         for event in inner.events:
             self.timeline.add(event.stage, event.start + offset, event.end + offset, request.name, event.busy)
         return clip

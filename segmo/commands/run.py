@@ -177,13 +177,10 @@ def _batch(
 
     total = len(read_lines(source))
     asker, bars = _asker(console, settings, store, model, dtype, launch)
-    told = {"model": str(model or "embedded"), "new_tokens": settings.new_tokens, "fps": settings.fps}
-    told |= {"frames": settings.frames, "relevance": str(settings.relevance or "")}
-    told |= {"max_frames": settings.max_frames, "options": settings.options.as_dict() | {"report": None}}
     earlier: list[dict[str, Any]] = []
     records: list[dict[str, Any]] = []
     with bars.progress:
-        for record in run_batch(asker, source, out, told, earlier.append):
+        for record in run_batch(asker, source, out, None, earlier.append):
             records.append(record)
             text = record.get("answer", "error: " + record.get("error", ""))
             console.print(f"{len(earlier) + len(records)}/{total} line {record['line']}: {text}", markup=False)

@@ -47,6 +47,13 @@ class File:
         with self.data.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    def state(self) -> tuple[int, ...]:
+        """What changes when the file on disk is written or replaced."""
+        if isinstance(self.data, bytes):
+            return ()
+        found = self.data.stat()
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
     def check(self) -> None:
         """Whether there is something to read at all.
 
