@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from segmo.api import compile, uncompile  # noqa: A004  # the name that torch uses too
     from segmo.compiler.launch import launched
     from segmo.errors import SegMoError
+    from segmo.memory.live import LiveAnswer, live
+    from segmo.memory.memory import Memory, watch
     from segmo.options import Options
     from segmo.passes.runner import observe
     from segmo.report.history import collect_reports, last_report
@@ -45,6 +47,8 @@ if not (Path(__file__).parent / "passes").exists():
     sys.meta_path.append(_PartsBesidePackage)
 
 __all__ = [
+    "LiveAnswer",
+    "Memory",
     "Options",
     "Report",
     "SegMoError",
@@ -53,9 +57,11 @@ __all__ = [
     "external_scores",
     "last_report",
     "launched",
+    "live",
     "observe",
     "show_prompt",
     "uncompile",
+    "watch",
 ]
 
 # Imported on first use, so that "import segmo" does not import torch.
@@ -63,6 +69,10 @@ _HOMES = {
     "compile": "segmo.api",
     "uncompile": "segmo.api",
     "SegMoError": "segmo.errors",
+    "LiveAnswer": "segmo.memory.live",
+    "live": "segmo.memory.live",
+    "Memory": "segmo.memory.memory",
+    "watch": "segmo.memory.memory",
     "launched": "segmo.compiler.launch",
     "Options": "segmo.options",
     "Report": "segmo.report.report",

@@ -21,6 +21,7 @@ commands
 demo
 ask | inspection | integrations
 sceneqa
+memory
 api
 calls
 upstream
@@ -32,7 +33,7 @@ ground
 """
 # Modules that stand beside the rooms, and the room that they count to.
 BESIDE = {
-    "segmo": "api",  # the names that users import
+    "segmo": "memory",  # the names that users import
     "segmo.__main__": "cli",
     **dict.fromkeys(("segmo.errors", "segmo.options", "segmo.families", "segmo.bfloat16", "segmo.compat"), "ground"),
 }

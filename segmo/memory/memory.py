@@ -1,0 +1,356 @@
+"""``segmo.watch`` and ``segmo.Memory``: a video watched once, and asked as often as one likes.
+
+Legend: B questions, P keys held for a question, Q tokens of it, L decoder layers, G key/value heads, D head size.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from segmo.errors import CacheError, PromptError
+from segmo.memory.block import Block
+from segmo.memory.cache import MemoryCache, expect_memories
+from segmo.memory.choose import find_starts
+from segmo.memory.conversation import Conversation, Turn, level
+from segmo.memory.known import TEXT_INSIDE, known_family
+from segmo.memory.look import Seen, Survey, look, survey
+from segmo.memory.options import MemoryOptions
+from segmo.memory.prompt import FPS, Message, Part, Script, from_outputs
+from segmo.memory.rows import SharedLayer, filled_cache
+from segmo.memory.saving import read_memory, write_memory
+from segmo.memory.stale import versions
+from segmo.memory.store import read_block, write_block
+from segmo.memory.watcher import Watcher
+from segmo.options import Options
+
+Video = str | Path | NDArray[np.uint8] | Tensor | Mapping[str, Any]
+Question = str | Sequence[int] | Tensor
+
+
+class Memory:
+    """A video's keys and values, and a conversation about it. Made by :func:`watch` and :meth:`load`.
+
+    Questions may come from other threads while the video goes on: each sees what was watched before it came.
+
+    Attributes:
+        model, processor: of transformers; the processor may be None where prompts come as ids.
+        options: how it was watched.
+        turns: of the conversation so far.
+    """
+
+    def __init__(self, model: Any, processor: Any, options: MemoryOptions, fps: float) -> None:
+        self.model, self.processor, self.options = model, processor, options
+        self.family = known_family(model)
+        self.fps = fps
+        self.script = None if processor is None else Script(processor, model.config.video_token_id, fps)
+        self._watcher: Watcher | None = None
+        self.lock = threading.RLock()
+        self.talk = Conversation()
+        self._weights = versions(model)
+        self._surveyed: Survey | None = None
+        self.identity: dict[str, Any] | None = None
+
+    # watching
+
+    def extend(self, video: Video) -> None:
+        """Watches what comes next in the video.
+
+        Args:
+            video: as for :func:`watch`: frames, a file, or a processor's outputs (where a family has no text between
+                frames). Frames that Qwen merges in pairs should come in pairs; an odd last one is shown twice.
+
+        Raises:
+            PromptError: it does not go on from what was watched.
+        """
+        with self.lock:
+            self._check_weights()
+            part = self._part(video)
+            if self._watcher is None:
+                self._watcher = Watcher(self.model, self.family, self.options, self._put, part.intervals)
+                self._watcher.begin(part.sinks)
+            self._watcher.add(part)
+            self.talk.moved()
+            self._surveyed = None
+            if self.options.folder is not None:
+                write_memory(self, self.options.folder)
+
+    def _put(self, block: Block) -> Block:
+        """A segment where the options want it."""
+        if self.options.folder is not None:
+            folder = self.options.folder
+            folder.mkdir(parents=True, exist_ok=True)
+            return read_block(folder, write_block(folder, block))
+        return block.to(torch.device("cpu")) if self.options.place == "host" else block
+
+    def _check_weights(self) -> None:
+        """Refuses to go on with weights that were written since the video was watched.
+
+        Raises:
+            CacheError: they were.
+        """
+        if self._weights != versions(self.model):
+            raise CacheError("the model's weights have changed since this video was watched; watch it again")
+
+    def _part(self, video: Video) -> Part:
+        first = self._watcher is None
+        if isinstance(video, Mapping):
+            part = from_outputs(video, self.model.config.video_token_id, self.fps)
+            if not first and self.family.model_type in TEXT_INSIDE:
+                raise PromptError(
+                    f"{self.family.model_type} writes text between frames, which a processor's outputs for a further "
+                    "part do not hold; extend with frames"
+                )
+            if first and self.script is not None:
+                self.script.learn(part)
+            start = 0.0 if self._watcher is None else self._watcher.seconds[-1] + self._watcher.each
+            return replace(part, seconds=tuple(start + at for at in part.seconds))
+        if self.script is None:
+            raise PromptError("frames need a processor; without one, hand in a processor's outputs")
+        frames = self._frames(video)
+        return self.script.first(frames) if first else self.script.more(frames)
+
+    def _frames(self, video: Any) -> NDArray[np.uint8]:
+        if isinstance(video, (str, Path)):
+            from segmo.video import read
+
+            clip = read(video, self.fps)
+            assert self.script is not None
+            self.script.fps = clip.fps
+            return clip.frames
+        frames: NDArray[np.uint8] = video.cpu().numpy() if isinstance(video, Tensor) else np.asarray(video)
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not len(frames):
+            raise PromptError(
+                f"frames are {frames.dtype} of shape {frames.shape}; they must be uint8 (T, height, width, 3), T >= 1"
+            )
+        return frames
+
+    @property
+    def watcher(self) -> Watcher:
+        """What has been watched."""
+        assert self._watcher is not None
+        return self._watcher
+
+    # asking
+
+    def ask(
+        self,
+        question: Question | Sequence[str],
+        *,
+        keep: float | None = None,
+        balance: float | None = None,
+        **generation: Any,
+    ) -> Any:
+        """The answer to a question about the video, which goes on the conversation so far.
+
+        Args:
+            question: text; a list of texts is answered in one batch, each behind the conversation, which then stays
+                as it is. Without a processor: ids of all that stands behind the video.
+            keep: fraction of the video's tokens that it sees; that of the options when None.
+            balance: likewise.
+            **generation: as for the model's ``generate``; greedy and at most 64 new tokens unless it says otherwise.
+
+        Returns:
+            The text; a list where several answers were asked for; ids, (new tokens,), without a processor.
+
+        Raises:
+            OptionError: ``keep`` or ``balance`` is out of range.
+            PromptError: the question is empty or holds the model's video token.
+        """
+        options = self.options.question(keep=keep, balance=balance)
+        several = isinstance(question, (list, tuple)) and bool(question) and isinstance(question[0], str)
+        questions: list[Any] = list(question) if several else [question]
+        with self.lock:
+            self._check_weights()
+            asked = level([self.talk.follow(self, each) for each in questions])
+            seen = [look(self.model, self._survey(), turn.words, options) for turn in asked]
+            inputs = self._inputs(asked, seen)
+        return self.talk.answer(self, asked, seen, inputs, generation, several)
+
+    def inputs(self, question: Question, keep: float | None = None, balance: float | None = None) -> dict[str, Any]:
+        """Arguments of the model's ``generate`` for one question behind the video, without the conversation.
+
+        What comes before the question in ``input_ids`` are the tokens that it sees, as many as the cache holds.
+        """
+        options = self.options.question(keep=keep, balance=balance)
+        with self.lock:
+            self._check_weights()
+            turn = Conversation().follow(self, question)
+            return self._inputs([turn], [look(self.model, self._survey(), turn.words, options)])
+
+    def cache(self, question: Question, keep: float | None = None, balance: float | None = None) -> MemoryCache:
+        """What a question sees, as a cache for ``model.generate(**inputs, past_key_values=memory.cache(question))``.
+
+        The inputs are those of the whole prompt, of which only the text behind the video is computed; without
+        ``pixel_values_videos`` the vision encoder does not run again. One prompt at a time.
+
+        Raises:
+            CacheError: the model's weights have changed.
+        """
+        options = self.options.question(keep=keep, balance=balance)
+        with self.lock:
+            self._check_weights()
+            expect_memories(self.model)
+            words = Conversation().follow(self, question).words
+            tokens = look(self.model, self._survey(), words, options).tokens
+            return MemoryCache(tokens, self.watcher, self.model.config.video_token_id)
+
+    # where it lives
+
+    def save(self, path: Path | str) -> None:
+        """Writes the memory into a folder, in place of one that is there; broken off, the old one is still whole."""
+        with self.lock:
+            self._check_weights()
+            write_memory(self, Path(path))
+
+    @classmethod
+    def load(cls, model: Any, path: Path | str, processor: Any = None, **options: Any) -> Memory:
+        """Reads a memory that :meth:`save` wrote, or that was watched with ``place="disk"``.
+
+        Args:
+            model: the one that it was made with.
+            path: the folder.
+            processor: of the model; the one that was saved with the memory when None.
+            **options: ``place``, ``folder``, ``limit``, ``keep``, ``scorer`` and ``balance`` may be others than when
+                the video was watched.
+
+        Raises:
+            CacheError: there is no memory, or it is stale: other weights, dtype, config, family, options, version of
+                SegMo, or a version of transformers that lays prompts out otherwise.
+        """
+        return read_memory(cls, model, Path(path), processor, options)
+
+    def forget(self) -> None:
+        """Begins a new conversation; the video stays."""
+        with self.lock:
+            self.talk = Conversation()
+
+    @property
+    def turns(self) -> tuple[Message, ...]:
+        """The conversation so far, as for a processor's chat template."""
+        return tuple(self.talk.turns)
+
+    def _survey(self) -> Survey:
+        """What all questions have in common; found once until the video goes on."""
+        if self._surveyed is None:
+            self._surveyed = survey(self.watcher)
+        return self._surveyed
+
+    def _inputs(self, asked: Sequence[Turn], seen: Sequence[Seen]) -> dict[str, Any]:
+        """Arguments of ``generate``: a cache with what is seen, and the rows behind it."""
+        device = self.model.device
+        held = len(seen[0].tokens)
+        longest = max(len(turn.ids) for turn in asked)
+        keys = torch.stack([each.tokens.keys for each in seen], 1)
+        values = torch.stack([each.tokens.values for each in seen], 1)
+        said = asked[0].said
+        if said is not None:
+            rows = (-1, len(asked), -1, -1, -1)
+            keys = torch.cat([keys, said[0][:, None].expand(*rows)], 3)
+            values = torch.cat([values, said[1][:, None].expand(*rows)], 3)
+        past = keys.shape[3]
+        ids = torch.zeros(len(asked), past + longest, dtype=torch.long)
+        mask = torch.ones_like(ids)
+        position = torch.zeros(self.watcher.positions.rows, *ids.shape, dtype=torch.long)
+        for row, (turn, each) in enumerate(zip(asked, seen, strict=True)):
+            pad = longest - len(turn.ids)
+            ids[row, :held] = each.tokens.ids
+            ids[row, held:past] = torch.tensor(turn.before, dtype=torch.long)
+            ids[row, past + pad :] = torch.tensor(turn.ids)
+            mask[row, past : past + pad] = 0
+            first = self.watcher.behind + len(turn.before)
+            position[:, row, past + pad :] = torch.arange(first, first + len(turn.ids))
+        return {
+            "input_ids": ids.to(device),
+            "attention_mask": mask.to(device),
+            "position_ids": (position if len(position) > 1 else position[0]).to(device),
+            "past_key_values": filled_cache(keys, values, SharedLayer),
+        }
+
+    # what there is
+
+    def summary(self) -> dict[str, Any]:
+        """Counts and bytes.
+
+        Returns:
+            ``frames`` (of the language model), ``seconds`` of video, ``segments``, ``scenes``, ``tokens`` of the prompt
+            up to the end of the video, ``video_tokens`` among them, ``held_tokens`` and ``held_video_tokens`` that are
+            remembered, ``bytes`` of keys, values and features, ``bytes_per_second`` of video, ``place``, ``turns``.
+        """
+        with self.lock:
+            watcher = self.watcher
+            held = watcher.held()
+            size = sum(block.bytes for block in held)
+            seconds = watcher.duration
+            return {
+                "frames": len(watcher.similarity),
+                "seconds": seconds,
+                "segments": len(watcher.borders),
+                "scenes": len(find_starts(watcher.similarity)),
+                "tokens": self.watcher.length,
+                "video_tokens": self.watcher.video_tokens,
+                "held_tokens": sum(map(len, held)),
+                "held_video_tokens": sum(block.video for block in held),
+                "bytes": size,
+                "bytes_per_second": size / seconds,
+                "place": self.options.place,
+                "turns": len(self.talk.turns),
+            }
+
+    def __repr__(self) -> str:
+        known = self.summary()
+        return (
+            f"Memory({known['seconds']:.1f} s of video, {known['held_video_tokens']:,} of {known['video_tokens']:,} "
+            f"video tokens in {known['segments']} segments, {known['bytes'] / 1e6:.1f} MB on {known['place']})"
+        )
+
+
+def watch(
+    model: Any,
+    processor: Any,
+    video: Video,
+    *,
+    fps: float | None = None,
+    watch_keep: float = 1.0,
+    place: str = "device",
+    folder: Path | str | None = None,
+    limit: int | None = None,
+    longest: int | None = None,
+    **options: Any,
+) -> Memory:
+    """Watches a video once: its keys and values, from which every question takes what it is about.
+
+    A video token sees the text in front of the video, its own segment up to itself, and a context that does not depend
+    on any question: the last ``tails`` frames of the segments before, and the first frames of the ``context`` most
+    novel scenes before. Rows behind the video see the text in front of it, what CAS chooses for them, and each other.
+
+    Args:
+        model: of transformers, of a known family; it stays as it is, compiled or not.
+        processor: its processor; None if prompts come as a processor's outputs and as ids.
+        video: a file, frames (T, height, width, 3) uint8, or a processor's outputs for a prompt with this video.
+        fps: frames per second of the frames, or to sample from a file; 2 when None.
+        watch_keep: fraction of each segment's video tokens that is remembered, the newest ones, whatever is asked.
+        place: where keys, values and features are kept: "device" (the model's), "host" or "disk".
+        folder: of a memory on disk.
+        limit: bytes of the memory, at most: the recent half stays whole, older segments are thinned by novelty.
+        longest: frames after which a segment ends without a cut.
+        **options: keep, segments, context, tails, scorer, balance of :class:`segmo.options.Options`.
+
+    Raises:
+        OptionError: a wrong option, or a model of another family.
+        PromptError: the video cannot be watched: not one video, or images beside it.
+    """
+    chosen = MemoryOptions(
+        Options.parse(options), watch_keep, place, None if folder is None else Path(folder), limit, longest
+    )
+    memory = Memory(model, processor, chosen, FPS if fps is None else fps)
+    memory.extend(video)
+    return memory

@@ -1,0 +1,94 @@
+"""Rows through the decoder behind keys that they may see: how a memory is watched.
+
+What tokens of one segment may see is everything in front of them that is not hidden (sinks, context, their own
+segment so far), and among themselves what a causal mask says. So they are a chunk of a prefill behind a cache that
+holds nothing else, and the decoder runs as its authors wrote it, with whatever attention it was loaded with. No mask
+over the prompt is ever built, and the rows of one segment cost the same after an hour as after a minute.
+
+Legend: T rows, V video tokens among them, P keys of the past, L decoder layers, G key/value heads, D head size, H
+hidden size, R rows of position ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+ROWS = 4096  # rows of a forward, at most
+
+
+def decoder_of(model: Any) -> Any:
+    """The language model inside a Video LLM."""
+    return model.base_model.language_model
+
+
+class SharedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
+    """A layer whose rows are repeated when the rows that come are: beams and several answers to one question."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """As transformers' own."""
+        rows, here = key_states.shape[0], self.keys.shape[0] if self.is_initialized else key_states.shape[0]
+        if rows != here and rows % here == 0:
+            self.batch_repeat_interleave(rows // here)
+        return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+def filled_cache(keys: Tensor, values: Tensor, kind: type[DynamicLayer] = DynamicLayer) -> DynamicCache:
+    """A cache that holds keys and values (L, B, G, P, D)."""
+    cache: Any = DynamicCache()
+    for key, value in zip(keys, values, strict=True):
+        layer = kind()
+        if key.shape[2]:
+            layer.update(key, value)
+        cache.layers.append(layer)
+    return cache  # type: ignore[no-any-return]
+
+
+@torch.no_grad()
+def run_rows(
+    model: Any,
+    embeds_TH: Tensor,
+    position_RT: Tensor,
+    past: tuple[Tensor, Tensor] | None,
+    video_T: Tensor,
+    deepstack: Sequence[Tensor] = (),
+) -> tuple[Tensor, Tensor]:
+    """Keys and values (L, G, T, D) of rows that see a past and, causally, each other.
+
+    Args:
+        model: of a known family.
+        embeds_TH: token embeddings, video features in their places.
+        position_RT: position ids, (3, T) with M-RoPE and (1, T) without.
+        past: keys and values (L, G, P, D) of what all of the rows see; None for nothing.
+        video_T: True at video tokens, (T,) bool.
+        deepstack: features (V, H) that are added behind the first layers at video tokens.
+    """
+    device, total = embeds_TH.device, embeds_TH.shape[0]
+    before = 0 if past is None else past[0].shape[2]
+    cache: Any = DynamicCache() if past is None else filled_cache(past[0][:, None], past[1][:, None])
+    done = 0
+    for start in range(0, total, ROWS):
+        rows = slice(start, min(start + ROWS, total))
+        video = video_T[rows].to(device)
+        count = int(video.sum())
+        extra: dict[str, Any] = {}
+        if deepstack and count:
+            extra["visual_pos_masks"] = video[None]
+            extra["deepstack_visual_embeds"] = [layer[done : done + count] for layer in deepstack]
+        done += count
+        position = position_RT[:, rows].to(device)
+        decoder_of(model)(
+            inputs_embeds=embeds_TH[None, rows],
+            position_ids=position if position.shape[0] == 1 else position[:, None],
+            past_key_values=cache,
+            use_cache=True,
+            **extra,
+        )
+    keys = torch.stack([layer.keys[0, :, before:] for layer in cache.layers])
+    values = torch.stack([layer.values[0, :, before:] for layer in cache.layers])
+    return keys, values

@@ -1,0 +1,143 @@
+"""A memory as a folder, and back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segmo.errors import CacheError, OptionError
+from segmo.memory.block import Block
+from segmo.memory.known import known_family
+from segmo.memory.options import READ, MemoryOptions
+from segmo.memory.stale import check, identity
+from segmo.memory.store import read_block, read_index, read_tensors, write_block, write_index, write_tensors
+from segmo.memory.watcher import Watcher
+from segmo.options import Options
+
+PROCESSOR = "processor"
+# Lists and counts of a watcher, its detector, its positions and its script, as JSON holds them.
+_WATCHER = ("borders", "starts", "similarity", "freshness", "seconds", "each", "tokens", "video")
+_DETECTOR = ("sharpest", "length", "frames")
+_POSITIONS = ("next", "start", "frames")
+_SCRIPT = ("fps", "head", "lead", "sampled", "grid")
+# What was decided when the video was watched; the other options are a question's or say where the memory lives.
+WATCHED = ("segments", "context", "tails")
+
+
+def write_memory(memory: Any, folder: Path) -> None:
+    """Writes a memory; files of segments that are in the folder already stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    watcher, script = memory.watcher, memory.script
+    memory.identity = memory.identity or identity(memory.model, memory.family)
+    tensors = {"last": watcher.last} if watcher.last is not None else {}
+    if script is not None and script.last is not None:
+        tensors["frames"] = torch.from_numpy(script.last)
+    names = {
+        "sinks": [write_block(folder, watcher.sinks)],
+        "closed": [write_block(folder, block) for block in watcher.closed],
+        "open": [write_block(folder, block) for block in watcher.open],
+        "tail": [write_block(folder, watcher.tail)] if watcher.tail is not None else [],
+        "state": [write_tensors(folder, tensors)],
+    }
+    options = memory.options
+    index = {
+        "identity": memory.identity,
+        "files": names,
+        "options": {name: options.options.as_dict()[name] for name in READ},
+        "watch_keep": options.watch_keep,
+        "longest": options.longest,
+        "limit": options.limit,
+        "fps": memory.fps,
+        "watcher": {name: getattr(watcher, name) for name in _WATCHER},
+        "detector": {name: getattr(watcher.detector, name) for name in _DETECTOR}
+        | {"recent": list(watcher.detector.recent)},
+        "positions": {name: getattr(watcher.positions, name) for name in _POSITIONS},
+        "intervals": {name: torch.as_tensor(value).tolist() for name, value in watcher.positions.intervals.items()},
+        "script": None if script is None else {name: getattr(script, name) for name in _SCRIPT},
+        "turns": list(memory.turns),
+        "summary": memory.summary(),
+    }
+    if script is not None and not (folder / PROCESSOR).exists():
+        script.processor.save_pretrained(folder / PROCESSOR)
+    write_index(folder, index, [name for group in names.values() for name in group])
+
+
+def read_memory(kind: Any, model: Any, folder: Path, processor: Any, given: dict[str, Any]) -> Any:
+    """See :meth:`segmo.Memory.load`."""
+    index = read_index(folder)
+    here = identity(model, known_family(model))
+    check(index["identity"], here, str(folder))
+    options = _options(index, folder, given)
+    if processor is None and index["script"] is not None:
+        from transformers import AutoProcessor
+
+        load: Any = AutoProcessor
+        processor = load.from_pretrained(folder / PROCESSOR, local_files_only=True)
+    memory: Any = kind(model, processor if index["script"] is not None else None, options, index["fps"])
+    memory.identity = here
+    intervals = {name: torch.tensor(value) for name, value in index["intervals"].items()}
+    watcher = memory._watcher = Watcher(model, memory.family, options, memory._put, intervals)
+    for name in _WATCHER:
+        setattr(watcher, name, index["watcher"][name])
+    for name in _DETECTOR:
+        setattr(watcher.detector, name, index["detector"][name])
+    watcher.detector.recent.extend(index["detector"]["recent"])
+    for name in _POSITIONS:
+        setattr(watcher.positions, name, index["positions"][name])
+    files = index["files"]
+    device = model.device
+
+    def blocks(name: str, where: torch.device | None) -> list[Block]:
+        found = [read_block(folder, file) for file in files[name]]
+        return found if where is None else [replace(_copied(block).to(where), file=block.file) for block in found]
+
+    kept = {"device": device, "host": torch.device("cpu"), "disk": None}[options.place]
+    (watcher.sinks,) = blocks("sinks", device)
+    watcher.closed, watcher.open = blocks("closed", kept), blocks("open", device)
+    watcher.tail = next(iter(blocks("tail", device)), None)
+    state = read_tensors(folder / files["state"][0])
+    watcher.last = state["last"].to(device) if "last" in state else None
+    if memory.script is not None:
+        for name in _SCRIPT:
+            setattr(memory.script, name, index["script"][name])
+        memory.script.grid = memory.script.grid and tuple(memory.script.grid)  # type: ignore[assignment]
+        memory.script.last = state["frames"].clone().numpy() if "frames" in state else None
+    memory.talk.turns = index["turns"]
+    return memory
+
+
+def _copied(block: Block) -> Block:
+    """A block whose tensors are no part of a file any more."""
+    return replace(block, keys=block.keys.clone(), values=block.values.clone(), features=block.features.clone())
+
+
+def _options(index: dict[str, Any], folder: Path, given: dict[str, Any]) -> MemoryOptions:
+    """The options that a memory was watched with, and those that may be others.
+
+    Raises:
+        CacheError: one of those that the keys depend on is another.
+        OptionError: there is no such option.
+    """
+    saved = dict(index["options"])
+    for name, value in (saved | {key: index[key] for key in ("watch_keep", "longest")}).items():
+        if name in given and (name in WATCHED or name not in saved) and given[name] != value:
+            raise CacheError(
+                f"{folder} is stale: it was watched with {name}={value!r}, not {given[name]!r}; watch the video again"
+            )
+    own = {"place", "folder", "limit", "watch_keep", "longest"}
+    for name in given:
+        if name not in own and name not in READ:
+            raise OptionError(f"a memory has no option {name!r}; it takes {', '.join((*READ, *sorted(own)))}")
+    place = given.get("place", "device")
+    where = given.get("folder", folder if place == "disk" else None)
+    return MemoryOptions(
+        Options.parse(saved | {name: value for name, value in given.items() if name in READ}),
+        index["watch_keep"],
+        place,
+        None if where is None else Path(where),
+        given.get("limit", index["limit"]),
+        index["longest"],
+    )

@@ -1,0 +1,99 @@
+"""What a memory on disk depends on. One that was made under other conditions is refused by name, never read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segmo.errors import CacheError
+from segmo.families import Family
+from segmo.memory.known import TEXT_INSIDE
+from segmo.memory.positions import Positions
+
+FORMAT = 1  # raised whenever the same video and options would give another memory
+_NO_MATTER = ("transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype", "use_cache")
+_WORDS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
+
+
+def identity(model: Any, family: Family) -> dict[str, Any]:
+    """All that keys and values of a video come from, beside the video and the options."""
+    return {
+        "format": FORMAT,
+        "family": family.model_type,
+        "dtype": str(model.dtype),
+        "config": hashlib.sha256(json.dumps(_config(model), sort_keys=True, default=str).encode()).hexdigest(),
+        "weights": weights(model),
+        "layout": layout(model, family),
+    }
+
+
+def check(saved: dict[str, Any], here: dict[str, Any], where: str) -> None:
+    """Refuses a memory that was made otherwise.
+
+    Raises:
+        CacheError: it names what differs.
+    """
+    told = {
+        "format": "it was written by another version of SegMo",
+        "family": "it was made by a model of the family {}",
+        "dtype": "it was made in {}",
+        "config": "it was made by a model with another config",
+        "weights": "it was made by a model with other weights",
+        "layout": "transformers lays positions out otherwise than when it was made",
+    }
+    for name, why in told.items():
+        if saved.get(name) != here[name]:
+            raise CacheError(f"{where} is stale: {why.format(saved.get(name))}; watch the video again")
+
+
+def weights(model: Any) -> str:
+    """Changes with any one weight: the sum of every tensor's bits and of its first values' places."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {_sum(tensor.detach())}\n".encode())
+    return found.hexdigest()
+
+
+def _sum(tensor: Tensor) -> tuple[int, int]:
+    flat = tensor.contiguous().flatten()
+    words = flat.view(_WORDS[flat.dtype]) if flat.dtype in _WORDS else flat.to(torch.int64)
+    head = words[:4096].to(torch.int64)
+    return int(words.sum(dtype=torch.int64)), int((head * torch.arange(1, len(head) + 1, device=head.device)).sum())
+
+
+def layout(model: Any, family: Family) -> str:
+    """The positions that a small prompt gets: text, a video, further frames of it, text."""
+    if not family.mrope:
+        return "1-D"
+    merge = model.config.vision_config.spatial_merge_size
+    positions = Positions(model, True, {})
+    found = [positions.begin(3)]
+    for frames in (5, 2):
+        video = torch.ones(frames * 6, dtype=torch.bool)
+        if family.model_type in TEXT_INSIDE:
+            video = torch.tensor([False, False, *[True] * 6]).repeat(frames)
+        found.append(positions.add(video, (frames, 2 * merge, 3 * merge)))
+    return hashlib.sha256(str([*(x.tolist() for x in found), positions.next]).encode()).hexdigest()
+
+
+def _config(model: Any) -> Any:
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items() if key not in _NO_MATTER}
+        return value
+
+    return plain(model.config.to_dict())
+
+
+def versions(model: Any) -> int:
+    """Changes when a weight is written in place; cheap."""
+    return hash(tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters()))

@@ -1,0 +1,93 @@
+"""A memory in a folder: one file per segment, and an index that names what belongs together.
+
+A file is written under a name of its own and moved into place when it is whole; the index comes last, in one move. So
+whatever is broken off leaves the folder as it was before, or as it is afterwards, with files that nobody names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from segmo.errors import CacheError
+from segmo.memory.block import Block
+
+INDEX = "memory.json"
+SUFFIX = ".safetensors"
+
+
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Tensors in a new file of a folder; its name."""
+    name = f"{uuid.uuid4().hex}{SUFFIX}"
+    partial = folder / f"{name}.partial"
+    save_file({key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}, partial)
+    _sync(partial)
+    partial.replace(folder / name)
+    return name
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a file, memory-mapped.
+
+    Raises:
+        CacheError: it is not there, or broken.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  # it is no dictionary
+    except Exception as error:
+        raise CacheError(f"{path} cannot be read ({error}); watch the video again") from error
+
+
+def write_block(folder: Path, block: Block) -> str:
+    """A block in a folder; the name of its file."""
+    if block.file is not None and block.file.parent == folder.resolve():
+        return block.file.name
+    return write_tensors(folder, {name: getattr(block, name) for name in _NAMES})
+
+
+def read_block(folder: Path, name: str) -> Block:
+    """A block of a folder, memory-mapped."""
+    path = folder.resolve() / name
+    return replace(Block(**read_tensors(path)), file=path)
+
+
+_NAMES = [field.name for field in fields(Block) if field.name != "file"]
+
+
+def write_index(folder: Path, index: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Puts the index in place, then takes away files that it does not name."""
+    partial = folder / f"{INDEX}.{uuid.uuid4().hex}.partial"
+    partial.write_text(json.dumps(index), encoding="utf-8")
+    _sync(partial)
+    partial.replace(folder / INDEX)
+    for path in folder.iterdir():
+        if path.name not in names and (path.suffix == SUFFIX or path.name.endswith(".partial")):
+            path.unlink(missing_ok=True)
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The index of a folder.
+
+    Raises:
+        CacheError: there is none.
+    """
+    try:
+        found: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CacheError(f"{folder} holds no memory ({error})") from error
+    return found
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

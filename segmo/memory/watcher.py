@@ -1,0 +1,336 @@
+"""Watching: a video's tokens through the decoder, segment by segment, and what is remembered of them.
+
+A token sees the text in front of the video, its own segment up to itself, and the context: the last frames of the
+segments before, and the first frames of the most novel scenes before. All of that is known when the token comes, so
+the memory is the same however its frames were handed in, and a segment costs the same whenever it comes.
+
+Legend: T tokens, V video tokens, F frames, H hidden size, P keys of the past.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segmo.errors import OptionError
+from segmo.families import Family
+from segmo.memory.block import Block, columns, join
+from segmo.memory.choose import dense_scenes, keep_tokens, novelty_inside, scene_of
+from segmo.memory.features import encode
+from segmo.memory.options import MemoryOptions
+from segmo.memory.positions import Positions
+from segmo.memory.prompt import Part
+from segmo.memory.rows import run_rows
+from segmo.memory.scenes import SceneDetector
+from segmo.runtime.features import scan_tokens
+from segmo.runtime.layout import SINK, video_layout
+from segmo.runtime.segments import context_tokens, partition_frames
+
+Put = Callable[[Block], Block]
+
+RECENT = 0.5  # of a limited memory, for segments that are whole
+SLACK = 0.125  # of a limited memory, which is freed at a time
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokens of a part of the video, in front of the decoder."""
+
+    ids: Tensor
+    frame: Tensor
+    cell: Tensor
+    novelty: Tensor
+    position: Tensor
+    features: Tensor
+    deepstack: list[Tensor]
+
+    def only(self, start: int, end: int) -> Rows:
+        """The tokens from ``start`` to ``end``."""
+        before, inside = (int((self.cell[a:b] >= 0).sum()) for a, b in ((0, start), (start, end)))
+        rows, video = slice(start, end), slice(before, before + inside)
+        return Rows(
+            self.ids[rows],
+            self.frame[rows],
+            self.cell[rows],
+            self.novelty[rows],
+            self.position[:, rows],
+            self.features[video],
+            [layer[video] for layer in self.deepstack],
+        )
+
+
+class Watcher:
+    """Takes parts of one video in order.
+
+    Attributes:
+        put: takes a segment that is over, and gives it back where it is kept.
+        sinks: the text in front of the video.
+        closed: segments that are over, as they are remembered.
+        open: the segment that goes on, whole.
+        tail: tokens that a family puts behind a video.
+        borders: first frame of each segment.
+        starts: first frame of each scene, as :class:`SceneDetector` found it.
+        similarity, freshness: of each frame to the one before, and how new its tokens are on average.
+        seconds: when each frame is shown.
+        each: seconds that a frame is shown.
+        last: features of the last frame.
+        tokens: that the prompt has up to now, without the tail.
+        video: video tokens among them.
+    """
+
+    def __init__(self, model: Any, family: Family, options: MemoryOptions, put: Put, intervals: dict[str, Any]) -> None:
+        self.model, self.family, self.options, self.put = model, family, options, put
+        self.positions = Positions(model, family.mrope, intervals)
+        self.detector = SceneDetector(options.longest)
+        self.closed: list[Block] = []
+        self.open: list[Block] = []
+        self.tail: Block | None = None
+        self.borders: list[int] = []
+        self.starts: list[int] = []
+        self.similarity: list[float] = []
+        self.freshness: list[float] = []
+        self.seconds: list[float] = []
+        self.each = 0.0
+        self.tokens = self.video = 0
+        self.last: Tensor | None = None
+        self.sinks: Block
+        self._past: Block | None = None
+
+    def begin(self, ids: Tensor) -> None:
+        """Reads the text in front of the video. A prompt that begins with the video has none."""
+        flat = torch.full_like(ids, SINK)
+        hidden = self.model.get_input_embeddings().weight
+        rows = Rows(
+            ids,
+            flat,
+            flat,
+            torch.zeros(len(ids)),
+            self.positions.begin(len(ids)),
+            hidden.new_empty(0, hidden.shape[1]),
+            [],
+        )
+        self.tokens = len(ids)
+        self.sinks = self._run(rows, None, 0)
+
+    # a part of the video
+
+    def add(self, part: Part) -> None:
+        """Watches the next frames.
+
+        Raises:
+            OptionError: segments were counted for a video that was whole.
+        """
+        mode = str(self.options.options.segments)
+        counted = mode != "scene" and not self.options.whole
+        if counted and self.borders:
+            raise OptionError(
+                f"segments={mode} cuts a whole video, so it cannot go on with further frames; watch it with "
+                'segments="scene" or segments=1'
+            )
+        rows, similarity_F = self._rows(part)
+        trailing = self.family.trailing
+        length = len(rows.ids) - trailing
+        body, first = rows.only(0, length), len(self.similarity)
+        self._note(body, similarity_F, part.seconds)
+        self.each = part.each
+        starts = self.detector.starts((1 - similarity_F).tolist())
+        self.starts += starts
+        if counted:
+            starts = self._counted(body.frame, mode)
+        elif self.options.whole:
+            starts = [0] if first == 0 else []
+        for start, end in _pieces(body.frame, starts):
+            if int(body.frame[start]) in starts:
+                self._close()
+                self.borders.append(int(body.frame[start]))
+            piece = body.only(start, end)
+            self.open.append(self._run(piece, self._visible(), self.tokens))
+            self.tokens += end - start
+        self.video += len(body.features)
+        self.tail = self._run(rows.only(length, len(rows.ids)), self._visible(), self.tokens) if trailing else None
+
+    def _rows(self, part: Part) -> tuple[Rows, Tensor]:
+        """The tokens of a part, and how alike each frame is to the one before, (F,)."""
+        video_T = part.ids == self.model.config.video_token_id
+        features, deepstack = encode(self.model, part.pixels, self.family.trailing)
+        weight = self.model.get_input_embeddings().weight
+        features = features.to(weight.device, weight.dtype)
+        position = self.positions.add(video_T, part.grid)
+        if not self.family.mrope:
+            self.positions.next -= self.family.trailing
+        cells = self.family.cells_per_frame(self.model.config) if self.family.cells_per_frame else 0
+        mrope = position[:, None] if self.family.mrope else None
+        frame, cell = (x[0] for x in video_layout(video_T[None], mrope, cells, self.family.trailing))
+        places = video_T.nonzero()[:, 0]
+        body = places[: len(places) - self.family.trailing]
+        novelty = video_T.float()  # what stands behind the frames is new
+        novelty[body], similarity_F = self._scan(features[: len(body)], frame[body], cell[body])
+        frame = frame + len(self.similarity)
+        return Rows(part.ids, frame, cell, novelty, position, features, deepstack), similarity_F
+
+    def _scan(self, features: Tensor, frame_V: Tensor, cell_V: Tensor) -> tuple[Tensor, Tensor]:
+        """Novelty of the video tokens, and similarity of the frames, with the frame before them in front."""
+        last = features[:0] if self.last is None else self.last
+        before, frames = int(len(last) > 0), int(frame_V[-1]) + 1
+        self.last = features[frame_V == frames - 1]
+        first = torch.zeros(frames + before, dtype=torch.bool)
+        first[0] = True
+        both = torch.cat([last, features])
+        frame = torch.cat([torch.zeros(len(last), dtype=torch.long), frame_V + before])
+        cell = torch.cat([torch.arange(len(last)), cell_V])
+        at = torch.arange(len(both))
+        where = both.device
+        novelty, similarity = scan_tokens(both, at.to(where), frame.to(where), cell.to(where), first.to(where))
+        return novelty[len(last) :].cpu(), similarity[before:].cpu()
+
+    def _note(self, body: Rows, similarity_F: Tensor, seconds: Sequence[float]) -> None:
+        video = body.cell >= 0
+        local = body.frame[video] - len(self.similarity)
+        total = torch.zeros(len(similarity_F)).index_add_(0, local, body.novelty[video])
+        self.freshness += (total / torch.bincount(local)).tolist()
+        self.similarity += similarity_F.tolist()
+        self.seconds += seconds
+
+    def _counted(self, frame_T: Tensor, mode: str) -> list[int]:
+        """First frame of each segment where segments are counted: scenes merged or split, or equal shares."""
+        frames, tokens = torch.unique_consecutive(frame_T, return_counts=True)
+        scenes = scene_of(frames, torch.tensor(self.starts))
+        segments = partition_frames(scenes.tolist(), tokens.tolist(), mode)
+        return [frame for frame, number in enumerate(segments) if frame == 0 or number != segments[frame - 1]]
+
+    # what rows see
+
+    def _run(self, rows: Rows, past: Sequence[Block] | None, at: int) -> Block:
+        """Rows through the decoder."""
+        video = rows.cell >= 0
+        embed = self.model.get_input_embeddings()
+        device = embed.weight.device
+        embeds = embed(rows.ids.to(device)).detach()
+        embeds[video.to(device)] = rows.features
+        seen = None
+        if past is not None and sum(map(len, past)):
+            seen = tuple(torch.cat([getattr(b, name) for b in past], 2).to(device) for name in ("keys", "values"))
+        keys, values = run_rows(self.model, embeds, rows.position, seen, video, rows.deepstack)  # type: ignore[arg-type]
+        places = torch.arange(at, at + len(rows.ids))
+        return Block(rows.ids, places, rows.frame, rows.cell, rows.novelty, rows.position, rows.features, keys, values)
+
+    def _visible(self) -> list[Block]:
+        """What rows of the open segment see."""
+        if self._past is None:
+            self._past = join([self.sinks, *self._context()])
+        return [self._past, *self.open]
+
+    def _context(self) -> list[Block]:
+        """The context tokens among the segments that are over."""
+        if not self.closed:
+            return []
+        options, known = self.options.options, columns(self.closed)
+        frame, coming = known["frame"], torch.tensor([len(self.similarity)])
+        scene = scene_of(frame, torch.tensor(self.starts))
+        segment = scene_of(frame, torch.tensor(self.borders))
+        novelty_S = torch.tensor([*(self.freshness[start] for start in self.starts[: int(scene[-1]) + 1]), -torch.inf])
+        flags = context_tokens(
+            torch.cat([frame, coming])[None],
+            torch.cat([scene, scene[-1:] + 1])[None],
+            torch.cat([segment, segment[-1:] + 1])[None],
+            novelty_S[None],
+            options.context,
+            options.tails,
+        )[0, :-1]
+        found, start = [], 0
+        for block in self.closed:
+            index = flags[start : start + len(block)].nonzero()[:, 0]
+            start += len(block)
+            if len(index):
+                found.append(block.only(index))
+        return found
+
+    # what is remembered
+
+    def _close(self) -> None:
+        """The open segment is over: its most novel tokens are remembered, and old segments make room."""
+        if self.open:
+            self.closed.append(self.put(self.remembered(join(self.open))))
+            self.open = []
+        self._past = None
+        self._thin_old()
+
+    def remembered(self, block: Block) -> Block:
+        """What is remembered of a segment: ``watch_keep`` of its video tokens, and its text."""
+        share = self.options.watch_keep
+        return block if share == 1 else self._thinned(block, int(share * block.video))
+
+    def _thinned(self, block: Block, total: int, old: bool = False) -> Block:
+        """All text and ``total`` video tokens, by novelty; at least one of each scene, but for ``old`` ones."""
+        scene, known = dense_scenes(scene_of(block.frame, torch.tensor(self.starts)), block.cell)
+        if total < len(known):  # more scenes than a limited memory has room for: neighbours count as one
+            least = min(len(known), max(total, 1)) if old else len(known)
+            scene = torch.where(scene < 0, scene, scene * least // len(known))
+            known, total = known[:least], least
+        total = min(total, block.video)
+        blind = torch.zeros(len(known))
+        novelty = novelty_inside(block.features, block.novelty, block.frame, block.cell, scene)
+        return block.only(keep_tokens(novelty, block.frame, block.cell, scene, blind, total, 0.0))
+
+    @property
+    def behind(self) -> int:
+        """Position of the first token behind the video."""
+        return self.positions.next + self._tail
+
+    @property
+    def duration(self) -> float:
+        """Seconds of video."""
+        return self.seconds[-1] - self.seconds[0] + self.each
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt up to the end of the video."""
+        return self.tokens + self._tail
+
+    @property
+    def video_tokens(self) -> int:
+        """Those of them that are the video's."""
+        return self.video + self._tail
+
+    @property
+    def _tail(self) -> int:
+        return 0 if self.tail is None else len(self.tail)
+
+    def held(self) -> list[Block]:
+        """What a question may see, in order: sinks, segments, and the end of the video."""
+        now = self.open if self.options.watch_keep == 1 or not self.open else [self.remembered(join(self.open))]
+        return [self.sinks, *self.closed, *now, *([self.tail] if self.tail is not None else [])]
+
+    def _thin_old(self) -> None:
+        """Brings the segments that are over below the limit: recent ones stay whole, old ones are thinned together."""
+        limit = self.options.limit
+        if limit is None or sum(block.bytes for block in self.closed) <= limit:
+            return
+        recent, size = len(self.closed), 0
+        while recent > 0 and size + self.closed[recent - 1].bytes <= RECENT * limit:
+            recent -= 1
+            size += self.closed[recent].bytes
+        old = join(self.closed[:recent])
+        room = (1 - SLACK) * limit - size
+        each = old.bytes / len(old)
+        text = len(old) - old.video
+        thinned = self._thinned(old, max(0, int(room / each) - text), old=True)
+        self.closed[:recent] = [self.put(_without_lone_text(thinned))]
+
+
+def _pieces(frame_T: Tensor, starts: Sequence[int]) -> list[tuple[int, int]]:
+    """Runs of tokens that belong to one segment each."""
+    new = torch.isin(frame_T, torch.tensor(starts, dtype=frame_T.dtype))
+    new[1:] &= frame_T[1:] != frame_T[:-1]
+    places = sorted({0, *new.nonzero()[:, 0].tolist()})
+    return list(zip(places, [*places[1:], len(frame_T)], strict=True))
+
+
+def _without_lone_text(block: Block) -> Block:
+    """A block without the text of frames of which nothing is left."""
+    left = torch.unique(block.frame[block.cell >= 0])
+    return block.only(((block.cell >= 0) | torch.isin(block.frame, left)).nonzero()[:, 0])

@@ -1,0 +1,262 @@
+"""A memory against its contract: one forward of the unmodified model with a dense mask, and the identities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from memory_reference import frames_of, head_novelty, memory_mask, reference_logits
+from models import CELLS, FAMILIES, VIDEO, build, prompt
+from torch import Tensor
+
+import segmo
+from segmo.errors import OptionError, PromptError
+from segmo.memory.look import Seen, look, survey
+
+MODELS: dict[str, Any] = {}
+
+
+def model_of(family: str) -> Any:
+    """One model of each family for the whole module; a memory changes nothing about it."""
+    if family not in MODELS:
+        MODELS[family] = build(family)
+    return MODELS[family]
+
+
+def question_of(inputs: dict[str, Tensor]) -> Tensor:
+    """The ids behind the last video token."""
+    ids = inputs["input_ids"][0]
+    return ids[int((ids == VIDEO).nonzero()[-1]) + 1 :]
+
+
+def generate(model: Any, inputs: dict[str, Any], tokens: int = 4, **more: Any) -> tuple[Tensor, Tensor]:
+    """Greedy ids behind the prompt, and the logits of the first of them."""
+    found = model.generate(
+        **inputs, max_new_tokens=tokens, do_sample=False, return_dict_in_generate=True, output_logits=True, **more
+    )
+    return found.sequences[:, inputs["input_ids"].shape[1] :], found.logits[0]
+
+
+def chosen_by(memory: segmo.Memory, question: Tensor) -> Seen:
+    """What a question sees under a memory's own options."""
+    return look(memory.model, survey(memory.watcher), question.tolist(), memory.options.options)
+
+
+def error(out: Tensor, reference: Tensor) -> float:
+    """||out - reference|| / ||reference||."""
+    return float((out - reference).norm() / reference.norm())
+
+
+def mask_of(family: str, memory: segmo.Memory, inputs: dict[str, Tensor], chosen: Tensor) -> Tensor:
+    """The contract's mask for a memory: only where segments and scenes begin is taken from it."""
+    watcher, cells, trailing = memory.watcher, CELLS[family], int(family == "llava_onevision")
+    features = torch.cat([block.features for block in watcher.held()])
+    return memory_mask(
+        frames_of(inputs["input_ids"][0].tolist(), cells, trailing),
+        watcher.borders,
+        watcher.starts,
+        {start: head_novelty(features, cells, start) for start in watcher.starts},
+        memory.options.options.context,
+        memory.options.options.tails,
+        set(chosen.tolist()),
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_everything_remembered_in_one_segment_is_the_model(family: str) -> None:
+    model, inputs = model_of(family), prompt(family, frames=9)
+    ids, logits = generate(model, inputs)
+    memory = segmo.watch(model, None, inputs, segments=1, keep=1.0, watch_keep=1.0)
+    again, found = generate(model, memory.inputs(question_of(inputs)))
+    assert torch.equal(again, ids)
+    assert error(found, logits) < 1e-5
+    assert torch.equal(memory.ask(question_of(inputs), max_new_tokens=4), ids[0])
+
+
+@given(
+    family=st.sampled_from(FAMILIES),
+    frames=st.integers(1, 13),
+    seed=st.integers(0, 5),
+    keep=st.sampled_from([0.05, 0.25, 0.6, 1.0]),
+    context=st.integers(0, 3),
+    tails=st.integers(0, 2),
+    segments=st.sampled_from(["scene", 1, 2, 3, "equal:4"]),
+)
+@settings(max_examples=40)
+def test_a_question_equals_the_dense_mask_run_eagerly(
+    family: str, frames: int, seed: int, keep: float, context: int, tails: int, segments: Any
+) -> None:
+    model, inputs = model_of(family), prompt(family, frames=frames, seed=seed)
+    memory = segmo.watch(model, None, inputs, keep=keep, context=context, tails=tails, segments=segments)
+    given = memory.inputs(question_of(inputs))
+    _, logits = generate(model, given, 1)
+    seen = chosen_by(memory, question_of(inputs))
+    assert seen.tokens.video == int(keep * memory.summary()["video_tokens"])
+    mask = mask_of(family, memory, inputs, seen.tokens.at)
+    assert error(logits, reference_logits(model, inputs, mask)) < 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_choice_is_that_of_the_prefill(family: str, fresh_dynamo: None) -> None:
+    model, inputs = build(family), prompt(family, frames=9)
+    memory = segmo.watch(model, None, inputs, keep=0.4)
+    seen = chosen_by(memory, question_of(inputs))
+    segmo.compile(model, keep=0.4)
+    generate(model, inputs, 1)
+    prefill = segmo.last_report().prefill
+    assert prefill is not None
+    assert prefill.index is not None
+    assert seen.tokens.at.tolist() == prefill.index[0, : len(seen.tokens)].tolist()
+
+
+def test_a_second_question_sees_the_first_and_its_answer() -> None:
+    model, inputs = model_of("qwen2_5_vl"), prompt("qwen2_5_vl", frames=9)
+    memory = segmo.watch(model, None, inputs, keep=0.3)
+    first, second = question_of(inputs), torch.tensor([21, 22, 23])
+    answer = memory.ask(first, max_new_tokens=3)
+    seen = [chosen_by(memory, words).tokens.at for words in (first, second)]
+    found = memory.ask(second, max_new_tokens=1)
+    whole = dict(inputs)
+    whole["input_ids"] = torch.cat([inputs["input_ids"], answer[None], second[None]], 1)
+    whole["attention_mask"] = torch.ones_like(whole["input_ids"])
+    whole["mm_token_type_ids"] = torch.where(whole["input_ids"] == VIDEO, 2, 0)
+    mask = mask_of("qwen2_5_vl", memory, whole, seen[0])
+    turn = inputs["input_ids"].shape[1] + len(answer)
+    start = len(seen[0])
+    last = int((inputs["input_ids"][0] == VIDEO).nonzero()[-1])
+    mask[turn:, : last + 1] = False
+    mask[turn:, seen[1]] = True
+    assert start > 0
+    assert int(reference_logits(model, whole, mask).argmax()) == int(found[0])
+    assert memory.summary()["turns"] == 4
+    memory.forget()
+    assert torch.equal(memory.ask(first, max_new_tokens=3), answer)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "llava_onevision"])
+def test_beams_and_several_answers(family: str) -> None:
+    model, inputs = model_of(family), prompt(family, frames=6)
+    ids = model.generate(**inputs, num_beams=3, max_new_tokens=4, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    memory = segmo.watch(model, None, inputs, segments=1, keep=1.0)
+    found = memory.ask(question_of(inputs), num_beams=3, max_new_tokens=4)
+    assert torch.equal(found, ids)
+    after = memory.ask(torch.tensor([11, 12]), max_new_tokens=2)
+    memory.forget()
+    memory.ask(question_of(inputs), num_beams=3, num_return_sequences=2, max_new_tokens=4)
+    assert memory.summary()["turns"] == 0
+    assert after.shape == (2,)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "llava_onevision"])
+@given(data=st.data())
+@settings(max_examples=8)
+def test_parts_give_the_memory_of_the_whole(family: str, data: st.DataObject) -> None:
+    frames = data.draw(st.integers(2, 12))
+    cuts = sorted(data.draw(st.sets(st.integers(1, frames - 1), max_size=3)))
+    model, inputs = model_of(family), prompt(family, frames=frames, seed=data.draw(st.integers(0, 3)))
+    options: dict[str, Any] = {
+        "segments": data.draw(st.sampled_from(["scene", 1])),
+        "watch_keep": data.draw(st.sampled_from([1.0, 0.5])),
+        "keep": 0.5,
+    }
+    whole = segmo.watch(model, None, inputs, **options)
+    parts = [part_of(family, inputs, a, b) for a, b in zip([0, *cuts], [*cuts, frames], strict=True)]
+    split = segmo.watch(model, None, parts[0], **options)
+    for part in parts[1:]:
+        split.extend(part)
+    same_memory(split, whole, exact=set(cuts) <= set(whole.watcher.borders))
+    question = question_of(inputs)
+    assert error(generate(model, split.inputs(question), 1)[1], generate(model, whole.inputs(question), 1)[1]) < 1e-5
+
+
+def same_memory(found: segmo.Memory, wanted: segmo.Memory, exact: bool) -> None:
+    """Two memories hold the same: bit for bit where segments went through the decoder alike, else to rounding."""
+    assert found.summary() == wanted.summary()
+    for name in ("keys", "values"):
+        a, b = (torch.cat([getattr(block, name) for block in m.watcher.held()], 2) for m in (found, wanted))
+        assert error(a, b) < 1e-5
+        if exact:
+            assert torch.equal(a, b)
+    assert found.watcher.borders == wanted.watcher.borders
+    assert found.watcher.behind == wanted.watcher.behind
+
+
+def part_of(family: str, inputs: dict[str, Tensor], start: int, end: int) -> dict[str, Tensor]:
+    """A processor's outputs for some frames of a video."""
+    ids, cells = inputs["input_ids"][0], CELLS[family]
+    first = int((ids == VIDEO).nonzero()[0])
+    trailing = int(family == "llava_onevision")
+    row = torch.cat([ids[:first], torch.full(((end - start) * cells + trailing,), VIDEO), question_of(inputs)])[None]
+    part = {"input_ids": row, "attention_mask": torch.ones_like(row)}
+    pixels = inputs["pixel_values_videos"]
+    if family == "llava_onevision":
+        return {**part, "pixel_values_videos": pixels[:, start:end]}
+    grid = inputs["video_grid_thw"][0].tolist()
+    each = grid[1] * grid[2]
+    part["video_grid_thw"] = torch.tensor([[end - start, *grid[1:]]])
+    return {**part, "pixel_values_videos": pixels[start * each : end * each]}
+
+
+def test_what_is_remembered_is_counted() -> None:
+    inputs = prompt("qwen3_vl", frames=12)
+    memory = segmo.watch(model_of("qwen3_vl"), None, inputs, watch_keep=0.5)
+    summary = memory.summary()
+    assert summary["frames"] == 12
+    assert summary["video_tokens"] == 48
+    assert summary["held_video_tokens"] == 24
+    assert summary["held_tokens"] == summary["tokens"] - 24
+    assert summary["segments"] == len(memory.watcher.borders)
+    assert summary["bytes"] == sum(b.bytes for b in memory.watcher.held())
+    assert summary["bytes_per_second"] == pytest.approx(summary["bytes"] / 12)
+
+
+def test_a_limit_thins_old_segments_and_leaves_each_scene_a_token() -> None:
+    model = model_of("qwen2_vl")
+    first = prompt("qwen2_vl", frames=12, seed=1)
+    each = segmo.watch(model, None, first).summary()["bytes"] // 12
+    memory = segmo.watch(model, None, first, limit=40 * each)
+    sizes = []
+    for seed in range(2, 12):
+        memory.extend(part_of("qwen2_vl", prompt("qwen2_vl", frames=12, seed=seed), 0, 12))
+        sizes.append(sum(block.bytes for block in memory.watcher.closed))
+    assert max(sizes) <= 40 * each
+    frames = torch.cat([block.frame[block.cell >= 0] for block in memory.watcher.held()])
+    scenes = torch.bucketize(frames, torch.tensor(memory.watcher.starts[1:]), right=True)
+    assert len(torch.unique(scenes)) == len(memory.watcher.starts)
+    assert memory.ask(torch.tensor([11, 12]), max_new_tokens=2).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"frames": 0.5}, "'frames' has no meaning"),
+        ({"disable": "select-tokens"}, "'disable' has no meaning"),
+        ({"scorer": "attention"}, 'not "attention"'),
+        ({"watch_keep": 0}, "watch_keep is 0"),
+        ({"place": "moon"}, "device, host, disk"),
+        ({"place": "disk"}, "folder"),
+        ({"limit": 0}, "limit is 0"),
+        ({"kep": 0.5}, "did you mean 'keep'"),
+    ],
+)
+def test_options_without_a_meaning_are_refused(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(OptionError, match=match):
+        segmo.watch(model_of("qwen2_vl"), None, prompt("qwen2_vl"), **options)
+
+
+def test_what_cannot_be_watched_is_refused() -> None:
+    model = model_of("qwen2_vl")
+    with pytest.raises(PromptError, match="one video"):
+        segmo.watch(model, None, prompt("qwen2_vl", frames=(3, 3)))
+    with pytest.raises(PromptError, match="no image"):
+        segmo.watch(model, None, prompt("qwen2_vl", images=1))
+    with pytest.raises(OptionError, match="family 'Linear'"):
+        segmo.watch(torch.nn.Linear(2, 2), None, prompt("qwen2_vl"))
+    memory = segmo.watch(model, None, prompt("qwen2_vl"), segments=3)
+    with pytest.raises(OptionError, match="segments=3 cuts a whole video"):
+        memory.extend(prompt("qwen2_vl"))
+    with pytest.raises(OptionError, match="keep"):
+        memory.ask(torch.tensor([11]), keep=0)

@@ -1,0 +1,315 @@
+"""Memories of real frames through real processors: words, chats, files, cameras, and caches for ``generate``."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ask_models import FAMILIES, write_model
+from numpy.typing import NDArray
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import segmo
+from segmo.errors import CacheError, OptionError, PromptError
+
+Loaded = tuple[Any, Any]
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Loaded]:
+    """A tiny model and its processor of each family."""
+    found = {}
+    for family in FAMILIES:
+        folder = write_model(family, tmp_path_factory.mktemp(family))
+        model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() > 1:
+                    parameter.mul_(4)
+        processor: Any = AutoProcessor
+        found[family] = (model, processor.from_pretrained(folder))
+    return found
+
+
+def frames_of(scenes: int, seed: int = 0, each: int = 4) -> NDArray[np.uint8]:
+    """Scenes that hold still but for noise, (scenes * each, 32, 32, 3)."""
+    noise = np.random.default_rng(seed)
+    still = noise.integers(0, 256, (scenes, 1, 32, 32, 3))
+    return np.clip(still + noise.integers(-4, 5, (scenes, each, 32, 32, 3)), 0, 255).reshape(-1, 32, 32, 3).astype("u1")
+
+
+def whole_prompt(processor: Any, frames: NDArray[np.uint8], question: str, fps: float = 2.0) -> dict[str, Any]:
+    """A processor's outputs for one question about frames."""
+    content = [{"type": "video"}, {"type": "text", "text": question}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    metadata = {"total_num_frames": len(frames), "fps": fps, "frames_indices": list(range(len(frames)))}
+    return dict(
+        processor(text=[text], videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt")
+    )
+
+
+def new_ids(model: Any, inputs: dict[str, Any], **more: Any) -> torch.Tensor:
+    """Greedy ids behind a prompt."""
+    found: torch.Tensor = model.generate(**inputs, max_new_tokens=5, do_sample=False, **more)
+    return found[:, inputs["input_ids"].shape[1] :]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_frames_in_parts_are_the_model_itself(loaded: dict[str, Loaded], family: str) -> None:
+    model, processor = loaded[family]
+    frames, question = frames_of(3), "Who walks past the bicycle?"
+    inputs = whole_prompt(processor, frames, question)
+    wanted = processor.tokenizer.decode(new_ids(model, inputs)[0], skip_special_tokens=True).strip()
+    memory = segmo.watch(model, processor, frames[:4], fps=2.0, segments=1, keep=1.0)
+    memory.extend(frames[4:10])
+    memory.extend(frames[10:])
+    watched = torch.cat([block.ids for block in memory.watcher.held()])
+    assert watched.tolist() == inputs["input_ids"][0, : len(watched)].tolist()
+    assert memory.ask(question, max_new_tokens=5) == wanted
+    assert memory.summary()["seconds"] == pytest.approx(6.0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_for_generate_is_the_model_itself(loaded: dict[str, Loaded], family: str) -> None:
+    model, processor = loaded[family]
+    frames, question = frames_of(2), "What is red?"
+    inputs = whole_prompt(processor, frames, question)
+    memory = segmo.watch(model, processor, inputs, segments=1, keep=1.0)
+    wanted = new_ids(model, inputs)
+    beams = new_ids(model, inputs, num_beams=2)
+    new_ids(model, whole_prompt(processor, frames_of(1, seed=3), "Another prompt in between"))
+    assert torch.equal(new_ids(model, inputs, past_key_values=memory.cache(question)), wanted)
+    short = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    assert torch.equal(new_ids(model, short, past_key_values=memory.cache(question)), wanted)
+    assert torch.equal(new_ids(model, short, past_key_values=memory.cache(question), num_beams=2), beams)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_cache_for_generate_and_ask_are_one(loaded: dict[str, Loaded], family: str) -> None:
+    model, processor = loaded[family]
+    frames, question = frames_of(4), "What is red?"
+    memory = segmo.watch(model, processor, frames, keep=0.4)
+    inputs = whole_prompt(processor, frames, question)
+    found = new_ids(model, inputs, past_key_values=memory.cache(question))
+    assert processor.tokenizer.decode(found[0], skip_special_tokens=True).strip() == memory.ask(
+        question, max_new_tokens=5
+    )
+    cache = memory.cache(question, keep=0.1)
+    assert cache.get_seq_length() == memory.summary()["tokens"]
+    held = memory.summary()["tokens"] - memory.summary()["video_tokens"] + int(0.1 * memory.summary()["video_tokens"])
+    assert cache.layers[0].keys.shape[2] == held
+
+
+def test_a_cache_refuses_what_it_cannot_continue(loaded: dict[str, Loaded]) -> None:
+    model, processor = loaded["qwen2_vl"]
+    memory = segmo.watch(model, processor, frames_of(2))
+    other = whole_prompt(processor, frames_of(4), "What?")
+    with pytest.raises(CacheError, match="hold an image or a video"):
+        new_ids(model, other, past_key_values=memory.cache("What?"))
+    padded = whole_prompt(processor, frames_of(2), "What?")
+    for name, value in (("input_ids", 3), ("attention_mask", 0), ("mm_token_type_ids", 0)):
+        padded[name] = torch.nn.functional.pad(padded[name], (2, 0), value=value)
+    with pytest.raises(CacheError):
+        new_ids(model, padded, past_key_values=memory.cache("What?"))
+
+
+def test_a_chat_goes_on_and_selects_anew(loaded: dict[str, Loaded]) -> None:
+    model, processor = loaded["qwen2_5_vl"]
+    memory = segmo.watch(model, processor, frames_of(4), keep=0.3)
+    first = memory.ask("Who is it?", max_new_tokens=4)
+    known = memory.talk.ids[:]
+    second = memory.ask("And what is behind it?", keep=0.1, max_new_tokens=4)
+    assert [turn["role"] for turn in memory.turns] == ["user", "assistant"] * 2
+    assert memory.turns[1]["content"][0]["text"] == first
+    assert memory.turns[3]["content"][0]["text"] == second
+    script = memory.script
+    assert script is not None
+    assert len(known) < len(memory.talk.ids)
+    memory.extend(frames_of(1, seed=7))
+    assert isinstance(memory.ask("What now?", max_new_tokens=2), str)
+    assert len(memory.turns) == 6
+
+
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava_onevision"])
+def test_questions_in_one_batch_are_those_one_by_one(loaded: dict[str, Loaded], family: str) -> None:
+    model, processor = loaded[family]
+    memory = segmo.watch(model, processor, frames_of(4), keep=0.3)
+    questions = ["Who?", "What is behind the red bus, and where does it go?", "Which animal wakes up?"]
+    together = memory.ask(questions, max_new_tokens=4)
+    assert not memory.turns
+    alone = []
+    for question in questions:
+        alone.append(memory.ask(question, max_new_tokens=4))
+        memory.forget()
+    assert together == alone
+    memory.ask("Where?", max_new_tokens=3)
+    assert len(memory.ask(questions, max_new_tokens=3)) == 3
+    assert len(memory.turns) == 2
+
+
+@pytest.mark.parametrize("place", ["device", "host", "disk"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_memory_comes_back_and_goes_on(loaded: dict[str, Loaded], family: str, place: str, tmp_path: Path) -> None:
+    model, processor = loaded[family]
+    frames, more, question = frames_of(3), frames_of(2, seed=5), "What is red?"
+    folder = {"folder": tmp_path / "live"} if place == "disk" else {}
+    memory = segmo.watch(model, processor, frames, keep=0.4, watch_keep=0.8, place=place, **folder)
+    memory.ask("Who?", max_new_tokens=3)
+    memory.save(tmp_path / "film.memory")
+    memory.forget()
+    wanted = memory.ask(question, max_new_tokens=5)
+    back = segmo.Memory.load(model, tmp_path / "film.memory")
+    assert back.turns[0]["content"][-1]["text"] == "Who?"
+    back.forget()
+    assert back.ask(question, max_new_tokens=5) == wanted
+    assert {**back.summary(), "place": place} == memory.summary()
+    for each in (memory, back):
+        each.forget()
+        each.extend(more)
+    assert back.ask(question, max_new_tokens=5) == memory.ask(question, max_new_tokens=5)
+    if place == "disk":
+        on_disk = segmo.Memory.load(model, tmp_path / "live", place="disk")
+        assert on_disk.ask(question, max_new_tokens=5) == back.turns[1]["content"][0]["text"]
+
+
+def test_a_stale_memory_is_refused_by_name(loaded: dict[str, Loaded], tmp_path: Path) -> None:
+    model, processor = loaded["qwen2_vl"]
+    memory = segmo.watch(model, processor, frames_of(2))
+    memory.save(tmp_path)
+    with pytest.raises(CacheError, match="watched with segments='scene'"):
+        segmo.Memory.load(model, tmp_path, segments=3)
+    with pytest.raises(CacheError, match="watched with watch_keep=1"):
+        segmo.Memory.load(model, tmp_path, watch_keep=0.5)
+    with pytest.raises(OptionError, match="no option 'kep'"):
+        segmo.Memory.load(model, tmp_path, kep=0.5)
+    with pytest.raises(CacheError, match="family qwen2_vl"):
+        segmo.Memory.load(loaded["qwen3_vl"][0], tmp_path)
+    with pytest.raises(CacheError, match=r"torch\.float32"):
+        segmo.Memory.load(loaded["qwen2_vl"][0].to(torch.bfloat16), tmp_path)
+    loaded["qwen2_vl"][0].to(torch.float32)
+    with pytest.raises(CacheError, match="holds no memory"):
+        segmo.Memory.load(model, tmp_path / "nowhere")
+    with pytest.raises(CacheError, match="weights have changed"):
+        memory.ask("What?")
+
+
+def test_other_weights_are_told_apart(loaded: dict[str, Loaded], tmp_path: Path) -> None:
+    model, processor = loaded["qwen2_5_vl"]
+    memory = segmo.watch(model, processor, frames_of(2))
+    memory.save(tmp_path)
+    weight = model.model.language_model.layers[1].mlp.down_proj.weight
+    with torch.no_grad():
+        weight[-1, -1] += 0.5
+    try:
+        with pytest.raises(CacheError, match="other weights"):
+            segmo.Memory.load(model, tmp_path)
+        with pytest.raises(CacheError, match="weights have changed"):
+            memory.ask("What?")
+    finally:
+        with torch.no_grad():
+            weight[-1, -1] -= 0.5
+
+
+def test_a_save_that_is_broken_off_leaves_the_old_memory(
+    loaded: dict[str, Loaded], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = loaded["qwen2_vl"]
+    memory = segmo.watch(model, processor, frames_of(2))
+    memory.save(tmp_path)
+    wanted = memory.summary()
+    memory.extend(frames_of(1, seed=4))
+    monkeypatch.setattr("segmo.memory.saving.write_index", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        memory.save(tmp_path)
+    assert segmo.Memory.load(model, tmp_path).summary() == wanted
+    monkeypatch.undo()
+    memory.save(tmp_path)
+    assert segmo.Memory.load(model, tmp_path).summary() == memory.summary()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_camera_is_asked_now_and_then(loaded: dict[str, Loaded]) -> None:
+    model, processor = loaded["qwen2_vl"]
+    frames = frames_of(12)
+    answers = list(
+        segmo.live(
+            model,
+            processor,
+            iter(frames),
+            question="What?",
+            every=6.0,
+            fps=2.0,
+            chunk=4,
+            skip=False,
+            generation={"max_new_tokens": 2},
+        )
+    )
+    assert [answer.seconds for answer in answers] == [6.0, 12.0, 18.0, 24.0]
+    assert answers[-1].frames == 48
+    assert answers[-1].skipped == 0
+    assert answers[-1].memory.summary()["frames"] == 24
+
+
+def test_frames_that_come_too_fast_are_skipped_and_counted(loaded: dict[str, Loaded]) -> None:
+    model, processor = loaded["qwen2_vl"]
+    answers = list(
+        segmo.live(
+            model,
+            processor,
+            iter(frames_of(50)),
+            question="What?",
+            every=1e9,
+            chunk=2,
+            waiting=4,
+            generation={"max_new_tokens": 1},
+        )
+    )
+    assert answers[-1].skipped > 0
+    assert answers[-1].frames + answers[-1].skipped == 200
+
+
+def test_a_broken_camera_says_so(loaded: dict[str, Loaded]) -> None:
+    model, processor = loaded["qwen2_vl"]
+
+    def camera() -> Iterator[NDArray[np.uint8]]:
+        yield from frames_of(1)
+        raise OSError("unplugged")
+
+    with pytest.raises(OSError, match="unplugged"):
+        list(segmo.live(model, processor, camera(), question="What?", every=1e9, chunk=4, skip=False))
+
+
+def test_questions_come_from_another_thread_while_the_video_goes_on(loaded: dict[str, Loaded]) -> None:
+    model, processor = loaded["qwen2_vl"]
+    memory = segmo.watch(model, processor, frames_of(2))
+    found: list[str] = []
+
+    def ask() -> None:
+        for _ in range(4):
+            found.extend(memory.ask(["What?"], max_new_tokens=2))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    for seed in range(4):
+        memory.extend(frames_of(1, seed=seed))
+    thread.join()
+    assert len(found) == 4
+    assert memory.summary()["frames"] == 12
+
+
+def test_questions_that_cannot_be_asked(loaded: dict[str, Loaded]) -> None:
+    model, processor = loaded["qwen2_vl"]
+    memory = segmo.watch(model, processor, frames_of(1))
+    with pytest.raises(PromptError, match="empty"):
+        memory.ask("  ")
+    with pytest.raises(PromptError, match="must not hold"):
+        memory.ask("what is <|video_pad|>?")
+    with pytest.raises(PromptError, match="uint8"):
+        memory.extend(np.zeros((2, 32, 32, 3)))
+    with pytest.raises(PromptError, match="a memory is of one video"):
+        memory.extend(np.zeros((2, 16, 32, 3), np.uint8))
