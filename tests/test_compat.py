@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pkgutil
 import re
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -168,3 +170,26 @@ def test_a_handler_s_result_is_what_torch_compile_gives() -> None:
         "mode": "reduce-overhead",
         "fullgraph": False,
     }
+
+
+OLDER = """
+import importlib.metadata as metadata, sys
+real = metadata.version
+metadata.version = lambda name: "5.17.3" if name == "transformers" else real(name)
+import torch, segmo
+for use in (lambda: torch.compile(torch.nn.Linear(2, 2), backend="segmo")(torch.ones(1, 2)), lambda: segmo.compile):
+    try:
+        use()
+    except segmo.SegMoError as error:
+        print(type(error).__name__, error)
+    else:
+        sys.exit("nothing was refused")
+"""
+
+
+def test_the_backend_and_segmo_compile_are_refused_under_an_older_transformers() -> None:
+    done = subprocess.run([sys.executable, "-c", OLDER], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == 2
+    assert all(line.startswith("VersionError SegMo is for transformers 5.18 to 5.24, and") for line in said)
