@@ -21,11 +21,11 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 import segmo.runtime.ops  # noqa: F401  # registers torch.ops.segmo
+from segmo.compat.operators import FakeTensorMode
 from segmo.passes.analyse import SDPA, Attention, Merge
 from segmo.passes.graph import concrete, depends_on_symbol_of, downstream, erase_unused, example
 from segmo.passes.reasons import DoesNotApply, Miss

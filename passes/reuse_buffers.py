@@ -16,7 +16,7 @@ from segmo.passes.reasons import Miss
 _IN_PLACE = {operator.mul: operator.imul, operator.add: operator.iadd}
 _ACTIVATIONS = {torch.nn.functional.silu}
 # Ops whose result is memory of its own, and whose backward pass nobody will ask for.
-_FRESH = {torch._C._nn.linear, operator.imul, operator.iadd, operator.mul, operator.add, *_ACTIVATIONS}
+_FRESH = {torch.nn.functional.linear, operator.imul, operator.iadd, operator.mul, operator.add, *_ACTIVATIONS}
 
 
 @dataclass(frozen=True)

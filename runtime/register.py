@@ -7,7 +7,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
-from torch._library.custom_ops import CustomOpDef
+
+from segmo.compat.operators import CustomOpDef, function_of, name_of
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -25,12 +26,12 @@ def fake(op: CustomOpDef) -> Callable[[_Function], _Function]:
     Raises:
         TypeError: it names an argument that the operator does not have.
     """
-    signature = inspect.signature(op._init_fn)
+    signature = inspect.signature(function_of(op))
 
     def register(function: _Function) -> _Function:
         needed = inspect.signature(function).parameters.keys()
         if unknown := needed - signature.parameters.keys():
-            raise TypeError(f"the fake of {op._qualname} names {', '.join(sorted(unknown))}, which it is not given")
+            raise TypeError(f"the fake of {name_of(op)} names {', '.join(sorted(unknown))}, which it is not given")
 
         def shapes(*args: Any, **kwargs: Any) -> Any:
             bound = signature.bind(*args, **kwargs)

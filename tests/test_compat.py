@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import pkgutil
 import re
 import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,8 @@ import torch
 from torch._dynamo.symbolic_convert import InstructionTranslatorBase
 
 import segmo.compat
+import segmo.passes
+import segmo.runtime
 from segmo.compat import flags, groups, joining, parts, placeholder_check, symbolic_messages, versions
 from segmo.errors import SegMoError, VersionError
 
@@ -31,6 +35,24 @@ def test_every_part_fits_here_and_says_what_it_is_for(part: parts.Part) -> None:
 def test_every_file_that_leans_on_something_is_on_the_list() -> None:
     files = {found.name for found in pkgutil.iter_modules(segmo.compat.__path__)} - {"parts", "versions"}
     assert files == {part.__name__.rpartition(".")[2] for part in parts.PARTS}  # type: ignore[attr-defined]
+
+
+# Modules that torch and transformers may change without a word. Their public names, and transformers' classes of caches
+# and models, are used where they are needed.
+PRIVATE = re.compile(r"torch(\.\w+)*\._(?!functional_collectives|pytree)|transformers\.(masking_utils|utils)")
+
+
+def test_nothing_else_imports_what_is_private() -> None:
+    folders = [*segmo.__path__, *segmo.passes.__path__, *segmo.runtime.__path__]
+    for path in (path for folder in folders for path in Path(folder).rglob("*.py")):
+        if path.parent.name == "compat":
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            assert not [name for name in names if PRIVATE.match(name)], (
+                f"{path}:{node.lineno}: put it into segmo/compat"
+            )
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, **found: str) -> None:

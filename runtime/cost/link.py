@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import FileStore
 from torch.multiprocessing.spawn import spawn
 
 from segmo.runtime.cost.device import Device
@@ -42,7 +41,7 @@ def measure_link(ranks: Ranks, device: torch.device) -> tuple[float, float]:
 def _pair(rank: int, folder: str, kind: str) -> None:
     cuda = kind == "cuda"
     device = torch.device("cuda", rank) if cuda else torch.device("cpu")
-    store = FileStore(f"{folder}/store", 2)
+    store = dist.FileStore(f"{folder}/store", 2)
     backend = "nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=2, timeout=timedelta(minutes=10))
     latency, rate = measure_link(Ranks.of(), device)

@@ -13,10 +13,9 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
-from torch._C._distributed_c10d import PrefixStore
 
+from segmo.compat.groups import default_store
 from segmo.errors import RankError
 from segmo.runtime.distributed.ranks import Ranks
 
@@ -57,7 +56,7 @@ def exchange_facts(
     """
     if ranks.world == 1:
         return [dict(own)]
-    store = PrefixStore(f"segmo/facts/{name}", dist.distributed_c10d._get_default_store())
+    store = default_store(f"segmo/facts/{name}")
     store.set(str(ranks.rank), json.dumps([dict(facts), dict(own)]))
     shared = []
     for rank in range(ranks.world):

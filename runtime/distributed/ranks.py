@@ -17,10 +17,11 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed import Store
 from torch.distributed import _functional_collectives as collectives
 from torch.distributed.device_mesh import DeviceMesh
 
+from segmo.compat.groups import default_store
 from segmo.errors import RankError
 
 _Result = TypeVar("_Result")
@@ -158,7 +159,7 @@ class Ranks:
 
     @property
     def _store(self) -> Store:
-        return PrefixStore("segmo/steps", dist.distributed_c10d._get_default_store())
+        return default_store("segmo/steps")
 
     def _enter(self, step: str) -> None:
         """Announces that this rank has reached an exchange."""

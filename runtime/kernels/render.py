@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import ClassVar, Protocol
 
 import jinja2
-from torch._inductor.codecache import PyCodeCache
+
+from segmo.compat.inductor import load_source
 
 _ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
@@ -50,7 +51,7 @@ class Kernel:
 
     def load(self) -> ModuleType:
         """The source as a module. Its file is content-addressed, in inductor's cache folder."""
-        return PyCodeCache.load(self.source)
+        return load_source(self.source)
 
 
 @functools.lru_cache(maxsize=256)

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch._dynamo.utils
 
+from segmo.compat.dynamo import compile_seconds
 from segmo.report.timeline import Timeline
 
 Progress = Callable[[int, int], None]
-_COMPILING = "entire_frame_compile"  # Dynamo's own clock for tracing a frame and calling the backend
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class _Clock:
         """Called by ``generate`` with the prompt and then with each token."""
         self.tokens += 1
         if self.tokens == 1:
-            self.first, self.compiled = self._timeline.now(), _compiling()
+            self.first, self.compiled = self._timeline.now(), compile_seconds()
         if self.tokens > 0:
             self._progress(self.tokens, self._wanted)
 
@@ -74,9 +73,9 @@ def generate(
         progress: called with (tokens, ``new_tokens``).
     """
     clock = _Clock(timeline, new_tokens, progress)
-    start, compiled = timeline.now(), _compiling()
+    start, compiled = timeline.now(), compile_seconds()
     ids = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False, streamer=clock)
-    end, compiling = timeline.now(), _compiling() - compiled
+    end, compiling = timeline.now(), compile_seconds() - compiled
     first = end if clock.first is None else clock.first
     # The prefill's graph is made before the first token, the graph of single tokens after it.
     early = compiling if clock.first is None else clock.compiled - compiled
@@ -87,7 +86,3 @@ def generate(
             timeline.add(label + stage, *places[stage], request, busy=max(0.0, busy))
     text = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return Generated(text.strip(), clock.tokens, seconds)
-
-
-def _compiling() -> float:
-    return float(torch._dynamo.utils.cumulative_time_spent_ns.get(_COMPILING, 0.0)) / 1e9

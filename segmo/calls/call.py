@@ -8,10 +8,10 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit
 
 from segmo.calls.attention import attention_of
 from segmo.calls.inputs import by_name, encoded
+from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit
 from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
 from segmo.compiler.capture import called
 from segmo.errors import CompileError, SegMoError

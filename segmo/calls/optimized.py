@@ -9,11 +9,11 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch._dynamo.eval_frame import OptimizedModule
 
 from segmo.calls.call import Call
 from segmo.calls.frames import Generate, prompt_of
 from segmo.calls.standing import through
+from segmo.compat.dynamo import OptimizedModule
 
 
 class Optimized(OptimizedModule):

@@ -1,11 +1,11 @@
-"""A process group by its name, as torch's functional collectives name it."""
+"""A process group by its name, as torch's functional collectives name it, and the store that all ranks share."""
 
 from __future__ import annotations
 
 import torch.distributed.distributed_c10d as c10d
-from torch._C._distributed_c10d import ProcessGroup, _resolve_process_group
+from torch._C._distributed_c10d import PrefixStore, ProcessGroup, Store, _resolve_process_group
 
-WHAT = "torch._C._distributed_c10d._resolve_process_group"
+WHAT = "torch.distributed's _resolve_process_group and _get_default_store"
 VERSIONS = "torch 2.11 to 2.15; a name has a type of its own from 2.10 on, and is a str before"
 
 
@@ -17,6 +17,15 @@ def group_of(name: str) -> ProcessGroup:
     """
     typed = getattr(c10d, "GroupName", str)
     return _resolve_process_group(typed(name))
+
+
+def default_store(prefix: str) -> Store:
+    """The store of the default process group, under a prefix of one's own.
+
+    Raises:
+        ValueError: there is no process group.
+    """
+    return PrefixStore(prefix, c10d._get_default_store())
 
 
 def fits() -> str | None:

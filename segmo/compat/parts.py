@@ -9,10 +9,13 @@ from typing import Protocol
 from segmo.compat import (
     arguments,
     attention_config,
+    dynamo,
     flags,
     groups,
+    inductor,
     joining,
     masks,
+    operators,
     placeholder_check,
     symbolic_messages,
 )
@@ -32,10 +35,13 @@ class Part(Protocol):
 PARTS: tuple[Part, ...] = (
     arguments,
     attention_config,
+    dynamo,
     flags,
     groups,
+    inductor,
     joining,
     masks,
+    operators,
     placeholder_check,
     symbolic_messages,
 )

@@ -10,11 +10,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch._inductor
-from torch._dynamo.exc import RestartAnalysis
-from torch._logging._internal import trace_structured_artifact
 from torch.fx import GraphModule
 
+from segmo.compat.dynamo import RestartAnalysis, trace_structured_artifact
+from segmo.compat.inductor import compile_graph, mode_settings
 from segmo.compiler.capture import calling_line, calling_model, chooses_frames, set_up_dynamo
 from segmo.errors import CompileError, NotRewrittenError, OptionError, SegMoError
 from segmo.options import Options
@@ -114,7 +113,7 @@ def inductor_settings(mode: str | None) -> dict[str, Any]:
     if mode is None:
         return {}
     try:
-        settings = torch._inductor.list_mode_options(mode)
+        settings = mode_settings(mode)
     except RuntimeError as error:
         raise OptionError(f"mode is {mode!r}: {error}") from error
     return {name: value for name, value in settings.items() if name != "triton.cudagraphs"}
@@ -126,10 +125,8 @@ def _lower(
     """The rest of the graph: inductor on GPUs or on request, as it is otherwise (inductor is slower on the CPU)."""
     on_gpu = any(isinstance(x, torch.Tensor) and x.device.type != "cpu" for x in example_inputs)
     if options.lowering == "inductor" or (options.lowering == "auto" and on_gpu):
-        from torch._inductor.compile_fx import compile_fx
-
         try:
-            compiled: Any = compile_fx(gm, list(example_inputs), config_patches=settings)
+            compiled: Any = compile_graph(gm, example_inputs, settings)
         except Exception as error:
             if not torch.is_grad_enabled():
                 raise

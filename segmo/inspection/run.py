@@ -103,9 +103,8 @@ def capture_subject(given: Subject, options: Mapping[str, Any], stop_after: str 
     Raises:
         OptionError: a wrong option, or ``stop_after`` is not in the pipeline.
     """
-    from torch._dynamo.exc import BackendCompilerFailed
-
     import segmo
+    from segmo.compat.dynamo import BackendCompilerFailed
     from segmo.compiler.backend import segmo as rewrite
 
     wanted = Options.parse(with_stop(options, stop_after)).as_dict()

@@ -13,8 +13,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.fx import Graph, Node
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from segmo.compat.operators import TorchDispatchMode
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -1,0 +1,45 @@
+"""Inductor: the rest of a graph handed to it, and its cache of source files. It is imported on first use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from types import ModuleType
+from typing import Any
+
+from torch.fx import GraphModule
+
+WHAT = "torch._inductor.compile_fx and torch._inductor.codecache"
+VERSIONS = "torch 2.11 to 2.15"
+
+
+def compile_graph(gm: GraphModule, inputs: Sequence[Any], settings: dict[str, Any]) -> Any:
+    """A callable that does what the graph does, made under settings of inductor's."""
+    from torch._inductor.compile_fx import compile_fx
+
+    return compile_fx(gm, list(inputs), config_patches=settings)
+
+
+def mode_settings(mode: str) -> dict[str, Any]:
+    """What a mode of ``torch.compile`` sets.
+
+    Raises:
+        RuntimeError: torch has no such mode.
+    """
+    import torch._inductor
+
+    found: dict[str, Any] = torch._inductor.list_mode_options(mode)
+    return found
+
+
+def load_source(source: str) -> ModuleType:
+    """Source text as a module. Its file is content-addressed, in inductor's cache folder."""
+    from torch._inductor.codecache import PyCodeCache
+
+    return PyCodeCache.load(source)
+
+
+def fits() -> str | None:
+    """Both modules must be there."""
+    missing = [name for name in ("compile_fx", "codecache") if find_spec(f"torch._inductor.{name}") is None]
+    return f"torch._inductor has no {', '.join(missing)}" if missing else None

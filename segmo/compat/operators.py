@@ -1,0 +1,33 @@
+"""What torch makes of an operator written in Python, tensors that have shapes alone, and who sees every call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from torch._library.custom_ops import CustomOpDef
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["CustomOpDef", "FakeTensorMode", "TorchDispatchMode", "fits", "function_of", "name_of"]
+
+WHAT = "torch._library.custom_ops.CustomOpDef, FakeTensorMode and TorchDispatchMode"
+VERSIONS = "torch 2.11 to 2.15"
+
+
+def function_of(op: CustomOpDef) -> Callable[..., Any]:
+    """The function that an operator was made of."""
+    return op._init_fn
+
+
+def name_of(op: CustomOpDef) -> str:
+    """``namespace::name``."""
+    return op._qualname
+
+
+def fits() -> str | None:
+    """What is read of an operator must be set when it is made."""
+    source = inspect.getsource(CustomOpDef)
+    missing = [name for name in ("_init_fn", "_qualname") if f"self.{name}" not in source]
+    return f"CustomOpDef has no {', '.join(missing)}" if missing else None
