@@ -70,6 +70,7 @@ format: $(VENV)/.installed
 plain: $(VENV)/.installed
 	rm -rf build
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --no-compile --target $(TYPES) .
+	rm -rf segmo.egg-info  # in this folder it would be found before the installed one, and grow old
 
 types: plain
 	cd $(TYPES) && $(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache -p segmo \
@@ -89,6 +90,7 @@ bench: $(VENV)/.installed
 release: $(VENV)/.installed
 	rm -rf build dist
 	$(BIN)/python -m build
+	rm -rf segmo.egg-info
 	$(BIN)/twine check --strict dist/*
 	@version="$$($(BIN)/python -c 'import segmo; print(segmo.__version__)')"; 	grep -q "^## \[$$version\]" CHANGELOG.md || { echo "CHANGELOG.md has no section [$$version]"; exit 1; }; 	echo "To release $$version:"; 	echo "  git tag -a v$$version -m 'SegMo $$version' && git push origin v$$version"; 	echo "  twine upload" dist/*
 
