@@ -92,8 +92,10 @@ def _question_error(place: Place, frame: Tensor, cell: Tensor, head_size: int) -
     padded = pad(cell, (10, 30), value=-1)
     q, k, _ = qkv(place, scene.shape[1], head_size, torch.bfloat16, 14, 2)
     scenes = int(scene.max()) + 1
-    asked = question.attention_relevance(q, k, scene, padded, None, head_size**-0.5, scenes)
-    wide = relevance.attention_relevance(q.float(), k.float(), scene, padded, None, head_size**-0.5, scenes)
+    asked = question.attention_relevance(q, k, scene, padded, scene == QUERY, None, head_size**-0.5, scenes)
+    wide = relevance.attention_relevance(
+        q.float(), k.float(), scene, padded, scene == QUERY, None, head_size**-0.5, scenes
+    )
     return relative_error(asked, wide)
 
 

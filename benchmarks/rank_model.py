@@ -121,7 +121,7 @@ def select(
         x[None] for x in scan_spread(embeds[0], frame[0], cell[0], spread, missing=False, selects=keep < 1)
     )
     scene = find_scenes(similarity, frame, cell, 64)
-    relevance = embedding_relevance(embeds, scene, cell, None, 64, functools.partial(spread_fit, ranks))
+    relevance = embedding_relevance(embeds, scene, cell, frame == QUERY, 64, functools.partial(spread_fit, ranks))
     video = int((cell >= 0).sum())
     kept = kept_count(frame.shape[1], video, 1, keep)
     if keep < 1:

@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from segmo.families import FAMILIES, Family
 from segmo.passes.graph import downstream, example, sizes, upstream
 from segmo.passes.reasons import Miss
+from segmo.runtime.question import NO_CHAT, ChatTokens
 
 SDPA = torch.nn.functional.scaled_dot_product_attention
 
@@ -84,6 +85,8 @@ class Facts:
         miss: why nothing can be rewritten.
         mask_miss: why attention cannot be replaced.
         cut_miss: why tokens cannot be dropped.
+        ids: token ids of the prompt, (B, N); None where it came in as embeddings.
+        chat: what is known of the model's chat template.
         frames_chosen: SegMo calls the model's vision encoder and so can leave frames out of it.
         called_from: the user's line that called the model.
     """
@@ -98,6 +101,8 @@ class Facts:
     miss: Miss | None = None
     mask_miss: Miss | None = None
     cut_miss: Miss | None = None
+    ids: Node | None = None
+    chat: ChatTokens = NO_CHAT
     frames_chosen: bool = False
     called_from: str | None = None
 
@@ -129,7 +134,8 @@ def analyse(gm: GraphModule, config: Any = None) -> Facts:
         miss = Miss.of("no-positions", node=attentions[0].node)
     if family is None or not family.mrope:
         positions = None
-    return Facts(kind, attentions, merge, positions, padding, family, cells, miss, mask_miss, _fixed_cache(gm))
+    ids = _placeholder(gm, "input_ids")
+    return Facts(kind, attentions, merge, positions, padding, family, cells, miss, mask_miss, _fixed_cache(gm), ids)
 
 
 def _why_not(

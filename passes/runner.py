@@ -23,7 +23,8 @@ from segmo.runtime.attention.choice import Choice
 log = logging.getLogger(__name__)
 
 # Outputs that are added to a rewritten prefill for the report, where the passes have put them.
-RECORDED = ("frame", "cell", "novelty", "scene", "relevance", "index", "segment", "context", "positions")
+_OF_PROMPT = ("frame", "cell", "novelty", "scene", "question", "ids", "positions")
+RECORDED = (*_OF_PROMPT, "relevance", "index", "segment", "context")
 
 Observer = Callable[[str, Pass, GraphModule], None]  # called with ("before" or "after", pass, graph module)
 _OBSERVERS: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())

@@ -25,10 +25,11 @@ def merge_of(rewrite: Rewrite) -> Merge:
 
 
 def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
-    """Puts "frame", "cell", "novelty", "similarity", "scene", and "valid" for padded prompts, behind the merge.
+    """Puts "frame", "cell", "novelty", "similarity", "scene", "question" behind the merge, and "valid" if padded.
 
     Where frames may be missing, also "encoded", and "seen": the cells of those that are there.
-    "positions", the M-RoPE ids that came in, is there for the report: they say how the cells of a frame lie.
+    "positions", the M-RoPE ids that came in, is there for the report (they say how the cells of a frame lie), and the
+    token "ids" are there for it too.
     """
     nodes = rewrite.nodes
     if "scene" in nodes:
@@ -38,7 +39,10 @@ def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
     with graph.inserting_before(merge.node.next):
         call: Any = graph.call_function
         video = call(operator.getitem, (merge.mask, (Ellipsis, 0)))
-        layout = call(OPS.video_layout.default, (video, facts.positions, facts.cells_per_frame, trailing))
+        chat = facts.chat.to_text()
+        layout = call(
+            OPS.video_layout.default, (video, facts.positions, facts.cells_per_frame, trailing, facts.ids, chat)
+        )
         nodes["frame"], nodes["cell"] = (call(operator.getitem, (layout, i)) for i in (0, 1))
         if rewrite.options.frames < 1:
             nodes["encoded"] = call(OPS.encoded_tokens.default, (merge.node, nodes["cell"]))
@@ -52,9 +56,13 @@ def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
         if padding.attention_mask is not None or padding.positions is not None:
             args = (padding.attention_mask, padding.positions, nodes["frame"])
             nodes["valid"] = call(OPS.valid_tokens.default, args)
+        asked = (facts.ids, nodes["frame"], nodes["cell"], nodes.get("valid"), chat)
+        nodes["question"] = call(OPS.question_tokens.default, asked)
+    if facts.ids is not None:
+        nodes["ids"] = facts.ids
     if facts.positions is not None:
         nodes["positions"] = facts.positions
-    nodes["last"] = nodes.get("valid", nodes["scene"])
+    nodes["last"] = nodes["question"]
     return nodes
 
 
@@ -68,7 +76,7 @@ def relevance_node(rewrite: Rewrite, before: Node | None = None) -> Node:
                 node = rewrite.graph.call_function(OPS.external_relevance.default, args)
             else:
                 cell = nodes.get("seen", nodes["cell"])
-                args = (merge_of(rewrite).node, nodes["scene"], cell, nodes.get("valid"), MAX_SCENES)
+                args = (merge_of(rewrite).node, nodes["scene"], cell, nodes["question"], MAX_SCENES)
                 node = rewrite.graph.call_function(OPS.embedding_relevance.default, args)
         nodes["relevance"] = node
         if before is None:
@@ -86,6 +94,7 @@ def attention_relevance_node(rewrite: Rewrite, layer: int) -> Node:
             attention.key,
             nodes["scene"],
             nodes["cell"],
+            nodes["question"],
             nodes.get("valid"),
             scale_of(attention.query, attention.scale),
             MAX_SCENES,

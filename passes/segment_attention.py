@@ -54,7 +54,7 @@ class SegmentAttention:
     def _schedule(self, rewrite: Rewrite, prefix: str) -> Node:
         nodes, graph = rewrite.nodes, rewrite.graph
         early = "index" in nodes and not prefix
-        after = nodes.get("valid", nodes["scene"]) if early else nodes["last"]
+        after = nodes["question"] if early else nodes["last"]
         with graph.inserting_before(after.next):
             args = (nodes[f"{prefix}frame"], nodes[f"{prefix}scene"], str(self.segments))
             segment = graph.call_function(OPS.segment_ids.default, args)

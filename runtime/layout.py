@@ -1,10 +1,10 @@
 """Where the frames of a video lie in a prompt, and what role each prompt token has.
 
-Legend: B batch, N prompt tokens, R rows of M-RoPE position ids.
+Legend: B batch, N prompt tokens, R rows of M-RoPE position ids, G runs of video tokens of a row, F frames of a row.
 
 Roles are written into one integer per token: ``SINK`` for text before the first video token, ``QUERY`` for
-text after the last one, and otherwise the index (of a frame, a scene or a segment) that the token belongs to.
-Text between video tokens, such as Qwen3-VL's timestamps, belongs to the frame that follows it.
+text after the last one, ``TURN`` for text between two videos, and otherwise the index (of a frame, a scene or a
+segment) that the token belongs to. Short text in front of a frame, such as Qwen3-VL's timestamps, belongs to it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,10 @@ from segmo.errors import PromptError
 
 SINK = -1
 QUERY = -2
+TURN = -3
+
+TAG = 24  # text between two frames of one video is at most so long ...
+TAG_SPREAD, TAG_MORE = 1.5, 3  # ... and at most so many times, plus so much, as long as the shortest of its row
 
 
 def last_at_or_before(flag_BN: Tensor) -> Tensor:
@@ -31,6 +35,11 @@ def next_at_or_after(flag_BN: Tensor) -> Tensor:
     return torch.where(flag_BN, positions, length).flip(1).cummin(dim=1).values.flip(1)
 
 
+def _run_ends(video_BN: Tensor) -> Tensor:
+    """Whether a token is the last one of its run of video tokens."""
+    return video_BN & ~torch.nn.functional.pad(video_BN[:, 1:], (0, 1))
+
+
 def _frame_starts_mrope(video_BN: Tensor, run_start_BN: Tensor, positions_RBN: Tensor) -> Tensor:
     """A frame starts where height and width are back at the first values of its run of video tokens."""
     first_BN = last_at_or_before(run_start_BN)
@@ -43,7 +52,7 @@ def _frame_starts_mrope(video_BN: Tensor, run_start_BN: Tensor, positions_RBN: T
 
 def _frame_starts_counted(video_BN: Tensor, run_start_BN: Tensor, cells: int, trailing: int) -> Tensor:
     """A frame starts every ``cells`` tokens of a run; ``trailing`` tokens at its end join the last frame."""
-    run_end_BN = video_BN & ~torch.nn.functional.pad(video_BN[:, 1:], (0, 1))
+    run_end_BN = _run_ends(video_BN)
     positions = torch.arange(video_BN.shape[1], device=video_BN.device)
     offset_BN = positions - last_at_or_before(run_start_BN)
     length_BN = offset_BN + next_at_or_after(run_end_BN) - positions + 1
@@ -58,8 +67,54 @@ def _frame_starts_counted(video_BN: Tensor, run_start_BN: Tensor, cells: int, tr
     return video_BN & (offset_BN % cells == 0) & (offset_BN < framed_BN)
 
 
+def _between_videos(video_N: Tensor, start_N: Tensor, marks_N: Tensor | None, tagged: bool) -> Tensor:
+    """Whether a token stands between two videos, and not between two frames of one, (N,) bool.
+
+    Two runs of video tokens are frames of one video if each is one frame, both are of one size, and between them is
+    little text, about as much as between others, and no mark of a chat's turn.
+    """
+    head_G = (video_N & ~torch.nn.functional.pad(video_N[:-1], (1, 0))).nonzero()[:, 0]
+    end_G = _run_ends(video_N[None])[0].nonzero()[:, 0] + 1
+    if head_G.shape[0] < 2:
+        return torch.zeros_like(video_N)
+    frames_G = torch.bucketize(start_N.nonzero()[:, 0], head_G, right=True).sub_(1).bincount(minlength=len(head_G))
+    size_G, gap_G = end_G - head_G, head_G[1:] - end_G[:-1]
+    alike_G = (frames_G[1:] == 1) & (frames_G[:-1] == 1) & (size_G[1:] == size_G[:-1]) & tagged
+    shortest = gap_G.masked_fill(~alike_G, TAG).min()
+    tag_G = alike_G & (gap_G <= (TAG_SPREAD * shortest + TAG_MORE).clamp(max=TAG))
+    if marks_N is not None:
+        before = torch.nn.functional.pad(marks_N.long().cumsum(0), (1, 0))
+        tag_G &= before[head_G[1:]] == before[end_G[:-1]]
+    edge_N = torch.zeros(video_N.shape[0] + 1, dtype=torch.long, device=video_N.device)
+    edge_N[end_G[:-1][~tag_G]] += 1
+    edge_N[head_G[1:][~tag_G]] -= 1
+    return edge_N.cumsum(0)[:-1] > 0
+
+
+def roles(video_BN: Tensor, start_BN: Tensor, between_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """Frame and cell of every token, as :func:`video_layout` returns them.
+
+    Args:
+        video_BN: True at video tokens. start_BN: at the first token of each frame.
+        between_BN: at text that stands between two videos.
+    """
+    length = video_BN.shape[1]
+    positions = torch.arange(length, device=video_BN.device)
+    upcoming_BN = next_at_or_after(video_BN)
+    counted_BN = start_BN.long().cumsum(dim=1) - 1
+    frame_BN = counted_BN.gather(1, upcoming_BN.clamp(max=length - 1))
+    frame_BN = frame_BN.masked_fill(between_BN, TURN)
+    frame_BN = frame_BN.masked_fill(positions < upcoming_BN[:, :1], SINK)
+    frame_BN = frame_BN.masked_fill(upcoming_BN == length, QUERY)
+    return frame_BN, torch.where(video_BN, positions - last_at_or_before(start_BN), -1)
+
+
 def video_layout(
-    video_BN: Tensor, positions_RBN: Tensor | None, cells_per_frame: int, trailing: int
+    video_BN: Tensor,
+    positions_RBN: Tensor | None,
+    cells_per_frame: int,
+    trailing: int,
+    marks_BN: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Frame and cell of every prompt token.
 
@@ -68,9 +123,10 @@ def video_layout(
         positions_RBN: M-RoPE position ids, (3 or 4, B or 1, N) int; None for families with 1-D positions.
         cells_per_frame: tokens of a frame; read only without ``positions_RBN``.
         trailing: video tokens after a video's last frame; read only without ``positions_RBN``.
+        marks_BN: True where a turn of the chat begins or ends, as far as that is known.
 
     Returns:
-        ``frame`` (B, N) int64: frame index, ``SINK`` or ``QUERY``; frames are counted through the whole row.
+        ``frame`` (B, N) int64: frame index, ``SINK``, ``TURN`` or ``QUERY``; frames are counted through the whole row.
         ``cell`` (B, N) int64: index of a video token within its frame, -1 for text.
 
     Raises:
@@ -87,32 +143,39 @@ def video_layout(
         start_BN = _frame_starts_mrope(video_BN, run_start_BN, positions_RBN)
     else:
         start_BN = _frame_starts_counted(video_BN, run_start_BN, cells_per_frame, trailing)
-
-    length = video_BN.shape[1]
-    positions = torch.arange(length, device=video_BN.device)
-    upcoming_BN = next_at_or_after(video_BN)
-    counted_BN = start_BN.long().cumsum(dim=1) - 1
-    frame_BN = counted_BN.gather(1, upcoming_BN.clamp(max=length - 1))
-    frame_BN = frame_BN.masked_fill(positions < upcoming_BN[:, :1], SINK)
-    frame_BN = frame_BN.masked_fill(upcoming_BN == length, QUERY)
-    cell_BN = torch.where(video_BN, positions - last_at_or_before(start_BN), -1)
-    return frame_BN, cell_BN
+    between = [
+        _between_videos(
+            video_BN[row], start_BN[row], None if marks_BN is None else marks_BN[row], positions_RBN is not None
+        )
+        for row in range(video_BN.shape[0])
+    ]
+    return roles(video_BN, start_BN, torch.stack(between))
 
 
 def video_starts(frame_N: Tensor, cell_N: Tensor) -> Tensor:
-    """Whether each frame of a row is the first one of its video, (F,) bool.
-
-    Videos are separated by text. So are the frames of one video where timestamps stand between them
-    (Qwen3-VL), so neighbouring runs of one frame each and of equal size count as one video.
+    """Whether each frame of a row is the first one of its video, (F,) bool: text of none or no video is in front of it.
 
     Args:
         frame_N, cell_N: one row of :func:`video_layout`.
     """
+    positions = torch.arange(frame_N.shape[0], device=frame_N.device)
     head_F = (cell_N == 0).nonzero()[:, 0]
-    size_F = torch.bincount(frame_N[cell_N >= 0], minlength=head_F.shape[0])
-    after_text_F = (head_F == 0) | (cell_N[head_F - 1] < 0)
-    run_F = after_text_F.cumsum(0) - 1
-    alone_F = torch.bincount(run_F)[run_F] == 1
-    joined_F = torch.zeros_like(alone_F)
-    joined_F[1:] = alone_F[1:] & alone_F[:-1] & (size_F[1:] == size_F[:-1])
-    return after_text_F & ~joined_F
+    text_N = torch.where(frame_N < 0, positions, -1).cummax(0).values
+    video_N = torch.where(cell_N >= 0, positions, -1).cummax(0).values
+    before_F = torch.where(head_F > 0, video_N[head_F - 1], -1)
+    return (before_F < 0) | (text_N[head_F] > before_F)
+
+
+def tag_tokens(frame_N: Tensor, cell_N: Tensor) -> Tensor:
+    """Whether a token is text that belongs to a frame, (N,) bool.
+
+    What stands in front of a video's first frame is not told from other text by its place. It is taken to be as long as
+    what stands in front of the second one.
+    """
+    tag_N = (frame_N >= 0) & (cell_N < 0)
+    head_F, first_F = (cell_N == 0).nonzero()[:, 0], video_starts(frame_N, cell_N)
+    length_F = torch.bincount(frame_N[tag_N], minlength=head_F.shape[0])
+    leads_F = (first_F[:-1] & ~first_F[1:]).nonzero()[:, 0] if head_F.shape[0] > 1 else head_F[:0]
+    for head, length in zip(head_F[leads_F].tolist(), length_F[leads_F + 1].tolist(), strict=True):
+        tag_N[max(head - length, 0) : head] = True
+    return tag_N

@@ -14,7 +14,18 @@ from torch import Tensor
 
 import segmo.runtime.token_ops  # noqa: F401  # registers the operators that cut the prompt
 from segmo.errors import PromptError
-from segmo.runtime import encoded, external, features, layout, novelty, relevance, scenes, schedule, segments
+from segmo.runtime import (
+    encoded,
+    external,
+    features,
+    layout,
+    novelty,
+    question,
+    relevance,
+    scenes,
+    schedule,
+    segments,
+)
 from segmo.runtime.attention.choice import implementation as attention_implementation
 from segmo.runtime.kernels import question as generated_question
 from segmo.runtime.kernels import scan as generated_scan
@@ -57,18 +68,44 @@ def _(attention_mask_BN: Tensor | None, positions: Tensor | None, like_BN: Tenso
 
 @operator("video_layout")
 def video_layout(
-    video_BN: Tensor, positions_RBN: Tensor | None, cells_per_frame: int, trailing: int
+    video_BN: Tensor,
+    positions_RBN: Tensor | None,
+    cells_per_frame: int,
+    trailing: int,
+    ids_BN: Tensor | None = None,
+    chat: str = "",
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`segmo.runtime.layout.video_layout`."""
-    return layout.video_layout(video_BN, positions_RBN, cells_per_frame, trailing)
+    """See :func:`segmo.runtime.layout.video_layout`; ``chat`` is :class:`segmo.runtime.question.ChatTokens` as text."""
+    marks_BN = None if ids_BN is None else question.turn_marks(ids_BN, question.ChatTokens.parse(chat))
+    return layout.video_layout(video_BN, positions_RBN, cells_per_frame, trailing, marks_BN)
 
 
 @video_layout.register_fake
-def _(video_BN: Tensor, positions_RBN: Tensor | None, cells_per_frame: int, trailing: int) -> tuple[Tensor, Tensor]:
+def _(
+    video_BN: Tensor,
+    positions_RBN: Tensor | None,
+    cells_per_frame: int,
+    trailing: int,
+    ids_BN: Tensor | None = None,
+    chat: str = "",
+) -> tuple[Tensor, Tensor]:
     return (
         video_BN.new_empty(video_BN.shape, dtype=torch.long),
         video_BN.new_empty(video_BN.shape, dtype=torch.long),
     )
+
+
+@operator("question_tokens")
+def question_tokens(
+    ids_BN: Tensor | None, frame_BN: Tensor, cell_BN: Tensor, valid_BN: Tensor | None, chat: str
+) -> Tensor:
+    """See :func:`segmo.runtime.question.question_tokens`; ``chat`` is its :class:`ChatTokens` as text."""
+    return question.question_tokens(ids_BN, frame_BN, cell_BN, valid_BN, question.ChatTokens.parse(chat))
+
+
+@question_tokens.register_fake
+def _(ids_BN: Tensor | None, frame_BN: Tensor, cell_BN: Tensor, valid_BN: Tensor | None, chat: str) -> Tensor:
+    return frame_BN.new_empty(frame_BN.shape, dtype=torch.bool)
 
 
 @operator("encoded_tokens")
@@ -197,14 +234,14 @@ def _(
 
 @operator("embedding_relevance")
 def embedding_relevance(
-    embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, valid_BN: Tensor | None, max_scenes: int
+    embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, question_BN: Tensor, max_scenes: int
 ) -> Tensor:
     """See :func:`segmo.runtime.relevance.embedding_relevance`."""
-    return relevance.embedding_relevance(embeds_BNH, scene_BN, cell_BN, valid_BN, max_scenes)
+    return relevance.embedding_relevance(embeds_BNH, scene_BN, cell_BN, question_BN, max_scenes)
 
 
 @embedding_relevance.register_fake
-def _(embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, valid_BN: Tensor | None, max_scenes: int) -> Tensor:
+def _(embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, question_BN: Tensor, max_scenes: int) -> Tensor:
     return embeds_BNH.new_empty((scene_BN.shape[0], max_scenes), dtype=torch.float32)
 
 
@@ -223,13 +260,14 @@ def attention_relevance(
     k_BGND: Tensor,
     scene_BN: Tensor,
     cell_BN: Tensor,
+    question_BN: Tensor,
     valid_BN: Tensor | None,
     scale: float,
     max_scenes: int,
     implementation: str,
 ) -> Tensor:
     """See :func:`segmo.runtime.relevance.attention_relevance`."""
-    arguments = (q_BAND, k_BGND, scene_BN, cell_BN, valid_BN, scale, max_scenes)
+    arguments = (q_BAND, k_BGND, scene_BN, cell_BN, question_BN, valid_BN, scale, max_scenes)
     if runs_generated(implementation, lambda: question_kernel(q_BAND, k_BGND)):
         return generated_question.attention_relevance(*arguments)
     return relevance.attention_relevance(*arguments)
@@ -241,6 +279,7 @@ def _(
     k_BGND: Tensor,
     scene_BN: Tensor,
     cell_BN: Tensor,
+    question_BN: Tensor,
     valid_BN: Tensor | None,
     scale: float,
     max_scenes: int,

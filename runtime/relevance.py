@@ -15,18 +15,12 @@ from torch import Tensor
 
 from segmo.errors import PromptError
 from segmo.runtime.features import CHUNK
-from segmo.runtime.layout import QUERY
 
 ROWS = 64  # question tokens scored at a time, so that memory stays linear in the prompt's length
 
 
 def _empty(scene_BN: Tensor, max_scenes: int) -> Tensor:
     return torch.full((scene_BN.shape[0], max_scenes), -torch.inf, device=scene_BN.device)
-
-
-def _question(scene_N: Tensor, valid_N: Tensor | None) -> Tensor:
-    mask = scene_N == QUERY
-    return (mask if valid_N is None else mask & valid_N).nonzero()[:, 0]
 
 
 def _scene_mean(score_V: Tensor, scene_V: Tensor) -> Tensor:
@@ -77,11 +71,13 @@ def embedding_relevance(
     embeds_BNH: Tensor,
     scene_BN: Tensor,
     cell_BN: Tensor,
-    valid_BN: Tensor | None,
+    question_BN: Tensor,
     max_scenes: int,
     fit: Fit = whole_fit,
 ) -> Tensor:
     """How well a scene's best frame fits the question's words, before the first decoder layer.
+
+    ``question_BN`` tells the question's tokens, wherever they stand (:mod:`segmo.runtime.question`).
 
     A frame fits a word by the mean cosine between the word's embedding and the frame's features, without what all of
     the video's features have in common; a scene fits as its best frame does; and a word counts by how much it tells
@@ -98,7 +94,7 @@ def embedding_relevance(
             continue
         scene_V = scene_BN[row, video_V]
         scenes = int(scene_V.max()) + 1
-        question = embeds_BNH[row, _question(scene_BN[row], None if valid_BN is None else valid_BN[row])]
+        question = embeds_BNH[row, question_BN[row]]
         if question.shape[0] == 0:
             out_BS[row, :scenes] = 0
             continue
@@ -113,18 +109,33 @@ def embedding_relevance(
     return out_BS
 
 
+def asking_rows(question_N: Tensor, cell_N: Tensor, valid_N: Tensor | None) -> Tensor:
+    """Rows of one prompt whose attention asks: the question's, and the one that gives the next token, (Q,) ascending.
+
+    The last row has read the question, wherever that stands, and sees all of the video. Without a question, no rows.
+    """
+    places_Q = question_N.nonzero()[:, 0]
+    last = question_N.shape[0] - 1 if valid_N is None else int(valid_N.nonzero()[-1])
+    if places_Q.numel() == 0 or int(places_Q[-1]) >= last or int(cell_N[last]) >= 0:
+        return places_Q
+    return torch.nn.functional.pad(places_Q, (0, 1), value=last)
+
+
 def attention_relevance(
     q_BAND: Tensor,
     k_BGND: Tensor,
     scene_BN: Tensor,
     cell_BN: Tensor,
+    question_BN: Tensor,
     valid_BN: Tensor | None,
     scale: float,
     max_scenes: int,
 ) -> Tensor:
-    """Attention that the question pays to a scene, mean over heads, question tokens and the scene's tokens.
+    """Attention that the question pays to a scene, mean over heads, its rows and the scene's tokens.
 
-    The attention matrix is built for the question's rows alone, a key/value head and a few rows at a time.
+    Its rows are those of :func:`asking_rows`. A question token in front of a video would see nothing of it. Here it
+    sees all that it would see right behind the last one. The attention matrix is built for these rows alone, a
+    key/value head and a few rows at a time.
     """
     out_BS = _empty(scene_BN, max_scenes)
     heads, groups = q_BAND.shape[1], k_BGND.shape[1]
@@ -133,11 +144,11 @@ def attention_relevance(
         if video_V.numel() == 0:
             continue
         valid_N = None if valid_BN is None else valid_BN[row]
-        question_Q = _question(scene_BN[row], valid_N)
+        question_Q = asking_rows(question_BN[row], cell_BN[row], valid_N)
         score_N = torch.zeros(k_BGND.shape[2], device=q_BAND.device)
         for start in range(0, question_Q.shape[0], ROWS):
             rows = question_Q[start : start + ROWS]
-            hidden = torch.arange(k_BGND.shape[2], device=q_BAND.device) > rows[:, None]
+            hidden = torch.arange(k_BGND.shape[2], device=q_BAND.device) > rows[:, None].clamp(min=video_V[-1])
             if valid_N is not None:
                 hidden = hidden | ~valid_N
             for q_RND, k_ND in zip(torch.unflatten(q_BAND[row], 0, (groups, -1)), k_BGND[row], strict=True):

@@ -9,14 +9,17 @@ A custom op can only pass tensors on, so the schedule travels as one flat int64 
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 from torch import Tensor
 
 from segmo.errors import PromptError
-from segmo.runtime.layout import QUERY, SINK
+from segmo.runtime.layout import QUERY, SINK, TURN
+
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class RowSchedule:
         segment_ends: end of each segment; the last one is where the query starts.
         end: end of the query, which is where right padding starts.
         context: positions of context tokens inside segments, ascending.
+        turns: start and end of each text between two videos, ascending. It lies in a segment, its tokens are context,
+            and its rows see everything before them.
     """
 
     start: int
@@ -36,10 +41,22 @@ class RowSchedule:
     segment_ends: tuple[int, ...]
     end: int
     context: tuple[int, ...]
+    turns: tuple[Span, ...] = ()
 
     @property
     def query_start(self) -> int:
         return self.segment_ends[-1] if self.segment_ends else self.sink_end
+
+    def cut_at_turns(self, start: int, end: int) -> Iterator[tuple[int, int, bool]]:
+        """Parts of a range inside of which rows see alike, and whether they see everything before; none is empty."""
+        for first, last in self.turns:
+            if start < min(first, end):
+                yield start, min(first, end), False
+            if max(start, first) < min(last, end):
+                yield max(start, first), min(last, end), True
+            start = max(start, last)
+        if start < end:
+            yield start, end, False
 
 
 def _row(segment_K: Tensor, context_K: Tensor | None, valid_K: Tensor | None) -> RowSchedule:
@@ -57,11 +74,23 @@ def _row(segment_K: Tensor, context_K: Tensor | None, valid_K: Tensor | None) ->
     values, counts = torch.unique_consecutive(segment_K, return_counts=True)
     runs = list(zip(values.tolist(), counts.tolist(), strict=True))
     sink_end = runs[0][1] if runs and runs[0][0] == SINK else 0
-    ends, position = [], sink_end
+    ends: list[int] = []
+    turns: list[Span] = []
+    position, last = sink_end, None
     for value, count in runs:
-        if value >= 0:
+        if value == TURN and not ends:  # nothing of the videos before it is left, so it is one more text in front
+            sink_end = position = position + count
+        elif value == TURN:
+            turns.append((position, position + count))
             position += count
-            ends.append(position)
+            ends[-1] = position
+        elif value >= 0:
+            position += count
+            if value == last:  # a segment that goes on behind the text between two videos
+                ends[-1] = position
+            else:
+                ends.append(position)
+            last = value
     if ends and (start > sink_end or end < position):
         raise PromptError("the attention mask hides video tokens; SegMo supports padding around the prompt only")
     if any(value == QUERY for value, _ in runs[:-1]):
@@ -70,7 +99,9 @@ def _row(segment_K: Tensor, context_K: Tensor | None, valid_K: Tensor | None) ->
     if context_K is not None:
         # A flag on a sink or on the question changes nothing: who comes later sees those anyway.
         context = (context_K[sink_end:position].nonzero()[:, 0] + sink_end).tolist()
-    return RowSchedule(start, max(sink_end, start), tuple(ends), end, tuple(context))
+    if turns:
+        context = sorted({*context, *(at for first, last in turns for at in range(first, last))})
+    return RowSchedule(start, max(sink_end, start), tuple(ends), end, tuple(context), tuple(turns))
 
 
 def attention_schedule(segment_BK: Tensor, context_BK: Tensor | None, valid_BK: Tensor | None) -> Tensor:
@@ -103,8 +134,8 @@ def pack(rows: list[RowSchedule]) -> Tensor:
     """Flat int64 tensor of a list of rows."""
     flat: list[int] = []
     for row in rows:
-        flat += [row.start, row.sink_end, row.end, len(row.segment_ends), len(row.context)]
-        flat += [*row.segment_ends, *row.context]
+        flat += [row.start, row.sink_end, row.end, len(row.segment_ends), len(row.context), len(row.turns)]
+        flat += [*row.segment_ends, *row.context, *chain(*row.turns)]
     return torch.tensor(flat, dtype=torch.long)
 
 
@@ -113,12 +144,14 @@ def unpack(schedule: Tensor) -> list[RowSchedule]:
     flat = schedule.tolist()
     rows, at = [], 0
     while at < len(flat):
-        start, sink_end, end, segments, context = flat[at : at + 5]
-        at += 5
-        ends = tuple(flat[at : at + segments])
-        at += segments
-        rows.append(RowSchedule(start, sink_end, ends, end, tuple(flat[at : at + context])))
-        at += context
+        start, sink_end, end, *counts = flat[at : at + 6]
+        at += 6
+        lists = []
+        for count in (counts[0], counts[1], 2 * counts[2]):
+            lists.append(tuple(flat[at : at + count]))
+            at += count
+        turns = tuple(zip(lists[2][::2], lists[2][1::2], strict=True))
+        rows.append(RowSchedule(start, sink_end, lists[0], end, lists[1], turns))
     return rows
 
 
@@ -131,4 +164,6 @@ def visible_pairs(schedule: Tensor) -> int:
         for start, end in pairwise((row.sink_end, *row.segment_ends)):
             size = end - start
             pairs += size * (size + 1) // 2 + size * (sinks + bisect_left(row.context, start))
+            hidden = start - row.sink_end - bisect_left(row.context, start)
+            pairs += hidden * sum(last - first for first, last in row.turns if start <= first < end)
     return pairs

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from segmo.report.prefill import Prefill
-from segmo.runtime.layout import QUERY, SINK
+from segmo.runtime.layout import QUERY, SINK, TURN
 
 
 def dense_mask(segment_K: Tensor, context_K: Tensor | None) -> Tensor:
@@ -23,6 +23,7 @@ def dense_mask(segment_K: Tensor, context_K: Tensor | None) -> Tensor:
     length = segment_K.shape[0]
     i, j = torch.arange(length)[:, None], torch.arange(length)[None]
     seen = (segment_K[j] == SINK) | (segment_K[i] == QUERY) | (segment_K[i] == segment_K[j])
+    seen = seen | (segment_K[j] == TURN) | (segment_K[i] == TURN)
     if context_K is not None:
         seen = seen | context_K[j]
     return (j <= i) & seen

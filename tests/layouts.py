@@ -26,4 +26,7 @@ def rows(draw: st.DrawFn, length: int) -> RowSchedule:
         context = tuple(sorted(draw(st.sets(st.sampled_from(video), max_size=40))))
     else:
         context = ()
-    return RowSchedule(start, sink_end, segments, end, context)
+    edges = sorted(draw(st.sets(st.integers(sink_end, query_start), max_size=4)))
+    turns = tuple(zip(edges[::2], edges[1::2], strict=False))
+    context = tuple(sorted({*context, *(place for first, last in turns for place in range(first, last))}))
+    return RowSchedule(start, sink_end, segments, end, context, turns)

@@ -102,6 +102,7 @@ def _prefill(frames: int, cells: int, shown: Shown) -> Prefill:
     return Prefill(
         {
             "frame": frame_BN,
+            "question": frame_BN == -2,
             "cell": cell_BN,
             "scene": scene_BN,
             "novelty": torch.rand(frame_BN.shape, generator=generator),

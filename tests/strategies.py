@@ -13,8 +13,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-PAD, SINK, QUERY = "pad", "sink", "query"
-Role = int | str  # a segment's number, or one of the three words
+PAD, SINK, QUERY, TURN = "pad", "sink", "query", "turn"
+Role = int | str  # a segment's number, or one of the four words
 
 TEXT, IMAGE, VIDEO = 0, 1, 2  # as in transformers' mm_token_type_ids
 
@@ -70,7 +70,7 @@ class Prompt:
 
     @property
     def expected(self) -> tuple[list[int], list[int], list[int]]:
-        """Frame (-1 sink, -2 query), cell and number of the video of every token, padding included.
+        """Frame (-1 sink, -2 query, -3 text between videos), cell and number of the video of every token, with padding.
 
         The third list is -1 at text.
         """
@@ -91,14 +91,25 @@ class Prompt:
             elif position < at_video[0]:
                 frame_N.append(-1)
             else:
-                frame_N.append(flat[min(p for p in at_video if p > position)][0])
+                before = flat[max(p for p in at_video if p < position)]
+                behind = flat[min(p for p in at_video if p > position)]
+                frame_N.append(behind[0] if behind[2] == before[2] else -3)
         return frame_N, [cell for _, cell, _ in flat], [video for _, _, video in flat]
 
     @property
+    def marks(self) -> Tensor:
+        """True at all text between two videos, as at the marks of a chat's turns, (1, N) bool."""
+        return torch.tensor([self.expected[0]]) == -3
+
+    @property
     def told_apart(self) -> bool:
-        """Whether all videos can be told apart: two neighbours of one frame each and of one size cannot."""
-        sizes = [(piece.frames, piece.height * piece.width) for piece in self.pieces if piece.kind == VIDEO]
-        return not any(a == b and a[0] == 1 for a, b in pairwise(sizes))
+        """Whether all videos can be told apart without marks: runs of one frame each and of one size cannot."""
+        alone = [
+            (piece.frames == 1 or piece.text > 0, piece.height * piece.width)
+            for piece in self.pieces
+            if piece.kind == VIDEO
+        ]
+        return not any(a == b and a[0] for a, b in pairwise(alone))
 
     def grids(self, kind: int, merge: int) -> Tensor | None:
         """``image_grid_thw`` or ``video_grid_thw`` of the row's pieces, or None without any."""
@@ -157,8 +168,8 @@ class Layout:
             for j in range(length):
                 role_i, role_j = self.roles[i], self.roles[j]
                 seen = (
-                    role_j == SINK
-                    or role_i == QUERY
+                    role_j in (SINK, TURN)
+                    or role_i in (QUERY, TURN)
                     or (isinstance(role_i, int) and role_i == role_j)
                     or self.context[j]
                 )
@@ -168,11 +179,15 @@ class Layout:
 
 @st.composite
 def layouts(draw: st.DrawFn, *, max_segments: int = 5, max_size: int = 9, context: bool | None = None) -> Layout:
-    """Rows with sinks, segments and a question, any of which may be missing, and padding on the right."""
+    """Rows with sinks, segments, text between videos and a question, any of which may be missing, and right padding."""
     sinks, query = draw(st.integers(0, 4)), draw(st.integers(0, 6))
     sizes = draw(st.lists(st.integers(1, max_size), max_size=max_segments))
     roles: list[Role] = [SINK] * sinks
-    roles += [segment for segment, size in enumerate(sizes) for _ in range(size)]
+    video = [segment for segment, size in enumerate(sizes) for _ in range(size)]
+    turns = draw(st.dictionaries(st.integers(1, max(len(video) - 1, 1)), st.integers(1, 3), max_size=2))
+    for place, segment in enumerate(video):  # between two segments or inside one, which may reach over two videos
+        roles += [TURN] * turns.get(place, 0) if place else []
+        roles.append(segment)
     roles += [QUERY] * query
     if not roles:
         roles = [QUERY]
@@ -187,7 +202,7 @@ def batch_tensors(rows: list[Layout]) -> tuple[Tensor, Tensor, Tensor]:
     segments = []
     for row in rows:
         first = next(i for i, role in enumerate(row.roles) if role != PAD)
-        number = {SINK: -1, QUERY: -2}
+        number = {SINK: -1, QUERY: -2, TURN: -3}
         segments.append(
             [
                 (-1 if i < first and row.roles[first] != QUERY else -2) if role == PAD else number.get(role, role)

@@ -179,7 +179,14 @@ def test_the_block_picture_counts_the_pairs_of_the_rule(
     segment = torch.tensor([*[-1] * sinks, *[s for s, n in enumerate(sizes) for _ in range(n)], *[-2] * query])[None]
     context = torch.tensor([data.draw(st.lists(st.booleans(), min_size=segment.shape[1], max_size=segment.shape[1]))])
     base = torch.zeros_like(segment)
-    recorded = {"frame": segment, "cell": base, "scene": segment, "novelty": base.float(), "segment": segment}
+    recorded = {
+        "frame": segment,
+        "question": segment == -2,
+        "cell": base,
+        "scene": segment,
+        "novelty": base.float(),
+        "segment": segment,
+    }
     found = blocks.picture(Prefill({**recorded, "context": context}))
     assert found is not None
     row = unpack(attention_schedule(segment, context, None))[0]

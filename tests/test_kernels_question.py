@@ -35,10 +35,11 @@ def _tensors(length: int, heads: tuple[int, int], head_size: int, dtype: torch.d
     question=st.integers(1, 20),
     heads=st.sampled_from([(2, 2), (7, 1), (4, 2)]),
     padding=st.sampled_from([0, 3]),
+    before=st.sampled_from([0, 1, 2]),
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
 )
 def test_equals_the_torch_implementation(
-    scenes: list[int], question: int, heads: tuple[int, int], padding: int, dtype: torch.dtype
+    scenes: list[int], question: int, heads: tuple[int, int], padding: int, before: int, dtype: torch.dtype
 ) -> None:
     scene, cell = _prompt(scenes, question)
     scene = torch.nn.functional.pad(scene, (padding, 0), value=SINK)
@@ -46,13 +47,15 @@ def test_equals_the_torch_implementation(
     valid = (torch.arange(scene.shape[1]) >= padding)[None] if padding else None
     q, k = _tensors(scene.shape[1], heads, 80, dtype)
     spec = QuestionSpec(80, dtype_name(dtype), heads[0] // heads[1], Config(32, 16, 4, 2), 32)
-    got = interpret(attention_relevance, q, k, scene, cell, valid, 0.1, 6, spec)
-    expected = relevance.attention_relevance(q.double(), k.double(), scene, cell, valid, 0.1, 6)
+    asked = scene == QUERY
+    asked[:, padding : padding + before] = True
+    got = interpret(attention_relevance, q, k, scene, cell, asked, valid, 0.1, 6, spec)
+    expected = relevance.attention_relevance(q.double(), k.double(), scene, cell, asked, valid, 0.1, 6)
     torch.testing.assert_close(got, expected.float(), rtol=2e-4, atol=1e-7)
 
 
 def test_a_prompt_without_a_question_scores_zero() -> None:
     scene, cell = _prompt([5, 5], 0)
     q, k = _tensors(scene.shape[1], (2, 2), 64, torch.float32)
-    got = interpret(attention_relevance, q, k, scene, cell, None, 0.1, 3)
+    got = interpret(attention_relevance, q, k, scene, cell, scene == QUERY, None, 0.1, 3)
     assert got.tolist() == [[0, 0, -torch.inf]]

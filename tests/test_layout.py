@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from strategies import IMAGE, TEXT, VIDEO, Piece, Prompt, prompts
 
 from segmo.errors import PromptError
 from segmo.families import FAMILIES
-from segmo.runtime.layout import QUERY, SINK, last_at_or_before, next_at_or_after, video_layout, video_starts
+from segmo.runtime.layout import QUERY, SINK, TURN, last_at_or_before, next_at_or_after, video_layout, video_starts
 
 
 @cache
@@ -54,19 +53,37 @@ def check_layout(prompt: Prompt, frame_BN: torch.Tensor, cell_BN: torch.Tensor) 
 @pytest.mark.parametrize("model_type", ["qwen2_vl", "qwen2_5_vl"])
 @given(prompt=prompts())
 def test_mrope_positions_give_frames_and_cells(model_type: str, prompt: Prompt) -> None:
-    check_layout(prompt, *video_layout(*model_positions(model_type, prompt), 0, 0))
+    marks_BN = None if prompt.told_apart else prompt.marks
+    check_layout(prompt, *video_layout(*model_positions(model_type, prompt), 0, 0, marks_BN))
 
 
 @given(prompt=prompts(timestamps=True))
 def test_timestamps_between_frames_join_the_frame_that_follows(prompt: Prompt) -> None:
-    check_layout(prompt, *video_layout(*model_positions("qwen3_vl", prompt), 0, 0))
+    marks_BN = None if prompt.told_apart else prompt.marks
+    check_layout(prompt, *video_layout(*model_positions("qwen3_vl", prompt), 0, 0, marks_BN))
+
+
+@given(tag=st.integers(1, 12), turn=st.integers(1, 60), first=st.integers(1, 4), second=st.integers(1, 4))
+def test_text_between_videos_of_single_frames_is_told_by_its_length(
+    tag: int, turn: int, first: int, second: int
+) -> None:
+    """As Qwen3-VL writes a second video with other words in front of it, and no marks of turns."""
+    video_N = [False] * 3
+    for frames in (first, second):
+        video_N += ([False] * tag + [True] * 4) * frames + [False] * turn
+    gap, shortest = turn + tag, tag if first + second > 2 else turn + tag
+    expected = gap > min(24, 1.5 * shortest + 3)
+    frame_BN, cell_BN = video_layout(torch.tensor([video_N]), torch.arange(len(video_N)).expand(3, 1, -1), 0, 0)
+    assert bool((frame_BN == TURN).any()) == expected
+    assert int((frame_BN == TURN).sum()) == gap * expected
+    assert video_starts(frame_BN[0], cell_BN[0]).sum() == 1 + expected
 
 
 @given(prompt=prompts())
 def test_position_ids_with_a_row_for_text_change_nothing(prompt: Prompt) -> None:
     video_BN, positions_3BN = model_positions("qwen2_vl", prompt)
     text_BN = torch.arange(video_BN.shape[1])[None, None]
-    with_text = video_layout(video_BN, torch.cat([text_BN, positions_3BN]), 0, 0)
+    with_text = video_layout(video_BN, torch.cat([text_BN, positions_3BN]), 0, 0, prompt.marks)
     check_layout(prompt, *with_text)
 
 
@@ -156,18 +173,10 @@ def expected_video_starts(prompt: Prompt) -> list[bool]:
     return [i == 0 or heads[i] != heads[i - 1] for i in range(len(heads))]
 
 
-@given(prompt=prompts())
+@given(prompt=prompts(timestamps=True))
 def test_each_video_starts_anew(prompt: Prompt) -> None:
-    frame_BN, cell_BN = video_layout(*model_positions("qwen2_vl", prompt), 0, 0)
-    videos = [piece for piece in prompt.pieces if piece.kind == VIDEO]
-    expected = expected_video_starts(prompt)
-    at = 0
-    for before, now in pairwise(videos):
-        at += before.frames
-        same_size = before.height * before.width == now.height * now.width
-        if before.frames == now.frames == 1 and same_size:
-            expected[at] = False  # nothing tells them from frames with timestamps between them
-    assert video_starts(frame_BN[0], cell_BN[0]).tolist() == expected
+    frame_BN, cell_BN = video_layout(*model_positions("qwen3_vl", prompt), 0, 0, prompt.marks)
+    assert video_starts(frame_BN[0], cell_BN[0]).tolist() == expected_video_starts(prompt)
 
 
 @given(prompt=prompts(timestamps=True, max_videos=1))

@@ -145,7 +145,7 @@ def opcheck(name: str) -> dict[str, str]:
     cases: dict[str, tuple[Any, ...]] = {
         "scan_video": (x, FRAME, CELL, None, ops.scan_kernel(x)),
         "scene_novelty": (x, torch.rand(2, 15), FRAME, CELL, SCENE, None, ops.scan_kernel(x)),
-        "attention_relevance": (q, k, SCENE, CELL, None, 0.25, 8, ops.question_kernel(q, k)),
+        "attention_relevance": (q, k, SCENE, CELL, FRAME == QUERY, None, 0.25, 8, ops.question_kernel(q, k)),
         "select_and_gather": (*chosen, [x, turned], [1, 2], token_ops.selection_kernel(x.device, payloads)),
     }
     tests = ("test_schema", "test_faketensor", "test_autograd_registration")

@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from segmo.runtime.attention import flash
 from segmo.runtime.features import scan_video
-from segmo.runtime.layout import video_layout
+from segmo.runtime.layout import QUERY, video_layout
 from segmo.runtime.novelty import scene_novelty
 from segmo.runtime.relevance import attention_relevance, embedding_relevance
 from segmo.runtime.scenes import find_scenes
@@ -49,8 +49,9 @@ def prefill(frames: int) -> tuple[int, int]:
         novelty, similarity = scan_video(embeds_BNH, frame, cell)
         scene = find_scenes(similarity, frame, cell, MAX_SCENES)
         novelty = scene_novelty(embeds_BNH, novelty, frame, cell, scene)
-        attention_relevance(q, q[:, :1], scene, cell, None, 0.25, MAX_SCENES)
-        relevance = embedding_relevance(embeds_BNH, scene, cell, None, MAX_SCENES)
+        asked = (frame == QUERY) & (cell < 0)
+        attention_relevance(q, q[:, :1], scene, cell, asked, None, 0.25, MAX_SCENES)
+        relevance = embedding_relevance(embeds_BNH, scene, cell, asked, MAX_SCENES)
         kept = kept_count(length, video, 1, 0.5)
         index = select_tokens(novelty, frame, cell, scene, relevance, kept, 0.5)
         frame, scene = frame.gather(1, index), scene.gather(1, index)

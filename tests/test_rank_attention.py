@@ -43,6 +43,9 @@ def cases(draw, world: int) -> Case:
         ends.append(position)
     context = draw(st.sets(st.integers(sinks, position - 1), max_size=12)) if sizes else set()
     inside = draw(st.sets(st.integers(sinks, position), max_size=3)) if draw(st.booleans()) else set()
+    between = sorted(draw(st.sets(st.integers(sinks, position), max_size=4)))
+    turns = tuple(zip(between[::2], between[1::2], strict=False))
+    context |= {place for start, end in turns for place in range(start, end)}
     edges = sorted({sinks, *ends, *inside})
     spans: list[list[tuple[int, int]]] = [[] for _ in range(world)]
     contiguous = draw(st.booleans())
@@ -52,7 +55,7 @@ def cases(draw, world: int) -> Case:
         spans[owner].append((start, end))
     groups = draw(st.sampled_from([1, 2]))
     return Case(
-        row=RowSchedule(0, sinks, tuple(ends), position + query, tuple(sorted(context))),
+        row=RowSchedule(0, sinks, tuple(ends), position + query, tuple(sorted(context)), turns),
         spans=tuple(map(tuple, spans)),
         home=draw(st.integers(0, world - 1)),
         heads=groups * draw(st.sampled_from([1, 3])),
@@ -147,7 +150,7 @@ def test_the_last_row_alone_is_the_same_and_no_context_travels(crew, data):
 
 @given(st.data(), st.integers(1, 9))
 def test_the_plan_counts_what_ranks_need_of_each_other(data, world):
-    """Brute force over rows; and a plan, whose context lies at the start of segments, counts the same."""
+    """Brute force over rows; and a plan, whose context lies at the start of segments, counts the same for one video."""
     case = data.draw(cases(world))
     needs = Needs(case.row, case.spans)
     owner = {p: rank for rank, spans in enumerate(case.spans) for span in spans for p in range(*span)}
@@ -159,7 +162,7 @@ def test_the_plan_counts_what_ranks_need_of_each_other(data, world):
         assert set(others) <= set(needs.arriving(rank))
     starts = (case.row.sink_end, *case.row.segment_ends[:-1])
     heads = tuple(p for start, end in zip(starts, case.row.segment_ends, strict=False) for p in range(start, end)[:3])
-    row = dataclasses.replace(case.row, context=heads)
+    row = dataclasses.replace(case.row, context=heads, turns=())
     pieces = [
         [Piece(s, a - first, b - first) for a, b in spans for s, first in enumerate(starts) if segment_of(row, a) == s]
         for spans in case.spans
@@ -174,6 +177,8 @@ def segment_of(row, position):
 
 def visible(row, start, end):
     """What the rows of a piece see outside it, sinks aside, by the rule of attention."""
+    if any(start < last and first < end for first, last in row.turns):
+        return set(range(row.sink_end, start))
     segment = segment_of(row, start)
     return {p for p in range(row.sink_end, start) if p in row.context or segment_of(row, p) == segment}
 

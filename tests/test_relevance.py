@@ -84,7 +84,8 @@ def test_embedding_relevance_is_its_definition(
             cells[n] = 1
     embeds_BNH = torch.randn(1, len(scene), 16, generator=generator).to(dtype)
     inputs = (torch.tensor([scene]), torch.tensor([cells]))
-    out_BS = embedding_relevance(embeds_BNH, *inputs, torch.tensor([valid]), MAX_SCENES)
+    asked = torch.tensor([scene]).eq(-2) & torch.tensor([valid])
+    out_BS = embedding_relevance(embeds_BNH, *inputs, asked, MAX_SCENES)
     if sum(c >= 0 for c in cells) > 1:  # a single token is all that the video has in common: nothing is left of it
         check_scores(out_BS, expected_embedding(embeds_BNH[0], scene, cells, valid))
 
@@ -95,7 +96,8 @@ def test_embedding_relevance_finds_the_scene_that_shows_what_is_asked() -> None:
     cell = [-1, *[0] * len(video), -1, -1]
     question = video[2 * CHUNK + 5] * 7  # scene 2 holds the very same direction
     embeds_BNH = torch.cat([torch.zeros(1, 32), video, question[None], question[None]])[None]
-    score_BS = embedding_relevance(embeds_BNH, torch.tensor([scene]), torch.tensor([cell]), None, MAX_SCENES)
+    asked = torch.tensor([scene]) == -2
+    score_BS = embedding_relevance(embeds_BNH, torch.tensor([scene]), torch.tensor([cell]), asked, MAX_SCENES)
     assert score_BS[0, :3].argmax() == 2
     assert score_BS[0, 2] > 0.99
 
@@ -111,21 +113,40 @@ def test_words_that_fit_every_scene_alike_have_no_say() -> None:
     embeds_BNH = torch.cat([video, torch.stack([*filler, named])])[None]
     scene = [*[n // 10 for n in range(40)], *[-2] * 7]
     score_BS = embedding_relevance(
-        embeds_BNH, torch.tensor([scene]), torch.tensor([[*[0] * 40, *[-1] * 7]]), None, MAX_SCENES
+        embeds_BNH,
+        torch.tensor([scene]),
+        torch.tensor([[*[0] * 40, *[-1] * 7]]),
+        torch.tensor([scene]) == -2,
+        MAX_SCENES,
     )
     assert score_BS[0, :4].argmax() == 1
 
 
 def expected_attention(
-    q: torch.Tensor, k: torch.Tensor, scale: float, scene: list[int], cell: list[int], valid: list[bool]
+    q: torch.Tensor,
+    k: torch.Tensor,
+    scale: float,
+    scene: list[int],
+    cell: list[int],
+    valid: list[bool],
+    asked: list[bool],
 ) -> list[float]:
-    """The full attention matrix in fp64, then means over heads, question and a scene's tokens."""
+    """The full attention matrix in fp64, then means over heads, question and a scene's tokens.
+
+    A row in front of the video's last token sees all keys up to there.
+    """
     ratio = q.shape[0] // k.shape[0]
     logits = torch.einsum("aid,ajd->aij", q.double(), k.double().repeat_interleave(ratio, 0)) * scale
     length = len(scene)
-    seen = torch.ones(length, length).tril().bool() & torch.tensor(valid)
+    last = max((n for n, c in enumerate(cell) if c >= 0), default=0)
+    seen = torch.ones(length, length).tril().bool()
+    seen[:last] = seen[last]
+    seen &= torch.tensor(valid)
     weight = logits.masked_fill(~seen, -torch.inf).softmax(-1)
-    question = [n for n, s in enumerate(scene) if s == -2 and valid[n]]
+    question = [n for n, flag in enumerate(asked) if flag and valid[n]]
+    answers = max((n for n, flag in enumerate(valid) if flag), default=-1)
+    if question and cell[answers] < 0:
+        question = sorted({*question, answers})
     out = []
     for number in range(max(scene) + 1):
         tokens = [n for n, s in enumerate(scene) if s == number and cell[n] >= 0]
@@ -137,27 +158,37 @@ def expected_attention(
 def test_attention_relevance_is_the_mean_attention(row: tuple[list[int], list[int], list[bool]], shape: Heads) -> None:
     scene, cell, valid = row
     q, k, _ = shape.tensors(1, len(scene))
-    expected = expected_attention(q[0], k[0], 0.2, scene, cell, valid)
-    out_BS = attention_relevance(
-        q, k, torch.tensor([scene]), torch.tensor([cell]), torch.tensor([valid]), 0.2, MAX_SCENES
-    )
-    check_scores(out_BS, expected)
+    for asked in ([s == -2 and ok for s, ok in zip(scene, valid, strict=True)], [s == -1 for s in scene]):
+        expected = expected_attention(q[0], k[0], 0.2, scene, cell, valid, asked)
+        out_BS = attention_relevance(
+            q,
+            k,
+            torch.tensor([scene]),
+            torch.tensor([cell]),
+            torch.tensor([asked]) & torch.tensor([valid]),
+            torch.tensor([valid]),
+            0.2,
+            MAX_SCENES,
+        )
+        check_scores(out_BS, expected)
 
 
 def test_attention_relevance_of_a_long_question() -> None:
     scene = [-1, 0, 0, 1, 1, 1] + [-2] * (2 * ROWS + 3)
     cell = [-1, 0, 0, 0, 0, 0] + [-1] * (2 * ROWS + 3)
     q, k, _ = Heads(2, 2, 16, torch.float32, 3).tensors(1, len(scene))
-    expected = expected_attention(q[0], k[0], 0.3, scene, cell, [True] * len(scene))
-    check_scores(attention_relevance(q, k, torch.tensor([scene]), torch.tensor([cell]), None, 0.3, 6), expected)
+    asked = [s == -2 for s in scene]
+    expected = expected_attention(q[0], k[0], 0.3, scene, cell, [True] * len(scene), asked)
+    inputs = (torch.tensor([scene]), torch.tensor([cell]), torch.tensor([asked]))
+    check_scores(attention_relevance(q, k, *inputs, None, 0.3, 6), expected)
 
 
 def test_rows_without_video_have_no_scene() -> None:
     scene, cell = torch.full((1, 4), -2), torch.full((1, 4), -1)
     q, k, _ = Heads(1, 2, 8, torch.float32, 0).tensors(1, 4)
     for out_BS in (
-        embedding_relevance(torch.randn(1, 4, 8), scene, cell, None, 3),
-        attention_relevance(q, k, scene, cell, None, 1.0, 3),
+        embedding_relevance(torch.randn(1, 4, 8), scene, cell, scene == -2, 3),
+        attention_relevance(q, k, scene, cell, scene == -2, None, 1.0, 3),
         external_relevance(torch.ones(2), scene, scene, cell, 3),
     ):
         assert out_BS.tolist() == [[-torch.inf] * 3]

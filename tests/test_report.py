@@ -23,8 +23,8 @@ def test_the_report_has_a_stable_form(tmp_path: Path) -> None:
     model.generate(**prompt("qwen2_vl"), max_new_tokens=2, do_sample=False)
     report = segmo.last_report().to_dict()
     assert json.loads((tmp_path / "made" / "segmo-report.json").read_text())["tokens"] == report["tokens"]
-    names = ["model", "options", "setup", "graphs", "frames", "tokens", "scenes", "segments", "timeline", "answers"]
-    assert list(report) == names
+    names = ["model", "options", "setup", "graphs", "frames", "tokens", "question", "scenes", "segments", "timeline"]
+    assert list(report) == [*names, "answers"]
     prefill, decode = report["graphs"]
     assert (prefill["kind"], decode["kind"]) == ("prefill", "decode")
     assert list(prefill["passes"][0]) == ["name", "tier", "matches", "misses", "seconds", "ops"]

@@ -120,14 +120,13 @@ def test_no_scene_spans_videos(prompt: Prompt, limit: int) -> None:
     embeds_BNH = torch.ones(1, len(frames), 4)
     novelty_BN, similarity_BN = scan_video(embeds_BNH, frame_BN, cell_BN)
     scene = find_scenes(similarity_BN, frame_BN, cell_BN, limit)[0].tolist()
-    if prompt.told_apart:
-        assert [s for s, v in zip(scene, videos, strict=True) if v >= 0] == [v for v in videos if v >= 0]
+    assert [s for s, v in zip(scene, videos, strict=True) if v >= 0] == [v for v in videos if v >= 0]
     for token, (frame, video) in enumerate(zip(frames, videos, strict=True)):
         if video >= 0:
             earlier = frame - 1 in [f for f, v in zip(frames, videos, strict=True) if v == video]
             if earlier:
                 assert novelty_BN[0, token] == pytest.approx(0, abs=1e-6)
-            elif prompt.told_apart:
+            else:
                 assert novelty_BN[0, token] == 1
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import PAD, QUERY, SINK, Layout, batch_tensors, batches
+from strategies import PAD, QUERY, SINK, TURN, Layout, batch_tensors, batches
 
 from segmo.errors import PromptError
 from segmo.runtime.attention.reference import dense_mask
@@ -17,7 +17,8 @@ from segmo.runtime.schedule import RowSchedule, attention_schedule, pack, unpack
 def row_schedules(draw: st.DrawFn) -> RowSchedule:
     positions = st.integers(0, 10**6)
     ascending = st.lists(positions, max_size=4, unique=True).map(sorted).map(tuple)
-    return RowSchedule(draw(positions), draw(positions), draw(ascending), draw(positions), draw(ascending))
+    turns = draw(st.lists(st.tuples(positions, positions), max_size=3).map(tuple))
+    return RowSchedule(draw(positions), draw(positions), draw(ascending), draw(positions), draw(ascending), turns)
 
 
 @given(rows=st.lists(row_schedules(), max_size=4))
@@ -33,11 +34,13 @@ def test_blocks_are_the_roles(rows: list[Layout]) -> None:
         roles: list[object] = [PAD] * row.start + [SINK] * (row.sink_end - row.start)
         for segment, (start, end) in enumerate(zip((row.sink_end, *ends), ends, strict=False)):
             roles += [segment if segment < len(row.segment_ends) else QUERY] * (end - start)
+        for start, end in row.turns:
+            roles[start:end] = [TURN] * (end - start)
         roles += [PAD] * (len(layout.roles) - row.end)
         assert tuple(roles) == layout.roles
         assert row.query_start == (row.segment_ends[-1] if row.segment_ends else row.sink_end)
         inside = range(row.sink_end, row.query_start)
-        assert row.context == tuple(i for i in inside if layout.context[i])
+        assert row.context == tuple(i for i in inside if layout.context[i] or layout.roles[i] == TURN)
 
 
 @given(rows=batches())
@@ -65,6 +68,13 @@ def test_a_mask_that_hides_more_than_padding_is_refused(valid: list[int], messag
     segment_BK = torch.tensor([[-1, 0, 0, 1, 1, -2]])
     with pytest.raises(PromptError, match=message):
         attention_schedule(segment_BK, None, torch.tensor([valid], dtype=torch.bool))
+
+
+def test_text_behind_a_video_of_which_nothing_is_left_is_text_in_front() -> None:
+    segment_BK = torch.tensor([[-1, -3, -3, 0, 0, -3, 1, -3, -2]])
+    assert unpack(attention_schedule(segment_BK, None, None)) == [
+        RowSchedule(0, 3, (6, 8), 9, (5, 7), ((5, 6), (7, 8)))
+    ]
 
 
 def test_text_of_the_question_inside_the_video_is_refused() -> None:

@@ -144,7 +144,7 @@ def test_inside_a_scene_the_least_redundant_tokens_win_ties_by_order(prompt: Pro
     assume(cells[-1] < 0)
     index_K, novelty_N, scene_N = choose(prompt, keep, seed)
     kept = set(index_K.tolist())
-    for scene in set(scene_N.tolist()) - {-1, -2}:
+    for scene in set(scene_N[scene_N >= 0].tolist()):
         tokens = [n for n, s in enumerate(scene_N.tolist()) if s == scene and cells[n] >= 0]
         rank = [(-float(novelty_N[n]), n) for n in tokens]
         expected = [n for _, n in sorted(rank)]

@@ -4,9 +4,9 @@ Legend: B batch, A query heads, G key/value heads, R = A / G query heads per key
 size, n rows of a block, p keys of a block's prefix.
 
 A block's rows see their own block causally and a prefix (sinks and context, or everything before for the
-question) completely. Both parts are flash attention; their results are merged exactly, as in Star Attention
-and ring attention. Small segments share a block, in which a small mask keeps them apart: scenes of which a dozen
-tokens are left would spend more on calls than on attention.
+question and for text between videos) completely. Both parts are flash attention; their results are merged exactly,
+as in Star Attention and ring attention. Small segments share a block, in which a small mask keeps them apart: scenes
+of which a dozen tokens are left would spend more on calls than on attention.
 """
 
 from __future__ import annotations
@@ -103,9 +103,10 @@ def _row_attention(
         visible = row.sink_end - row.start + bisect_left(row.context, start)
         prefix = (shared_k[:, :visible], shared_v[:, :visible]) if visible else None
         block(start, ends[-1], prefix, _block_mask(row, start, ends))
-    if row.end > row.query_start:
-        before = slice(row.start, row.query_start)
-        block(row.query_start, row.end, (k_GKD[:, before], v_GKD[:, before]))
+    for start, end in (*row.turns, (row.query_start, row.end)):  # rows of a turn are few: those above are overwritten
+        if end > start:
+            before = slice(row.start, start)
+            block(start, end, (k_GKD[:, before], v_GKD[:, before]))
 
 
 def segment_attention(q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float) -> Tensor:

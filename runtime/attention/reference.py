@@ -14,11 +14,14 @@ from segmo.runtime.schedule import RowSchedule, unpack
 def dense_mask(row: RowSchedule, length: int, device: torch.device | None = None, first: int = 0) -> Tensor:
     """True where query i may see key j, (K - first, K) bool, for the queries from ``first`` on.
 
-    ``j <= i and (sink(j) or query(i) or segment(i) == segment(j) or context(j))``, and neither is padding.
+    ``j <= i and (sink(j) or query(i) or segment(i) == segment(j) or context(j))``, and neither is padding. Text between
+    two videos has rows as the query has, and is context as keys.
     """
     key = torch.arange(length, device=device)
     segment = torch.bucketize(key, torch.tensor(row.segment_ends, device=device), right=True)
     sink, query = key < row.sink_end, key >= row.query_start
+    for start, end in row.turns:
+        query = query | ((key >= start) & (key < end))
     segment = torch.where(sink, -1, segment)
     context = torch.zeros(length, dtype=torch.bool, device=device)
     context[list(row.context)] = True

@@ -4,11 +4,11 @@ layer.
 Legend: B batch, R query heads per key/value head, T work items.
 
 Flat rows are (token, query head of the group) pairs numbered ``token * R + head``. A tile of flat rows never
-crosses the end of a block (sinks, a segment, the question), so all its rows see the same prefix (sinks and
-earlier context) and a causal range of neighbouring keys, and no tile without a visible pair is visited. A
-tile with many keys is split over several programs whose results are merged by logsumexp, as in Flash-Decoding
-(Dao et al., 2023); items are launched longest first, which is the LPT rule (Graham, 1969) with the hardware
-as the list scheduler.
+crosses the end of a block (sinks, a segment, text between videos, the question), so all its rows see the same
+prefix (sinks and earlier context) and a causal range of neighbouring keys, and no tile without a visible pair
+is visited. A tile with many keys is split over several programs whose results are merged by logsumexp, as in
+Flash-Decoding (Dao et al., 2023); items are launched longest first, which is the LPT rule (Graham, 1969) with the
+hardware as the list scheduler.
 """
 
 from __future__ import annotations
@@ -123,7 +123,9 @@ def blocks(row: RowSchedule) -> Iterator[tuple[int, int, int, int]]:
         spans = [(row.start, row.sink_end, 0, row.start)]
         start = row.sink_end
         for end in row.segment_ends:
-            spans.append((start, end, sum(position < start for position in shared), start))
+            prefix = sum(position < start for position in shared)
+            for first, last, all_before in row.cut_at_turns(start, end):
+                spans.append((first, last, 0, row.start) if all_before else (first, last, prefix, start))
             start = end
         spans.append((start, row.end, 0, row.start))
     yield from (span for span in spans if span[0] < span[1])

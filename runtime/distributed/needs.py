@@ -2,7 +2,8 @@
 
 Legend: W ranks.
 
-A row sees context tokens and its own segment's tokens before it, so a rank needs nothing from behind its last piece.
+A row sees context tokens and its own segment's tokens before it, and one of text between videos all before it, so a
+rank needs nothing from behind its last piece.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ class Needs:
     row: RowSchedule
     spans: tuple[tuple[Span, ...], ...]
 
-    def seen_by(self, start: int) -> tuple[range, tuple[int, ...]]:
-        """What a piece that begins at ``start`` sees before it: its segment's part, and context of earlier segments."""
+    def seen_by(self, start: int, all_before: bool = False) -> tuple[range, tuple[int, ...]]:
+        """What rows from ``start`` on see before it: their segment's part, and context of earlier segments; or all."""
+        if all_before:
+            return range(self.row.sink_end, start), ()
         starts = (self.row.sink_end, *self.row.segment_ends[:-1])
         first = starts[bisect.bisect_right(self.row.segment_ends, start)]
         return range(first, start), self.row.context[: bisect.bisect_left(self.row.context, first)]
@@ -44,8 +47,8 @@ class Needs:
         for spans in self.spans:
             positions: set[int] = set()
             for start, end in spans:
-                if end > start:
-                    positions.update(*self.seen_by(start))
+                for first, _, all_before in self.row.cut_at_turns(start, end):
+                    positions.update(*self.seen_by(first, all_before))
             owners: list[list[int]] = [[] for _ in self.spans]
             for position in sorted(positions):
                 owners[pieces[bisect.bisect_right(ends, position)][2]].append(position)

@@ -108,11 +108,11 @@ def _(
 
 @operator("rank_relevance")
 def rank_relevance(
-    embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, valid_BN: Tensor | None, max_scenes: int, group: str
+    embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, question_BN: Tensor, max_scenes: int, group: str
 ) -> Tensor:
     """:func:`segmo.runtime.relevance.embedding_relevance`, each rank doing the frames that it encoded."""
     fit = functools.partial(spread_fit, session_of(group).ranks)
-    return embedding_relevance(embeds_BNH, scene_BN, cell_BN, valid_BN, max_scenes, fit)
+    return embedding_relevance(embeds_BNH, scene_BN, cell_BN, question_BN, max_scenes, fit)
 
 
 @fake(rank_relevance)

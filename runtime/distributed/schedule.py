@@ -24,7 +24,7 @@ from segmo.runtime.schedule import RowSchedule
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of a segment on this rank.
+    """A piece of a segment on this rank, or a part of one that text between videos cuts off.
 
     Attributes:
         start, end: rows in the rank's tensors.
@@ -140,9 +140,9 @@ class RankSchedule:
         """This rank's pieces."""
         blocks, row = [], self.sinks
         at = {position: index for index, position in enumerate(self.seen)}
-        for start, end in self.spans[self.rank]:
-            if end > start:
-                segment, context = self.needs.seen_by(start)
+        for span in self.spans[self.rank]:
+            for start, end, all_before in self.row.cut_at_turns(*span):
+                segment, context = self.needs.seen_by(start, all_before)
                 blocks.append(Block(row, row + end - start, tuple(at[p] for p in (*context, *segment))))
                 row += end - start
         return tuple(blocks)
@@ -163,7 +163,7 @@ def pack_rank(schedule: RankSchedule) -> Tensor:
     """Flat int64 tensor on the CPU, which can be handed through a graph; see :func:`unpack_rank`."""
     row = schedule.row
     flat = [schedule.rank, schedule.home, schedule.world, row.start, row.sink_end, row.end]
-    for values in (row.segment_ends, row.context, *map(_flatten, schedule.spans)):
+    for values in (row.segment_ends, row.context, _flatten(row.turns), *map(_flatten, schedule.spans)):
         flat += [len(values), *values]
     return torch.tensor(flat, dtype=torch.long)
 
@@ -176,12 +176,12 @@ def _flatten(spans: Sequence[Span]) -> tuple[int, ...]:
 def _unpack(flat: tuple[int, ...]) -> RankSchedule:
     rank, home, world, start, sink_end, end = flat[:6]
     lists, at = [], 6
-    for _ in range(2 + world):
+    for _ in range(3 + world):
         lists.append(flat[at + 1 : at + 1 + flat[at]])
         at += 1 + flat[at]
     segment_ends, context, *edges = lists
-    spans = tuple(tuple(zip(one[::2], one[1::2], strict=True)) for one in edges)
-    return RankSchedule(RowSchedule(start, sink_end, segment_ends, end, context), spans, rank, home)
+    turns, *spans = (tuple(zip(one[::2], one[1::2], strict=True)) for one in edges)
+    return RankSchedule(RowSchedule(start, sink_end, segment_ends, end, context, turns), tuple(spans), rank, home)
 
 
 def unpack_rank(packed: Tensor) -> RankSchedule:

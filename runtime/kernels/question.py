@@ -19,7 +19,8 @@ from segmo.runtime.kernels.configs import question_spec
 from segmo.runtime.kernels.device import architecture
 from segmo.runtime.kernels.render import render
 from segmo.runtime.kernels.specs import QuestionSpec, dtype_name
-from segmo.runtime.layout import QUERY
+from segmo.runtime.question import runs
+from segmo.runtime.relevance import asking_rows
 
 
 def spec_for(q_BAND: Tensor, k_BGND: Tensor) -> QuestionSpec:
@@ -41,12 +42,12 @@ def key_scores(
     scale: float,
     spec: QuestionSpec,
 ) -> Tensor:
-    """Softmax weight of each key in ``keys``, summed over all heads and question tokens, (keys,) fp32.
+    """Softmax weight of each key in ``keys``, summed over all heads and a run of question tokens, (keys,) fp32.
 
     Args:
         q_AND, k_GND: one batch row.
-        question: first question token and the end of the question.
-        keys: range of the keys to score, all before the question.
+        question: first question token of the run and its end.
+        keys: range of the keys to score. Every row sees them, also one that stands in front of them.
         first_key: first token that is not padding; the softmax is over all keys from there.
         scale: of the logits, positive.
         spec: the kernels to run.
@@ -55,13 +56,13 @@ def key_scores(
     groups, repeats = k_GND.shape[0], spec.repeats
     rows = (question[1] - question[0]) * repeats
     row_tiles = -(-rows // kernels.BLOCK_M)
-    chunks = -(-(question[1] - first_key) // kernels.CHUNK_N)
+    chunks = -(-(max(question[1], keys[1]) - first_key) // kernels.CHUNK_N)
     launch = {"num_warps": kernels.NUM_WARPS, "num_stages": kernels.NUM_STAGES}
     strides = (*q_AND.stride()[:2], *k_GND.stride()[:2])
     base2 = scale * math.log2(math.e)
     lse = torch.empty(chunks, groups, rows, device=q_AND.device)
     kernels.question_lse_kernel[groups, row_tiles, chunks](
-        q_AND, k_GND, lse, *strides, *question, first_key, base2, **launch
+        q_AND, k_GND, lse, *strides, *question, first_key, keys[1] - 1, base2, **launch
     )
     whole_lse = torch.logsumexp(lse * math.log(2), dim=0) / math.log(2)
     scores_GN = torch.empty(groups, keys[1] - keys[0], device=q_AND.device)
@@ -76,6 +77,7 @@ def attention_relevance(
     k_BGND: Tensor,
     scene_BN: Tensor,
     cell_BN: Tensor,
+    question_BN: Tensor,
     valid_BN: Tensor | None,
     scale: float,
     max_scenes: int,
@@ -89,6 +91,7 @@ def attention_relevance(
     Args:
         q_BAND, k_BGND: of the decoder layer that scores.
         scene_BN, cell_BN: scene and cell of each token.
+        question_BN: True at the question's tokens.
         valid_BN: False at padding, which lies before or after the prompt; None for no padding.
         scale: of the logits, positive.
         max_scenes: S.
@@ -106,18 +109,15 @@ def attention_relevance(
         if video_V.numel() == 0:
             continue
         counts_S = torch.bincount(scene_BN[row, video_V])
-        asked = scene_BN[row] == QUERY
-        first_key = 0
-        if valid_BN is not None:
-            asked &= valid_BN[row]
-            first_key = int(valid_BN[row].int().argmax())
-        question_Q = asked.nonzero()[:, 0]
+        first_key = 0 if valid_BN is None else int(valid_BN[row].int().argmax())
+        question_Q = asking_rows(question_BN[row], cell_BN[row], None if valid_BN is None else valid_BN[row])
         if question_Q.numel() == 0:
             out_BS[row, : counts_S.shape[0]] = 0
             continue
-        question = (int(question_Q[0]), int(question_Q[-1]) + 1)
         keys = (int(video_V[0]), int(video_V[-1]) + 1)
-        score_N = key_scores(q_BAND[row], k_BGND[row], question, keys, first_key, scale, spec)
+        score_N = torch.zeros(keys[1] - keys[0], device=q_BAND.device)
+        for run in runs(question_Q.tolist()):
+            score_N += key_scores(q_BAND[row], k_BGND[row], run, keys, first_key, scale, spec)
         # A scene's tokens are neighbours among the video tokens, so each sum has one order.
         total_S = torch.segment_reduce(score_N[video_V - keys[0]], "sum", lengths=counts_S)
         out_BS[row, : counts_S.shape[0]] = total_S / counts_S / (heads * question_Q.numel())

@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from segmo.compat.dynamo import RestartAnalysis, trace_structured_artifact
 from segmo.compat.inductor import compile_graph, mode_settings
 from segmo.compiler.capture import calling_line, calling_model, chooses_frames, set_up_dynamo
+from segmo.compiler.chat import Chat, chat_of
 from segmo.errors import CompileError, NotRewrittenError, OptionError, SegMoError
 from segmo.options import Options
 from segmo.passes.analyse import Facts, analyse
@@ -23,12 +24,13 @@ from segmo.passes.pipeline import build_pipeline
 from segmo.passes.runner import Result, run_pipeline
 from segmo.passes.shard_segments import ShardSegments
 from segmo.report.history import prefilled, report_for
-from segmo.report.prefill import Prefill
+from segmo.report.prefill import Asked, Prefill
 from segmo.report.record import GraphReport
 from segmo.report.report import Report, complain
 from segmo.report.shown import current_shown
 from segmo.runtime.cuts import Cut, tell
 from segmo.runtime.distributed.session import last_plan
+from segmo.runtime.question import ChatTokens
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +73,8 @@ def _compile(
     facts = replace(
         analyse(gm, getattr(model, "config", None)), frames_chosen=chooses_frames(model), called_from=calling_line()
     )
-    result = run_pipeline(gm, facts, options, passes, model)
+    chat = chat_of(model) if facts.merge is not None else Chat(ChatTokens(), "")
+    result = run_pipeline(gm, replace(facts, chat=chat.tokens), options, passes, model)
     _refuse_missing_frames(facts, result, options)
     run = _lower(gm, example_inputs, options, settings)
     report = report_for(model, options, SETUP)
@@ -79,7 +82,7 @@ def _compile(
     _trace(graph)
     report.save()
     complain(graph, options)
-    return _recording(run, result, report, passes)
+    return _recording(run, result, report, passes, Asked(chat.source, chat.decode))
 
 
 def _trace(graph: GraphReport) -> None:
@@ -139,7 +142,9 @@ def _lower(
     return forward
 
 
-def _recording(run: Callable[..., Any], result: Result, report: Report, passes: Sequence[Pass]) -> Callable[..., Any]:
+def _recording(
+    run: Callable[..., Any], result: Result, report: Report, passes: Sequence[Pass], asked: Asked
+) -> Callable[..., Any]:
     """Takes the outputs that were added for the report off again."""
     count = len(result.recorded)
     if not count:
@@ -152,7 +157,7 @@ def _recording(run: Callable[..., Any], result: Result, report: Report, passes: 
         recorded = dict(zip(result.recorded, outputs[-count:], strict=True))
         if "index" in recorded:
             tell(Cut(recorded["frame"].shape[1], recorded["index"], spread))
-        report.prefill = Prefill(recorded, current_shown())
+        report.prefill = Prefill(recorded, current_shown(), asked)
         report.plan = last_plan() if sharded else None
         prefilled(report)
         report.save()

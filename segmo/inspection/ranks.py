@@ -27,7 +27,7 @@ def plan_for(report: Report, config: Any, ranks: int, device: str) -> Plan:
 
     from segmo.runtime.cost.shape import shape_of
     from segmo.runtime.cost.store import planning_device
-    from segmo.runtime.layout import QUERY, SINK
+    from segmo.runtime.layout import QUERY, SINK, TURN
     from segmo.runtime.partition.planner import make_plan
     from segmo.runtime.partition.workload import Workload
 
@@ -37,7 +37,7 @@ def plan_for(report: Report, config: Any, ranks: int, device: str) -> Plan:
     segments, roles = prefill.segments(), prefill.segment[0]
     work = Workload(
         sinks=int((roles == SINK).sum()),
-        query=int((roles == QUERY).sum()),
+        query=int(((roles == QUERY) | (roles == TURN)).sum()),
         segments=tuple(segment["tokens"] for segment in segments),
         context=tuple(segment["context"] for segment in segments),
     )

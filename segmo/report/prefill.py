@@ -6,6 +6,7 @@ Legend: B batch, N prompt tokens, K kept tokens, S scenes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from segmo.report.shown import Shown
+
+
+def _no_text(ids: Sequence[int]) -> str | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """How the question of a prompt was told from the rest of it.
+
+    Attributes:
+        source: what is known of the model's chat template, in words.
+        decode: the text of token ids, None where no tokenizer is known.
+    """
+
+    source: str = "the text behind the last video"
+    decode: Callable[[Sequence[int]], str | None] = _no_text
+
+
+NO_IDS = Asked("no token ids came with the call, so the text behind the last video")
 
 
 class Prefill:
@@ -23,6 +44,8 @@ class Prefill:
         novelty: what tokens were chosen by, of :func:`segmo.runtime.novelty.scene_novelty`, (B, N) fp32; without
             selection 1 - cosine with the same cell of the previous frame.
         scene: scene of each token, (B, N) int64.
+        question: whether a token was taken for the question, (B, N) bool.
+        ids: token ids, (B, N) int64; None where the prompt came as embeddings.
         relevance: relevance of each scene, (B, S) fp32, -inf where there is none; None if no pass needed it.
         index: positions of the kept tokens, (B, K) int64; None if all were kept.
         segment: attention segment of each kept token, (B, K) int64; None without segments.
@@ -31,13 +54,15 @@ class Prefill:
         shown: what :func:`segmo.show_prompt` said of this prompt.
     """
 
-    def __init__(self, recorded: dict[str, Tensor], shown: Shown | None = None) -> None:
+    def __init__(self, recorded: dict[str, Tensor], shown: Shown | None = None, asked: Asked = NO_IDS) -> None:
         self.shown = shown
         # An input of the graph, which only a picture needs: it is not copied here.
         self.positions: Tensor | None = recorded.get("positions")
         moved = {name: tensor.detach().cpu() for name, tensor in recorded.items() if name != "positions"}
         self.frame, self.cell, self.scene = moved["frame"], moved["cell"], moved["scene"]
         self.novelty = moved["novelty"]
+        self.question, self.ids = moved["question"], moved.get("ids")
+        self._asked = asked if self.ids is not None else NO_IDS
         self.relevance: Tensor | None = moved.get("relevance")
         self.index: Tensor | None = moved.get("index")
         self.segment: Tensor | None = moved.get("segment")
@@ -55,6 +80,17 @@ class Prefill:
             "prompt": int(self.frame.shape[1]),
             "video": int((self.cell[0] >= 0).sum()),
             "kept": int((self.cell[0, self.kept()] >= 0).sum()),
+        }
+
+    def asked(self) -> dict[str, Any]:
+        """The question of row 0: where its tokens stand, their ids, their text if a tokenizer is known, and how."""
+        positions = self.question[0].nonzero()[:, 0]
+        ids = None if self.ids is None else self.ids[0, positions].tolist()
+        return {
+            "positions": positions.tolist(),
+            "ids": ids,
+            "text": None if ids is None else self._asked.decode(ids),
+            "source": self._asked.source,
         }
 
     def scenes(self) -> list[dict[str, Any]]:

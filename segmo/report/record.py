@@ -12,6 +12,7 @@ from segmo.options import Options
 from segmo.report.prefill import FrameCounts, Prefill
 from segmo.report.setup import Setup
 from segmo.report.timeline import Timeline
+from segmo.runtime.question import runs
 
 if TYPE_CHECKING:
     from segmo.passes.reasons import Miss
@@ -116,7 +117,9 @@ class Record:
         return graph
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able and stable: what was asked and set, each graph, and the last prefill's tokens, scenes, segments."""
+        """JSON-able and stable: what was asked and set, each graph, and of the last prefill its tokens, the question,
+        scenes and segments.
+        """
         prefill = self.prefill
         return {
             "model": self.model,
@@ -128,6 +131,7 @@ class Record:
             "graphs": [graph.to_dict() for graph in self.graphs],
             "frames": asdict(self.frames) if self.frames else None,
             "tokens": prefill.tokens() if prefill else None,
+            "question": prefill.asked() if prefill else None,
             "scenes": prefill.scenes() if prefill else [],
             "segments": prefill.segments() if prefill else [],
             "timeline": self.timeline.to_dict() if self.timeline else [],
@@ -179,4 +183,13 @@ def _prefill_lines(report: dict[str, Any]) -> list[str]:
     if report["segments"]:
         context = sum(segment["context"] for segment in report["segments"])
         line += f", {len(report['segments'])} segments, {context} context tokens"
-    return [line]
+    return [line, _question_line(report["question"])]
+
+
+def _question_line(question: dict[str, Any]) -> str:
+    words = "" if question["text"] is None else f" {question['text']!r},"
+    places = ", ".join(
+        str(first) if first + 1 == end else f"{first} to {end - 1}" for first, end in runs(question["positions"])
+    )
+    count = len(question["positions"])
+    return f"  question:{words} {count} tokens at {places or 'no place'}; told by {question['source']}"

@@ -113,8 +113,17 @@ def build_prompts(
     pictures: NDArray[np.uint8],
     questions: Sequence[Question],
     video: int = 0,
+    *,
+    text_first: bool = False,
 ) -> Prompts:
     """Prompts for questions about one video; the vision tower runs once.
+
+    Args:
+        model, processor: of :func:`load_model`.
+        pictures: (2 * frames, height, width, 3) uint8.
+        questions: of equal length.
+        video: number of the video within its split.
+        text_first: ask in front of the video, an order that the model was not trained on.
 
     Raises:
         VersionError: the model takes no ``mm_encoder_outputs``.
@@ -126,7 +135,7 @@ def build_prompts(
     rows = []
     for question in questions:
         content = [{"type": "video"}, {"type": "text", "text": question.text}]
-        chat: Any = [{"role": "user", "content": content}]
+        chat: Any = [{"role": "user", "content": content[::-1] if text_first else content}]
         ids = tokenizer(processor.apply_chat_template(chat))["input_ids"]
         at = ids.index(placeholder)
         rows.append([*ids[:at], *[placeholder] * len(features), *ids[at + 1 :]])

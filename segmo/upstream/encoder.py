@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from segmo.compiler.capture import calling_line
+from segmo.compiler.chat import chat_of
 from segmo.families import family_of
 from segmo.options import Options
 from segmo.passes.analyse import Facts
@@ -34,7 +35,7 @@ from segmo.runtime.frame_budget import choose_frames, frame_count, frame_scenes,
 from segmo.upstream.prompt import Prompt, current_prompt, prompt_known
 from segmo.upstream.proof import prove_independence
 from segmo.upstream.scores import descriptors, frame_scores, rows_of_videos, words_and_features
-from segmo.upstream.tower import Tower, VideoCall
+from segmo.upstream.tower import Tower, VideoCall, only_rows
 
 NAME = "get_video_features"
 # Scenes whose representatives the model's own encoder is asked to score, for each frame that is kept. More scenes would
@@ -164,10 +165,16 @@ class FrameEncoder:
             if external or features is None:
                 relevance_S = scene_means(given[video], scene_F)
             else:
-                words = self.tower.embed(prompt.question(row_of[video], self.tower.video_token))
+                words = self.tower.embed(self._question(prompt, row_of, video, call))
                 relevance_S = words_and_features(words, features, call, video, scored[video])
             kept.append(choose_frames(look, scene_F, relevance_S, count, self.options.balance))
         return kept
+
+    def _question(self, prompt: Prompt, row_of: Sequence[int], video: int, call: VideoCall) -> Tensor:
+        """Token ids of the question in the row that a video stands in."""
+        beside = [other for other, row in enumerate(row_of) if row == row_of[video]]
+        videos = only_rows(call.token_rows, beside)
+        return prompt.question(row_of[video], self.tower.video_token, videos, chat_of(self.model).tokens)
 
     def _note(self, call: VideoCall, kept: Sequence[Tensor], scored: Sequence[Tensor]) -> None:
         from segmo.compiler.backend import SETUP

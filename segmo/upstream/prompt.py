@@ -14,6 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segmo.runtime.encoded import VideoRows
+from segmo.runtime.layout import roles
+from segmo.runtime.question import ChatTokens, question_tokens
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -22,13 +26,27 @@ class Prompt:
     ids: Tensor
     mask: Tensor | None
 
-    def question(self, row: int, video_token: int) -> Tensor:
-        """Token ids of a row behind its last video token, (Q,)."""
-        ids = self.ids[row]
-        valid = torch.ones_like(ids, dtype=torch.bool) if self.mask is None else self.mask[row].bool()
-        places = (ids == video_token).nonzero()[:, 0]
-        behind = torch.arange(ids.shape[0], device=ids.device) > (places[-1] if places.numel() else -1)
-        return ids[valid & behind]
+    def question(self, row: int, video_token: int, videos: VideoRows, chat: ChatTokens) -> Tensor:
+        """Token ids of a row's question, (Q,), as the decoder's graph tells it.
+
+        Args:
+            row: of the batch.
+            video_token: id of the placeholder.
+            videos: how the frames of this row's videos lie in its video tokens.
+            chat: what is known of the model's chat template.
+        """
+        ids_BN = self.ids[row : row + 1]
+        owner_V = videos.owner()
+        video_BN = ids_BN == video_token
+        start_BN, between_BN = torch.zeros_like(video_BN), torch.zeros_like(video_BN)
+        place_V = video_BN[0].nonzero()[:, 0]
+        first_V = torch.nn.functional.pad(owner_V[1:] != owner_V[:-1], (1, 0), value=True) & (owner_V >= 0)
+        start_BN[0, place_V[first_V.to(place_V.device)]] = True
+        for start in videos.starts()[1:]:
+            between_BN[0, int(place_V[start - 1]) + 1 : int(place_V[start])] = True
+        frame_BN, cell_BN = roles(video_BN, start_BN, between_BN)
+        valid_BN = None if self.mask is None else self.mask[row : row + 1].bool()
+        return ids_BN[question_tokens(ids_BN, frame_BN, cell_BN, valid_BN, chat)]
 
 
 _PROMPT: ContextVar[Prompt | None] = ContextVar("segmo_prompt", default=None)

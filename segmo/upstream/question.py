@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from segmo.compiler.chat import chat_of_tokenizer
 from segmo.errors import PromptError
-
-ROLES = frozenset({"system", "user", "assistant"})
+from segmo.runtime.question import find_question
 
 
 def question_of(messages: Sequence[Mapping[str, Any]]) -> str:
@@ -32,8 +32,7 @@ def question_of(messages: Sequence[Mapping[str, Any]]) -> str:
 def question_in_prompt(ids: Sequence[int], tokenizer: Any, video_token: int) -> str:
     """The question of a prompt that a chat template has been applied to; "" if there is none.
 
-    It is the first text behind the last video token, up to the end of that turn; where nothing stands there, the text
-    in front of the first video token in the same turn.
+    It is the text of the last user turn, before or behind its videos, as :mod:`segmo.runtime.question` tells it.
 
     Args:
         ids: token ids of one prompt.
@@ -43,32 +42,9 @@ def question_in_prompt(ids: Sequence[int], tokenizer: Any, video_token: int) -> 
     Raises:
         PromptError: the prompt holds no video.
     """
-    places = [place for place, token in enumerate(ids) if token == video_token]
-    if not places:
+    row = list(ids)
+    if video_token not in row:
         raise PromptError(f"the prompt holds no video token (id {video_token}), so its question cannot be told apart")
-    special = _special_ids(tokenizer)
-    behind = _texts(ids[places[-1] + 1 :], tokenizer, special)
-    before = _texts(ids[: places[0]], tokenizer, special)
-    first = next((text for text in behind if text), "")
-    if first and first not in ROLES:
-        return first
-    last = next((text for text in reversed(list(before)) if text), "")
-    role, line, rest = last.partition("\n")
-    text = rest if line and role.strip() in ROLES else last
-    return "" if text.strip() in ROLES else text.strip()
-
-
-def _special_ids(tokenizer: Any) -> frozenset[int]:
-    added = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    return frozenset(added | set(tokenizer.all_special_ids))
-
-
-def _texts(ids: Sequence[int], tokenizer: Any, special: frozenset[int]) -> Iterator[str]:
-    """The text between special tokens, piece by piece."""
-    piece: list[int] = []
-    for token in [*ids, None]:
-        if token is not None and token not in special:
-            piece.append(token)
-        elif piece:
-            yield str(tokenizer.decode(piece)).strip()
-            piece = []
+    chat = chat_of_tokenizer(tokenizer)
+    places = find_question(row, [token != video_token for token in row], chat.tokens, default=False)
+    return chat.decode([row[place] for place in places]) or ""

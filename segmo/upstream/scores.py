@@ -101,4 +101,5 @@ def words_and_scenes(words_QH: Tensor, features_SCH: Tensor) -> Tensor:
     scene = torch.cat([torch.arange(scenes).repeat_interleave(cells), torch.full((words,), QUERY)])
     cell = torch.cat([torch.arange(cells).repeat(scenes), torch.full((words,), -1)])
     on = features_SCH.device
-    return embedding_relevance(embeds, scene[None].to(on), cell[None].to(on), None, scenes)[0].cpu()
+    found = embedding_relevance(embeds, scene[None].to(on), cell[None].to(on), (cell < 0)[None].to(on), scenes)
+    return found[0].cpu()

@@ -41,7 +41,7 @@ class VideoCall:
             return self
         starts, sizes = self.pixel_rows.starts(), [f * r for f, r in _pairs(self.pixel_rows)]
         parts = [self.pixels[starts[v] : starts[v] + sizes[v]] for v in videos]
-        rows = [_only(part, videos) for part in (self.pixel_rows, self.token_rows)]
+        rows = [only_rows(part, videos) for part in (self.pixel_rows, self.token_rows)]
         return replace(
             self, pixels=torch.cat(parts), grid=self.grid[list(videos)], pixel_rows=rows[0], token_rows=rows[1]
         )
@@ -62,7 +62,8 @@ def _pairs(rows: VideoRows) -> list[tuple[int, int]]:
     return list(zip(rows.frames, rows.rows, strict=True))
 
 
-def _only(rows: VideoRows, videos: Sequence[int]) -> VideoRows:
+def only_rows(rows: VideoRows, videos: Sequence[int]) -> VideoRows:
+    """The rows of some of the videos."""
     return VideoRows(tuple(rows.frames[v] for v in videos), tuple(rows.rows[v] for v in videos), rows.trailing)
 
 

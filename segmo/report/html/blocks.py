@@ -12,7 +12,7 @@ from itertools import accumulate, pairwise
 import torch
 
 from segmo.report.prefill import Prefill
-from segmo.runtime.layout import QUERY, SINK
+from segmo.runtime.layout import QUERY, SINK, TURN
 from segmo.runtime.schedule import attention_schedule, visible_pairs
 
 SIDE = 400.0
@@ -57,11 +57,17 @@ def picture(prefill: Prefill) -> Picture | None:
     bounds = [0, *accumulate(counts.tolist())]
     scale = _Scale(bounds)
     runs = list(zip(values.tolist(), pairwise(bounds), strict=True))
-    blocks = [Block(*_shape(kind, start, end, scale)) for kind, (start, end) in runs if kind != QUERY]
+    blocks = [Block(*_shape(kind, start, end, scale)) for kind, (start, end) in runs if kind not in (QUERY, TURN)]
     inside = context_K & (segment_K >= 0)
     for start, end in _runs(inside.tolist()):
         blocks.append(_column("context", start, end, scale, f"context: {end - start:,} tokens that all later ones see"))
-    blocks += [Block(*_shape(kind, start, end, scale)) for kind, (start, end) in runs if kind == QUERY]
+    for kind, (start, end) in runs:
+        if kind == TURN:
+            blocks.append(
+                _column("context", start, end, scale, f"text between videos: {end - start:,} tokens, seen by all")
+            )
+        if kind in (QUERY, TURN):
+            blocks.append(Block(*_shape(kind, start, end, scale)))
     return Picture(
         tuple(blocks),
         visible_pairs(attention_schedule(segment_K[None], inside[None], None)),
@@ -97,8 +103,9 @@ def _shape(kind: int, start: int, end: int, scale: _Scale) -> tuple[str, str, st
     if kind == SINK:
         block = _column("sink", start, end, scale, f"text before the video: {tokens}, seen by all")
         return block.kind, block.points, block.title
-    if kind == QUERY:
-        return "query", _points((0, a), (a, a), (b, b), (0, b)), f"question: {tokens}, which see everything before"
+    if kind in (QUERY, TURN):
+        what = "text behind the video" if kind == QUERY else "text between videos"
+        return "query", _points((0, a), (a, a), (b, b), (0, b)), f"{what}: {tokens}, which see everything before"
     return "segment", _points((a, a), (b, b), (a, b)), f"segment {kind}: {tokens}, which see their own segment"
 
 
