@@ -100,7 +100,7 @@ def relevance(scorer: str, words_QH: Tensor, features_VH: Tensor, frame_V: Tenso
         torch.cat([features_VH, words_QH.to(features_VH)])[None],
         torch.cat([scene_V, question])[None].to(device),
         torch.cat([mark_V, torch.full_like(question, -1)])[None].to(device),
-        None,
+        torch.cat([torch.zeros_like(scene_V, dtype=torch.bool), question == QUERY])[None].to(device),
         scenes,
     )
     return found[0].cpu()
