@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,7 +68,9 @@ class FileIndex:
     def from_disk(cls, source: Source, tensors: Mapping[str, Tensor], rest: str) -> FileIndex:
         """The inverse of :meth:`to_disk`, for a video with the same bytes."""
         known = json.loads(rest)
-        index = {name: tuple(value) if isinstance(value, list) else value for name, value in known["index"].items()}
+        index: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in known["index"].items()
+        }
         clip = Clip(
             Path(str(source)),
             _black(tuple(known["shape"])),

@@ -65,7 +65,8 @@ class Clip:
     @property
     def places(self) -> list[int]:
         """Numbers of the frames among those that the whole film gives at ``fps``."""
-        return np.rint(self.seconds * self.fps).astype(int).tolist()
+        found: list[int] = np.rint(self.seconds * self.fps).astype(int).tolist()
+        return found
 
     def metadata(self) -> dict[str, Any]:
         """What a transformers processor asks about frames that are not sampled again: their times in the whole film."""

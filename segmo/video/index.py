@@ -32,9 +32,11 @@ def build_index(source: Given, fps: float = 1.0) -> Index:
     Raises:
         VideoError: it is not a video, or has no frame that can be decoded.
     """
-    source = as_source(source)
-    if not isinstance(source, File):
-        return source.index(fps)
+    video = as_source(source)
+    return _of_file(video) if isinstance(video, File) else video.index(fps)
+
+
+def _of_file(source: File) -> Index:
     with open_source(source) as container:
         streams = video_streams(container, source)
         packets = read_packets(container, streams)

@@ -42,7 +42,7 @@ class Turn:
 
 def turn_of(frame: Any) -> Turn:
     """What the frame's display matrix asks for, to the nearest quarter of a circle."""
-    found = frame.side_data.get(av.sidedata.sidedata.Type.DISPLAYMATRIX)
+    found = frame.side_data.get("DISPLAYMATRIX")
     if found is None:
         return Turn()
     a, b, _, c, d = np.frombuffer(bytes(found), np.int32)[:5].tolist()  # x' = a x + c y, y' = b x + d y

@@ -41,7 +41,8 @@ def standard_range(pixels: NDArray[np.uint16], transfer: int) -> NDArray[np.uint
     brightest = np.maximum(light.max(axis=-1, keepdims=True), 1e-6)
     drawn_in = np.interp(_to_pq(brightest), *_curve()).astype(np.float32)
     shown = np.clip((light * (_from_pq(drawn_in) / brightest)) @ _TO_709.T / WHITE, 0.0, 1.0)
-    return np.rint(255 * shown ** (1 / 2.4)).astype(np.uint8)
+    found: NDArray[np.uint8] = np.rint(255 * shown ** (1 / 2.4)).astype(np.uint8)
+    return found
 
 
 @cache
