@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from segmo.runtime.layout import QUERY, tag_tokens
+from segmo.runtime.runs import runs
 
 Ids = tuple[int, ...]
 
@@ -64,12 +65,6 @@ class ChatTokens:
         """Control tokens at which a turn begins or ends."""
         around = [*self.header, *(id_ for end in self.ends for id_ in end)]
         return frozenset(around) & self.special
-
-
-def runs(places: Sequence[int]) -> list[tuple[int, int]]:
-    """Start and end of each run of neighbours among ascending places."""
-    starts = [at for at, place in enumerate(places) if at == 0 or places[at - 1] != place - 1]
-    return [(places[a], places[b - 1] + 1) for a, b in pairwise([*starts, len(places)])]
 
 
 NO_CHAT = ChatTokens()

@@ -15,7 +15,8 @@ from transformers import PretrainedConfig, PreTrainedTokenizerFast
 from segmo.compiler.chat import Chat, chat_of, chat_of_tokenizer
 from segmo.demo.processor import CHAT_TEMPLATE, TRAINING_TEXT, build_tokenizer
 from segmo.runtime.layout import video_layout
-from segmo.runtime.question import NO_CHAT, ChatTokens, find_question, question_tokens, runs
+from segmo.runtime.question import NO_CHAT, ChatTokens, find_question, question_tokens
+from segmo.runtime.runs import runs
 
 _TURNS = """\
 {{%- for m in messages -%}}{{{{ {header} }}}}{{%- for part in m.content -%}}{{%- if part.type == "video" -%}}<video>

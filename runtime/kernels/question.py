@@ -19,8 +19,8 @@ from segmo.runtime.kernels.configs import question_spec
 from segmo.runtime.kernels.device import architecture
 from segmo.runtime.kernels.render import render
 from segmo.runtime.kernels.specs import QuestionSpec, dtype_name
-from segmo.runtime.question import runs
 from segmo.runtime.relevance import asking_rows
+from segmo.runtime.runs import runs
 
 
 def spec_for(q_BAND: Tensor, k_BGND: Tensor) -> QuestionSpec:

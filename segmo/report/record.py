@@ -12,7 +12,7 @@ from segmo.options import Options
 from segmo.report.prefill import FrameCounts, Prefill
 from segmo.report.setup import Setup
 from segmo.report.timeline import Timeline
-from segmo.runtime.question import runs
+from segmo.runtime.runs import runs
 
 if TYPE_CHECKING:
     from segmo.passes.reasons import Miss
