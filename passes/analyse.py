@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-import operator
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.fx import GraphModule, Node
 
-from segmo.families import FAMILIES, Family
-from segmo.passes.graph import downstream, example, sizes, upstream
+from segmo.families import Family, family_for
+from segmo.passes.attentions import Attention, Padding, find_attentions, rows_and_keys, with_misses
+from segmo.passes.graph import downstream, example, upstream
 from segmo.passes.reasons import Miss
+from segmo.passes.video_count import known_size
 from segmo.runtime.question import NO_CHAT, ChatTokens
-
-SDPA = torch.nn.functional.scaled_dot_product_attention
-
-
-@dataclass(frozen=True)
-class Attention:
-    """One decoder attention call.
-
-    Attributes:
-        node: the call of ``scaled_dot_product_attention``.
-        layer: decoder layer, counted from 0.
-        query, key, value: (B, A, N, D) and (B, G, N, D); key and value before they are repeated for GQA.
-        mask: the mask's node, None for plain causal attention.
-        causal: whether the call itself is causal.
-        dropout: probability with which a weight is dropped.
-        scale: a number, a node that gives one, or None for ``1 / sqrt(D)``.
-    """
-
-    node: Node
-    layer: int
-    query: Node
-    key: Node
-    value: Node
-    mask: Node | None
-    causal: bool
-    dropout: float
-    scale: Any
 
 
 @dataclass(frozen=True)
@@ -49,25 +24,14 @@ class Merge:
     Attributes:
         node: the last ``masked_scatter`` into the embeddings; its value is (B, N, H).
         mask: mask of the video's tokens, (B, N, 1 or H) bool.
-        features: the video's features in prompt order; all but the last dimension count tokens.
+        features: the video's features in prompt order.
+        counted: a tensor of known size with H elements for each video token; None where only the data tell.
     """
 
     node: Node
     mask: Node
     features: Node
-
-
-@dataclass(frozen=True)
-class Padding:
-    """Where the attention mask of a prefill comes from.
-
-    Attributes:
-        attention_mask: the 2-D mask that was handed in, or None.
-        positions: position ids from which the model looks for packed sequences, or None.
-    """
-
-    attention_mask: Node | None
-    positions: Node | None
+    counted: Node | None
 
 
 @dataclass(frozen=True)
@@ -77,13 +41,13 @@ class Facts:
     Attributes:
         kind: "prefill", "decode" or "other".
         attentions: the decoder's attention calls, in layer order.
+        caches: nodes whose values are kept in a cache.
         merge: where the video enters, if it does.
         positions: M-RoPE position ids, (3 or 4, B, N); None for families with 1-D positions.
         padding: what the decoder's masks are made from.
         family: the model family, if it is a known one.
         cells_per_frame: tokens of a frame, for families with 1-D positions.
         miss: why nothing can be rewritten.
-        mask_miss: why attention cannot be replaced.
         cut_miss: why tokens cannot be dropped.
         ids: token ids of the prompt, (B, N); None where it came in as embeddings.
         chat: what is known of the model's chat template.
@@ -93,57 +57,73 @@ class Facts:
 
     kind: str
     attentions: tuple[Attention, ...] = ()
+    caches: tuple[Node, ...] = ()
     merge: Merge | None = None
     positions: Node | None = None
-    padding: Padding = Padding(None, None)
+    padding: Padding = field(default_factory=Padding)
     family: Family | None = None
     cells_per_frame: int = 0
     miss: Miss | None = None
-    mask_miss: Miss | None = None
     cut_miss: Miss | None = None
     ids: Node | None = None
     chat: ChatTokens = NO_CHAT
     frames_chosen: bool = False
     called_from: str | None = None
 
+    @property
+    def replaceable(self) -> tuple[Attention, ...]:
+        """The attention calls that segments may replace."""
+        return tuple(attention for attention in self.attentions if attention.miss is None)
 
-def analyse(gm: GraphModule, config: Any = None) -> Facts:
+    @property
+    def mask_miss(self) -> Miss | None:
+        """Why no attention can be replaced, None if some can."""
+        return None if self.replaceable or not self.attentions else self.attentions[0].miss
+
+
+def analyse(gm: GraphModule, config: Any = None, stored: Collection[str] = ()) -> Facts:
     """Facts of a graph.
 
     Args:
         gm: as Dynamo hands it over.
         config: the transformers config of the model it was captured from, if that is known.
+        stored: names of nodes that the traced code keeps in a cache, beside the decoder's keys and values.
     """
     scatters = [node for node in gm.graph.nodes if node.op == "call_method" and node.target == "masked_scatter"]
-    family = FAMILIES.get(getattr(config, "model_type", ""))
-    video = family.video_argument if family else "video"
-    merge = _find_merge(scatters, video)
+    family = family_for(config)
+    merge = _find_merge(scatters, family.video_argument)
     roots = [merge.node] if merge else []
-    attentions = _find_attentions(gm, downstream(roots) if roots else None)
+    attentions = find_attentions(gm, downstream(roots) if roots else None)
     if not attentions:
         implementation = getattr(config, "_attn_implementation", None)
         return Facts("other", merge=merge, miss=_why_no_decoder(gm, merge, implementation))
     kind = _kind(attentions[0])
     if kind == "decode":
         return Facts("decode", attentions, miss=Miss.of("decode", node=attentions[0].node))
-    miss = _why_not(gm, attentions, merge, family, config)
+    miss = _why_not(gm, attentions, merge)
+    attentions, padding = with_misses(attentions, config)
     positions = _placeholder(gm, "position_ids")
-    padding, mask_miss = _padding(attentions)
-    cells = family.cells_per_frame(config) if family and family.cells_per_frame else 0
-    if miss is None and family and family.mrope and positions is None:
+    cells = family.cells_per_frame(config) if family.cells_per_frame else 0
+    if miss is None and family.mrope and positions is None:
         miss = Miss.of("no-positions", node=attentions[0].node)
-    if family is None or not family.mrope:
+    if family.mrope is False or positions is None or example(positions).dim() != 3:
         positions = None
-    ids = _placeholder(gm, "input_ids")
-    return Facts(kind, attentions, merge, positions, padding, family, cells, miss, mask_miss, _fixed_cache(gm), ids)
+    caches = _caches(gm, attentions, stored)
+    cut_miss, ids = _fixed_cache(gm), _placeholder(gm, "input_ids")
+    return Facts(kind, attentions, caches, merge, positions, padding, family, cells, miss, cut_miss, ids)
+
+
+def _caches(gm: GraphModule, attentions: Sequence[Attention], stored: Collection[str]) -> tuple[Node, ...]:
+    """What goes into a cache: the nodes of those names, and the decoder's keys and values."""
+    known = [node for attention in attentions for node in (attention.key, attention.value)]
+    named = [node for node in gm.graph.nodes if node.name in stored and isinstance(example(node), torch.Tensor)]
+    return tuple(dict.fromkeys([*known, *named]))
 
 
 def _why_not(
     gm: GraphModule,
     attentions: tuple[Attention, ...],
     merge: Merge | None,
-    family: Family | None,
-    config: Any,
 ) -> Miss | None:
     if merge is None:
         embeds = _placeholder(gm, "inputs_embeds", "hidden_states")
@@ -153,13 +133,6 @@ def _why_not(
         if lookup is not None:
             return Miss.of("text-only", node=lookup)
         return Miss.of("no-merge", "the graph is a piece of the decoder", attentions[0].node)
-    if family is None:
-        known = ", ".join(FAMILIES)
-        model_type = getattr(config, "model_type", None)
-        found = f"model_type {model_type!r} is not known" if model_type else "the model has no transformers config"
-        return Miss.of("unknown-family", f"{found}; known: {known}", merge.node)
-    if _slides(config):
-        return Miss.of("sliding-window", node=attentions[0].node)
     return _filled_cache(attentions)
 
 
@@ -181,15 +154,10 @@ def _fixed_cache(gm: GraphModule) -> Miss | None:
 
 def _filled_cache(attentions: tuple[Attention, ...]) -> Miss | None:
     for attention in attentions:
-        query, key = sizes(attention.query), sizes(attention.key)
-        if query and key and query[-2] != key[-2]:
+        rows, keys = rows_and_keys(attention)
+        if rows != keys and rows != 1:  # one row is the last token's, in a layer that computes no more
             return Miss.of("filled-cache", node=attention.key)
     return None
-
-
-def _slides(config: Any) -> bool:
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    return "sliding_attention" in (getattr(text, "layer_types", None) or ())
 
 
 def _placeholder(gm: GraphModule, *names: str) -> Node | None:
@@ -211,84 +179,10 @@ def _find_merge(scatters: list[Node], video: str) -> Merge | None:
         sources = (features, *upstream(features))
         if any(source.op == "placeholder" and video in str(source.target).lower() for source in sources):
             later = [other for other in scatters if other in downstream([node])]
-            return Merge(later[-1] if later else node, mask, features)
+            return Merge(later[-1] if later else node, mask, features, known_size(features))
     return None
 
 
-def sdpa_arguments(node: Node) -> dict[str, Any]:
-    """Arguments of a call of ``scaled_dot_product_attention`` by name, those that were given."""
-    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
-    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-
-
-def _find_attentions(gm: GraphModule, within: set[Node] | None) -> tuple[Attention, ...]:
-    found: list[Attention] = []
-    for node in gm.graph.nodes:
-        if node.op != "call_function" or node.target is not SDPA or (within is not None and node not in within):
-            continue
-        bound = sdpa_arguments(node)
-        mask, causal = bound.get("attn_mask"), bool(bound.get("is_causal", False))
-        if mask is None and not causal and within is None:
-            # Without a mask, attention of a vision tower looks the same as that of one new token.
-            rows, columns = sizes(bound["query"]), sizes(bound["key"])
-            if rows is None or columns is None or rows[-2] == columns[-2]:
-                continue
-        key, value = _unrepeated(bound["key"]), _unrepeated(bound["value"])
-        dropout = bound.get("dropout_p", 0.0)
-        found.append(Attention(node, len(found), bound["query"], key, value, mask, causal, dropout, bound.get("scale")))
-    return tuple(found)
-
-
-def _unrepeated(node: Node) -> Node:
-    """Key/value heads before ``repeat_kv`` copied them for each query head: reshape(expand(x[:, :, None]))."""
-    shape = sizes(node)
-    if node.op != "call_method" or node.target not in ("reshape", "view") or shape is None:
-        return node
-    expanded = node.args[0]
-    if not isinstance(expanded, Node) or expanded.target != "expand":
-        return node
-    inserted = expanded.args[0]
-    if not isinstance(inserted, Node) or inserted.target is not operator.getitem:
-        return node
-    source = inserted.args[0]
-    if not isinstance(source, Node):
-        return node
-    small = sizes(source)
-    if small is None or len(small) != 4 or len(shape) != 4 or small[2:] != shape[2:]:
-        return node
-    return source
-
-
 def _kind(attention: Attention) -> str:
-    query, key = sizes(attention.query), sizes(attention.key)
-    alone = query is not None and query[-2] == 1
-    return "decode" if alone and key is not None and key[-2] != 1 else "prefill"
-
-
-def _padding(attentions: tuple[Attention, ...]) -> tuple[Padding, Miss | None]:
-    """What the decoder's masks are made from, and why they cannot be replaced by segments, if so."""
-    padding = Padding(None, None)
-    for attention in attentions:
-        if attention.dropout:
-            return padding, Miss.of("dropout", node=attention.node)
-        if attention.mask is None:
-            if not attention.causal:
-                return padding, Miss.of("not-causal", node=attention.node)
-            continue
-        inputs = [
-            node
-            for node in (attention.mask, *upstream(attention.mask))
-            if node.op == "placeholder" and isinstance(example(node), torch.Tensor)
-        ]
-        for node in inputs:
-            name = str(node.target).lower().rstrip("_")
-            rank = example(node).dim()
-            if name.endswith("attention_mask") and rank == 2:
-                padding = Padding(node, padding.positions)
-            elif name.endswith("attention_mask"):
-                return padding, Miss.of("user-mask", rank, node)
-            elif name.endswith("position_ids"):
-                padding = Padding(padding.attention_mask, node)
-            elif rank > 0 and not name.endswith("cache_position"):
-                return padding, Miss.of("foreign-mask", node.target, node)
-    return padding, None
+    rows, keys = rows_and_keys(attention)
+    return "decode" if rows == 1 and keys != 1 else "prefill"

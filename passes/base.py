@@ -11,7 +11,8 @@ from torch import nn
 from torch.fx import Graph, Node
 
 from segmo.options import Options
-from segmo.passes.analyse import Attention, Facts, Merge, Padding
+from segmo.passes.analyse import Facts, Merge
+from segmo.passes.attentions import Attention, Padding
 from segmo.passes.reasons import Miss
 from segmo.runtime.attention.choice import Choice
 

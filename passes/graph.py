@@ -105,6 +105,18 @@ def changed_in_place(node: Node) -> Node | None:
     return node.args[0] if in_place and node.args and isinstance(node.args[0], Node) else None
 
 
+_VIEWS = {
+    "view", "reshape", "unsqueeze", "squeeze", "transpose", "permute", "flatten", "expand", "expand_as", "narrow",
+    "view_as", "unflatten", "t", "chunk", "split", "unbind", operator.getitem, torch.reshape, torch.transpose,
+    torch.permute, torch.unsqueeze, torch.squeeze, torch.flatten, torch.chunk, torch.split, torch.unbind,
+}  # fmt: skip
+
+
+def is_view(node: Node) -> bool:
+    """Whether a call's result may share memory with its first argument."""
+    return node.op in ("call_method", "call_function") and node.target in _VIEWS
+
+
 _AUGMENTED = frozenset(name for name in dir(operator) if name[0] == "i" and hasattr(operator, f"__{name[1:]}__"))
 _KEPT_CALLS = (operator.setitem, torch._check)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch.fx import Node
 
 import segmo.runtime.distributed.ops  # noqa: F401  # registers torch.ops.segmo
@@ -23,29 +24,35 @@ from segmo.runtime.token_ops import selection_kernel
 Choice = tuple[str, str]  # implementation, and the reason for it
 
 
-def _segment_attention(lowering: str, q: Any, k: Any) -> Choice:
-    return choice.choose(lowering, _shape(q, k))
+def _segment_attention(lowering: str, q: Any, k: Any, v: Any) -> Choice:
+    return choice.choose(lowering, _shape(q, k, v))
 
 
-def _shape(q: Any, k: Any) -> choice.Shape:
-    return choice.Shape(q.device, q.dtype, int(q.shape[3]), int(q.shape[1]), int(k.shape[1]))
+def _shape(q: Any, k: Any, v: Any) -> choice.Shape:
+    return choice.Shape(q.device, q.dtype, max(int(q.shape[3]), int(v.shape[3])), int(q.shape[1]), int(k.shape[1]))
 
 
-def _over_ranks(lowering: str, q: Any, k: Any) -> Choice:
+def _sizes_of(node: Node) -> tuple[Any, ...]:
+    """Heads and head sizes of a node's first tensors."""
+    tensors = [example(arg) for arg in node.args[:3] if isinstance(arg, Node)]
+    return tuple((x.shape[1], x.shape[3]) for x in tensors if isinstance(x, torch.Tensor) and x.dim() == 4)
+
+
+def _over_ranks(lowering: str, q: Any, k: Any, _: Any) -> Choice:
     shape = (q.device, q.dtype, q.shape[3], q.shape[1], k.shape[1])
     return lowerings.choose(lowering, q.device, q.dtype, lambda: rank_kernels(*shape))
 
 
-def _scan(lowering: str, embeds: Any, _: Any) -> Choice:
+def _scan(lowering: str, embeds: Any, *_: Any) -> Choice:
     return lowerings.choose(lowering, embeds.device, embeds.dtype, lambda: scan_kernel(embeds))
 
 
-def _question(lowering: str, q: Any, k: Any) -> Choice:
+def _question(lowering: str, q: Any, k: Any, *_: Any) -> Choice:
     return lowerings.choose(lowering, q.device, q.dtype, lambda: question_kernel(q, k))
 
 
-# Operators whose last argument names the implementation, chosen by the first two.
-_CHOICES: dict[str, Callable[[str, Any, Any], Choice]] = {
+# Operators whose last argument names the implementation, chosen by the first three.
+_CHOICES: dict[str, Callable[..., Choice]] = {
     "segment_attention": _segment_attention,
     "rank_attention": _over_ranks,
     "rank_decode_attention": _over_ranks,
@@ -87,13 +94,20 @@ class LowerKernels:
         nodes: list[Node] = [node for node in rewrite.graph.nodes if node.target is target]
         if not nodes:
             return 0
-        first, second = (example(arg) for arg in nodes[0].args[:2] if isinstance(arg, Node))
-        implementation, reason = _CHOICES[name](self.lowering, first, second)
+        kinds: dict[tuple[Any, ...], list[Node]] = {}
+        for node in nodes:
+            kinds.setdefault(_sizes_of(node), []).append(node)
+        return sum(self._lower_alike(rewrite, name, alike) for alike in kinds.values())
+
+    def _lower_alike(self, rewrite: Rewrite, name: str, nodes: list[Node]) -> int:
+        """The same for nodes whose arguments have the same sizes; a decoder may have layers of several head sizes."""
+        tensors = [example(arg) for arg in nodes[0].args[:3] if isinstance(arg, Node)]
+        implementation, reason = _CHOICES[name](self.lowering, *tensors)
         if implementation != lowerings.TORCH:
             for node in nodes:
                 node.args = (*node.args[:-1], implementation)
         if name == "segment_attention":
-            rewrite.choices.append(choice.Choice(implementation, reason, _shape(first, second)))
+            rewrite.choices.append(choice.Choice(implementation, reason, _shape(*tensors)))
         self._note(rewrite, "" if name == "segment_attention" else f"{name}: ", implementation, reason)
         return len(nodes) if implementation != lowerings.TORCH else 0
 

@@ -8,7 +8,7 @@ Legend: N prompt tokens, K kept tokens, L tokens of this rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -16,9 +16,12 @@ from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from segmo.passes.analyse import Attention, Merge
+from segmo.passes.analyse import Merge
+from segmo.passes.attentions import SDPA
 from segmo.passes.cut import TokenCut
+from segmo.passes.cut.state import lost
 from segmo.passes.graph import concrete, example
+from segmo.passes.mixers import mixes_tokens
 from segmo.passes.scene_nodes import OPS
 
 
@@ -43,10 +46,10 @@ class RankCut(TokenCut):
         group: str,
         gather: bool,
         merge: Merge,
-        attentions: Sequence[Attention],
+        caches: Collection[Node],
     ) -> None:
         length = int(concrete(example(merge.node).shape[1]))
-        super().__init__(graph, index, index, length, length - 1, merge, attentions)
+        super().__init__(graph, index, index, length, length - 1, merge, caches)
         self.packed, self.group, self.gather_caches = packed, group, gather
         self.joined: set[Node] = set()
         self.embeddings: set[Node] = set()
@@ -59,13 +62,16 @@ class RankCut(TokenCut):
         self.embeddings = {root for root, dim in roots.items() if dim == 1}
         super().run(roots, start)
 
-    def _pick(self, node: Node, dim: int) -> Node:
+    def pick(self, node: Node, dim: int) -> Node:
+        """Takes the tokens of this rank."""
         if node in self.embeddings:  # a video token's may be on the rank that encoded it
             arguments = (node, self.index, self.packed, self.group)
             return self.graph.call_function(OPS.rank_tokens.default, arguments)
-        return super()._pick(node, dim)
+        return super().pick(node, dim)
 
-    def _visit(self, node: Node) -> None:
+    def _visit(self, node: Node, later: Sequence[Node]) -> None:
+        if node.target is SDPA or mixes_tokens(node):
+            raise lost("a layer that is not replaced by segments needs the tokens of other ranks", node)
         if node.target is OPS.scatter_tokens.default:  # on its way out after selection: all kept tokens are due
             source = node.args[0]
             assert isinstance(source, Node)
@@ -73,22 +79,13 @@ class RankCut(TokenCut):
             self.values[node] = self.old_value(node)
             self.joined.add(node)
             return
-        super()._visit(node)
+        super()._visit(node, later)
 
-    def _gather_rows(self, features: Node, mask: Node, before: Node) -> Node:
+    def pick_rows(self, features: Node, mask: Node, before: Node) -> Node:
         """Rows of per-token features whose tokens are on this rank; text between frames is dealt out too."""
+        arguments = (features, mask, self.index, self.packed, self.group)
         with self.graph.inserting_before(before):
-            made = self.graph.call_function(
-                OPS.rank_rows.default, (features, mask, self.index, self.packed, self.group)
-            )
-        rows, *rest = self.value(features).shape
-        old = example(features)
-        made.meta.update(example_value=old)
-        self.gathered[features, 0] = made
-        with self.mode:
-            left = rows - self.batch * (self.old - self.new)
-            self.values[made] = torch.empty([left, *rest], dtype=old.dtype, device=old.device)
-        return made
+            return self.graph.call_function(OPS.rank_rows.default, arguments)
 
     def _finish(self, output: Node) -> None:
         """Caches are put together or stay; what is N long is joined; what is replicated comes from the home rank."""

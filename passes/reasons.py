@@ -39,11 +39,6 @@ _ALL = (
         "use segmo.compile(model), or generate(); for a direct call pass position_ids and mm_encoder_outputs",
     ),
     Reason(
-        "unknown-family",
-        "{detail}",
-        "add an entry to segmo.families.FAMILIES, and check it as CONTRIBUTING.md describes",
-    ),
-    Reason(
         "no-positions",
         "the M-RoPE position ids are not an input of this graph",
         "use segmo.compile(model) or generate(), or pass position_ids to the model",
@@ -65,9 +60,14 @@ _ALL = (
     ),
     Reason("dropout", "the decoder's attention drops weights at random", "call model.eval()"),
     Reason(
-        "sliding-window",
-        "the model uses sliding-window attention in some layers",
-        "set use_sliding_window=False in the model's text config",
+        "local-layer",
+        "a layer sees a neighbourhood of each token only, so that segments would add nothing",
+        "nothing to do: such layers run as they are",
+    ),
+    Reason(
+        "one-row",
+        "a layer computes the last token's row only, which sees every segment",
+        "nothing to do: such layers run as they are",
     ),
     Reason(
         "static-cache",
@@ -78,6 +78,11 @@ _ALL = (
         "filled-cache",
         "the KV cache already holds tokens when the video arrives",
         "put the video into the first call with a cache",
+    ),
+    Reason(
+        "unknown-count",
+        "how many video tokens the prompt has is not known before the graph runs",
+        "let the vision encoder run before the graph: use segmo.compile(model), or generate()",
     ),
     Reason("keep-all", "keep=1 keeps every token", "set keep below 1 to drop tokens"),
     Reason("one-segment", "segments=1 is full attention", "set segments to 'scene' or a number above 1"),
@@ -125,6 +130,11 @@ _ALL = (
         "batch",
         "segments are spread over ranks one prompt at a time, and the batch has several",
         "call the model once per prompt",
+    ),
+    Reason(
+        "head-sizes",
+        "queries and keys have {detail}, which attention over ranks does not know",
+        "run the model on one device",
     ),
     Reason(
         "late-selection",
@@ -189,7 +199,7 @@ class Miss:
 
 EXPECTED = frozenset({
     "no-decoder", "decode", "text-only", "keep-all", "one-segment", "no-context", "no-segments", "no-group",
-    "every-row", "gradients", "own-buffers",
+    "every-row", "gradients", "own-buffers", "local-layer", "one-row",
 })  # fmt: skip
 
 

@@ -11,6 +11,8 @@ from torch.fx import Node
 import segmo.runtime.ops  # noqa: F401  # registers torch.ops.segmo
 from segmo.passes.analyse import Merge
 from segmo.passes.base import Rewrite
+from segmo.passes.graph import erase_unused, example, upstream
+from segmo.passes.video_count import count_node
 from segmo.runtime.lowering import TORCH
 from segmo.runtime.scenes import MAX_SCENES
 
@@ -24,6 +26,34 @@ def merge_of(rewrite: Rewrite) -> Merge:
     return merge
 
 
+def video_total(rewrite: Rewrite) -> Node | int | None:
+    """Video tokens of the batch, from shapes alone; None where they do not tell. The first call puts the node."""
+    merge = merge_of(rewrite)
+    if merge.counted is None:
+        return None
+    if "total" in rewrite.nodes:
+        return rewrite.nodes["total"]
+    total = count_node(rewrite.graph, merge.counted, example(merge.node).shape[-1])
+    if isinstance(total, Node):
+        rewrite.nodes["total"] = total
+    return total
+
+
+def _entry(merge: Merge) -> Node:
+    """The call that puts the video's features into the embeddings; other media may enter behind it."""
+    return next((user for user in merge.features.users if user.target == "masked_scatter"), merge.node)
+
+
+def _drop_count_check(rewrite: Rewrite, merge: Merge) -> None:
+    """Takes the model's own check of the placeholders out; ``video_tokens`` makes it, and says both numbers."""
+    made_from = {node for node in (merge.mask, *upstream(merge.mask)) if node.op != "placeholder"}
+    for node in list(rewrite.graph.nodes):
+        if node.target is torch._assert_async and not made_from.isdisjoint(upstream(node)):
+            condition = node.args[0]
+            rewrite.graph.erase_node(node)
+            erase_unused([condition])
+
+
 def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
     """Puts "frame", "cell", "novelty", "similarity", "scene", "question" behind the merge, and "valid" if padded.
 
@@ -35,10 +65,13 @@ def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
     if "scene" in nodes:
         return nodes
     facts, merge, graph = rewrite.facts, merge_of(rewrite), rewrite.graph
+    if merge.counted is not None:
+        _drop_count_check(rewrite, merge)
     trailing = facts.family.trailing if facts.family else 0
+    call: Any = graph.call_function
+    with graph.inserting_before(_entry(merge)):  # counted before anything is put into its place
+        video = call(OPS.video_tokens.default, (merge.mask, video_total(rewrite)))
     with graph.inserting_before(merge.node.next):
-        call: Any = graph.call_function
-        video = call(operator.getitem, (merge.mask, (Ellipsis, 0)))
         chat = facts.chat.to_text()
         layout = call(
             OPS.video_layout.default, (video, facts.positions, facts.cells_per_frame, trailing, facts.ids, chat)

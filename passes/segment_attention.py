@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch.fx import Node
 
-from segmo.passes.analyse import Attention
+from segmo.passes.attentions import Attention
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.graph import replace_call
 from segmo.passes.reasons import Miss
@@ -41,15 +41,16 @@ class SegmentAttention:
         order = {node: place for place, node in enumerate(rewrite.graph.nodes)}
         index = rewrite.nodes.get("index")
         cut = order[index] if index is not None else -1
-        early = [a for a in facts.attentions if order[a.node] < cut]
-        late = [a for a in facts.attentions if order[a.node] > cut]
+        early = [a for a in facts.replaceable if order[a.node] < cut]
+        late = [a for a in facts.replaceable if order[a.node] > cut]
         # Layers in front of the cut see all tokens, and relevance is not known to them: segments without context.
         for attentions, prefix in ((early, ""), (late, "kept_" if index is not None else "")):
             if attentions:
                 schedule = self._schedule(rewrite, prefix)
                 for attention in attentions:
                     _replace(attention, schedule)
-        return Outcome(matches=len(facts.attentions))
+        left = {a.miss.code: a.miss for a in facts.attentions if a.miss}
+        return Outcome(matches=len(facts.replaceable), misses=tuple(left.values()))
 
     def _schedule(self, rewrite: Rewrite, prefix: str) -> Node:
         nodes, graph = rewrite.nodes, rewrite.graph

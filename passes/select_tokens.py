@@ -13,7 +13,15 @@ from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.cut import TokenCut
 from segmo.passes.graph import concrete, example
 from segmo.passes.reasons import DoesNotApply, Miss
-from segmo.passes.scene_nodes import OPS, attention_relevance_node, merge_of, relevance_node, scene_nodes
+from segmo.passes.scene_nodes import (
+    OPS,
+    attention_relevance_node,
+    merge_of,
+    relevance_node,
+    scene_nodes,
+    video_total,
+)
+from segmo.passes.video_count import count
 from segmo.runtime.lowering import TORCH
 from segmo.runtime.selection import kept_count
 
@@ -51,13 +59,15 @@ class SelectTokens:
         keep = min(self.keep, self.frames)  # tokens of frames that were not encoded cannot be kept
         if keep == 1:
             return Outcome(misses=(Miss.of("keep-all"),))
-        if facts.mask_miss and facts.mask_miss.code == "not-causal":
-            return Outcome(misses=(facts.mask_miss,))
+        blind = next((a.miss for a in facts.attentions if a.miss and a.miss.code == "not-causal"), None)
+        if blind:
+            return Outcome(misses=(blind,))
         merge = merge_of(rewrite)
         embeds = example(merge.node)
         batch, length = (int(concrete(size)) for size in embeds.shape[:2])
-        features = example(merge.features)
-        total = int(concrete(features.numel())) // int(concrete(features.shape[-1]))
+        if merge.counted is None:
+            return Outcome(misses=(Miss.of("unknown-count", node=merge.features),))
+        total = count(merge.counted, embeds.shape[-1])
         kept = kept_count(length, total, batch, keep)
         nodes = scene_nodes(rewrite)
         self._novelty_node(rewrite)
@@ -65,7 +75,7 @@ class SelectTokens:
         index = self._index_node(rewrite, keep)
         with rewrite.graph.inserting_after(nodes["last"]):
             size = rewrite.graph.call_function(torch.ops.aten.sym_size.int, (nodes["frame"], 1))
-        cut = TokenCut(rewrite.graph, index, size, length, kept, merge, facts.attentions)
+        cut = TokenCut(rewrite.graph, index, size, length, kept, merge, facts.caches)
         cut.run(roots, start)
         self._gather_roles(rewrite, index)
         rewrite.notes.append(f"select-tokens: {total} video tokens in the traced call, {kept - length + total} kept")
@@ -101,11 +111,11 @@ class SelectTokens:
 
     def _index_node(self, rewrite: Rewrite, keep: float) -> Node:
         nodes = rewrite.nodes
-        with rewrite.graph.inserting_after(nodes["last"]):
+        with rewrite.graph.inserting_before(nodes["last"].next):
             names = ("novelty", "frame", "cell", "scene", "relevance")
             args: tuple[Any, ...] = (
                 *(nodes[name] for name in names),
-                merge_of(rewrite).features,
+                video_total(rewrite),
                 keep,
                 self.balance,
                 nodes.get("encoded"),

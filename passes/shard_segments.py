@@ -12,6 +12,7 @@ import torch
 from torch.fx import Node
 
 import segmo.runtime.distributed.ops  # noqa: F401  # registers torch.ops.segmo
+from segmo.passes.attentions import head_sizes
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.graph import concrete, example, replace_call
 from segmo.passes.rank_cut import RankCut
@@ -68,6 +69,10 @@ class ShardSegments:
             return Outcome(misses=(Miss.of("batch", node=merge_of(rewrite).node),))
         if self.cache == "sharded" and rewrite.options.scorer == "attention":
             return Outcome(misses=(Miss.of("late-selection", node=merge_of(rewrite).node),))
+        uneven = next((a for a in rewrite.facts.replaceable if head_sizes(a)[0] != head_sizes(a)[1]), None)
+        if uneven is not None:
+            detail = "head size {}, values {}".format(*head_sizes(uneven))
+            return Outcome(misses=(Miss.of("head-sizes", detail, uneven.node),))
         settings = self._settings(rewrite, ranks)
         return self._prefill(rewrite, settings)
 
@@ -87,7 +92,7 @@ class ShardSegments:
         gather = self.cache == "gather"
         merge, facts = merge_of(rewrite), rewrite.facts
         self._spread_scoring(rewrite, settings.group)
-        cut = RankCut(graph, index, packed, settings.group, gather, merge, facts.attentions)
+        cut = RankCut(graph, index, packed, settings.group, gather, merge, facts.caches)
         cut.run(self._roots(rewrite), index.next)
         rewrite.notes.append(
             f"shard-segments: {len(settings.devices)} ranks ({settings.devices[0].name}), cache {self.cache}"

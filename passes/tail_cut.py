@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
+from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
-from segmo.passes.analyse import Attention, Merge
+from segmo.passes.analyse import Merge
 from segmo.passes.cut import TokenCut
+from segmo.passes.cut.state import lost
 from segmo.passes.graph import concrete, downstream, example
+from segmo.passes.mixers import mixes_tokens
 from segmo.passes.reasons import DoesNotApply, Miss
 from segmo.passes.scene_nodes import OPS
 
@@ -25,41 +28,64 @@ class TailCut(TokenCut):
     """Rewrites what is computed from the last attention's output, once that has one row.
 
     Same walk as :class:`segmo.passes.cut.TokenCut`. What differs: the kept row is known beforehand, and nothing can be
-    put back to the prompt's length.
+    put back to the prompt's length; and a row is only what it was if each is computed from itself alone, so that what
+    mixes rows is refused.
 
     Args:
         graph: rewritten in place.
         merge: where the video enters.
-        attentions: the decoder's attention calls.
+        caches: nodes that are kept in a cache, which needs every row.
     """
 
-    def __init__(self, graph: Graph, merge: Merge, attentions: Sequence[Attention]) -> None:
+    def __init__(self, graph: Graph, merge: Merge, caches: Collection[Node]) -> None:
         length = int(concrete(example(merge.node).shape[1]))
-        super().__init__(graph, merge.node, merge.node, length, 1, merge, attentions)
+        super().__init__(graph, merge.node, merge.node, length, 1, merge, caches)
 
     def follow(self, attention: Node) -> None:
         """Mends what comes after ``attention``, whose traced value has all rows and which now gives one."""
         old = example(attention)
-        with self.mode:
-            size = [concrete(s) for s in old.shape]
-            self.values[attention] = torch.empty([*size[:2], self.new, size[3]], dtype=old.dtype, device=old.device)
+        size = [concrete(s) for s in old.shape]
+        self.values[attention] = self.empty(old, [*size[:2], self.new, size[3]])
         self.after = {attention, *downstream([attention])}
+        kept = next((cache for cache in self.caches if cache in self.after), None)
+        if kept is not None:
+            raise every_row(kept)
         order = list(self.graph.nodes)
         self._walk(order[order.index(attention) + 1 :])
 
-    def _visit(self, node: Node) -> None:
-        if node.target in (OPS.scatter_tokens.default, OPS.join_tokens.default):  # on its way to the prompt's length
+    def _visit(self, node: Node, later: Sequence[Node]) -> None:
+        # The first two are on their way to the prompt's length.
+        if node.target in (OPS.scatter_tokens.default, OPS.join_tokens.default) or mixes_tokens(node):
             raise every_row(node)
-        super()._visit(node)
+        super()._visit(node, later)
+        self._refuse_reductions(node)
 
-    def _visit_rows(self, node: Node) -> None:
-        raise every_row(node)  # features are added at the video's tokens
+    def _refuse_reductions(self, node: Node) -> None:
+        """A sum or a choice over tokens would be another one without the others.
 
-    def _pick(self, node: Node, dim: int) -> Node:
+        A count of the tokens of each expert only says how rows that were sorted by expert are laid out.
+        """
+        value = self.values.get(node)
+        if (
+            node.target in (operator.getitem, torch.histc, torch.bincount)
+            or not isinstance(value, Tensor)
+            or self.changed_dims(node)
+        ):
+            return
+        if any(self.changed_dims(source) for source in node.all_input_nodes):
+            raise lost("tokens are added up or picked from, and some of them are dropped", node)
+
+    def visit_rows(self, node: Node) -> None:
+        """Features are added at the video's tokens."""
+        raise every_row(node)
+
+    def pick(self, node: Node, dim: int) -> Node:
+        """The last row."""
         rows = (*[slice(None)] * dim, slice(-1, None))
         return self.graph.call_function(operator.getitem, (node, rows))
 
-    def _scatter(self, node: Node, dim: int, before: Node) -> Node:
+    def scatter(self, node: Node, dim: int, before: Node) -> Node:
+        """The other rows are not there."""
         raise every_row(node)
 
     def _finish(self, output: Node) -> None:

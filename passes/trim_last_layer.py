@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch.fx import Node
 
 import segmo.runtime.distributed.ops  # noqa: F401  # registers torch.ops.segmo
-from segmo.passes.analyse import SDPA, sdpa_arguments
+from segmo.passes.attentions import SDPA, sdpa_arguments
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.graph import downstream, replace_call
 from segmo.passes.reasons import Miss
@@ -50,7 +50,7 @@ class TrimLastLayer:
         if not any(_asks_last(node) for node in downstream([attention])):
             return Outcome(misses=(Miss.of("every-row", node=attention),))
         narrow = _narrowed(attention)
-        TailCut(rewrite.graph, merge, facts.attentions).follow(narrow)
+        TailCut(rewrite.graph, merge, facts.caches).follow(narrow)
         rewrite.notes.append(f"trim-last-layer: one row behind the attention of layer {len(facts.attentions) - 1}")
         return Outcome(matches=1)
 

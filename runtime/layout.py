@@ -139,7 +139,9 @@ def video_layout(
             "keeps the same number of tokens in every row: run such prompts one at a time"
         )
     run_start_BN = video_BN & ~torch.nn.functional.pad(video_BN[:, :-1], (1, 0))
-    if positions_RBN is not None:
+    if positions_RBN is None and not cells_per_frame:
+        start_BN = run_start_BN  # every run of video tokens is a frame
+    elif positions_RBN is not None:
         start_BN = _frame_starts_mrope(video_BN, run_start_BN, positions_RBN)
     else:
         start_BN = _frame_starts_counted(video_BN, run_start_BN, cells_per_frame, trailing)

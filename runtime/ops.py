@@ -66,6 +66,28 @@ def _(attention_mask_BN: Tensor | None, positions: Tensor | None, like_BN: Tenso
     return like_BN.new_empty(like_BN.shape, dtype=torch.bool)
 
 
+@operator("video_tokens")
+def video_tokens(mask: Tensor, total: int | None) -> Tensor:
+    """True at video tokens, (B, N) bool, of a mask (B, N, 1 or H); ``total`` is what their features say they are.
+
+    Raises:
+        PromptError: the prompt has more or fewer placeholders than there are features.
+    """
+    video_BN = mask[..., 0].clone()
+    found = int(video_BN.sum())
+    if total is not None and found != total:
+        raise PromptError(
+            f"the prompt has {found} video tokens, but there are features for {total}; pass the prompt and the video "
+            "as the processor gives them, and count placeholders once if they are made by hand"
+        )
+    return video_BN
+
+
+@video_tokens.register_fake
+def _(mask: Tensor, total: int | None) -> Tensor:
+    return mask.new_empty(mask.shape[:2])
+
+
 @operator("video_layout")
 def video_layout(
     video_BN: Tensor,

@@ -17,10 +17,10 @@ from segmo.runtime.lowering import kernel_name, runs_generated
 from segmo.runtime.register import operator
 
 
-def _kept_count(frame_BN: Tensor, features: Tensor, keep: float) -> int:
-    """K, from shapes alone; ``features`` (..., H) has a row for each video token of the batch."""
+def _kept_count(frame_BN: Tensor, total: int, keep: float) -> int:
+    """K, from shapes alone; ``total`` video tokens of the batch."""
     batch, length = frame_BN.shape
-    return selection.kept_count(length, features.numel() // features.shape[-1], batch, keep)
+    return selection.kept_count(length, total, batch, keep)
 
 
 @operator("select_tokens")
@@ -30,16 +30,16 @@ def select_tokens(
     cell_BN: Tensor,
     scene_BN: Tensor,
     relevance_BS: Tensor,
-    features: Tensor,
+    total: int,
     keep: float,
     balance: float,
     encoded_BN: Tensor | None = None,
 ) -> Tensor:
     """Positions of the kept tokens, (B, K) int64; K from shapes alone.
 
-    See :func:`segmo.runtime.selection.select_tokens`; ``features`` (..., H) is there for its size.
+    See :func:`segmo.runtime.selection.select_tokens`; ``total`` video tokens in the batch.
     """
-    kept = _kept_count(frame_BN, features, keep)
+    kept = _kept_count(frame_BN, total, keep)
     return selection.select_tokens(novelty_BN, frame_BN, cell_BN, scene_BN, relevance_BS, kept, balance, encoded_BN)
 
 
@@ -50,12 +50,12 @@ def _(
     cell_BN: Tensor,
     scene_BN: Tensor,
     relevance_BS: Tensor,
-    features: Tensor,
+    total: int,
     keep: float,
     balance: float,
     encoded_BN: Tensor | None = None,
 ) -> Tensor:
-    return frame_BN.new_empty((frame_BN.shape[0], _kept_count(frame_BN, features, keep)))
+    return frame_BN.new_empty((frame_BN.shape[0], _kept_count(frame_BN, total, keep)))
 
 
 @operator("select_and_gather")
@@ -65,7 +65,7 @@ def select_and_gather(
     cell_BN: Tensor,
     scene_BN: Tensor,
     relevance_BS: Tensor,
-    features: Tensor,
+    total: int,
     keep: float,
     balance: float,
     encoded_BN: Tensor | None,
@@ -81,7 +81,7 @@ def select_and_gather(
     payloads = [payload_of(name, x.tensor.dtype, x.outer, x.width) for name, x in named.items()]
     if not runs_generated(implementation, lambda: selection_kernel(frame_BN.device, payloads)):
         raise KernelError("select_and_gather has no torch implementation; use select_tokens and gather_tokens")
-    kept = _kept_count(frame_BN, features, keep)
+    kept = _kept_count(frame_BN, total, keep)
     runs = selection_runs(novelty_BN, frame_BN, cell_BN, scene_BN, relevance_BS, kept, balance, encoded_BN)
     index_BK, cut = compact(runs, kept, named)
     return [index_BK, *cut.values()]
@@ -94,7 +94,7 @@ def _(
     cell_BN: Tensor,
     scene_BN: Tensor,
     relevance_BS: Tensor,
-    features: Tensor,
+    total: int,
     keep: float,
     balance: float,
     encoded_BN: Tensor | None,
@@ -102,7 +102,7 @@ def _(
     dims: list[int],
     implementation: str,
 ) -> list[Tensor]:
-    index_BK = frame_BN.new_empty((frame_BN.shape[0], _kept_count(frame_BN, features, keep)))
+    index_BK = frame_BN.new_empty((frame_BN.shape[0], _kept_count(frame_BN, total, keep)))
     return [index_BK, *(_gathered(x, index_BK, dim) for x, dim in zip(sources, dims, strict=True))]
 
 

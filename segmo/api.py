@@ -21,7 +21,7 @@ def compile(model: _Given, *, dynamic: bool | None = True, **options: Any) -> _G
     called: the one inside a PEFT model, a pipeline, or a wrapper of the user's.
 
     Args:
-        model: a model of a known family (``segmo.families.FAMILIES``), or what holds one; changed in place.
+        model: any transformers model that takes video and generates text, or what holds one; changed in place.
         dynamic: as for ``torch.compile``; with True one graph serves all lengths of video.
         **options: see :class:`segmo.options.Options`.
 
@@ -29,7 +29,7 @@ def compile(model: _Given, *, dynamic: bool | None = True, **options: Any) -> _G
         The same model.
 
     Raises:
-        OptionError: a wrong option, or a model of an unknown family.
+        OptionError: a wrong option, or a model that takes no video.
     """
     parsed = Options.parse(options)
     check_frames(parsed.frames, parsed.scorer)

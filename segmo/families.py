@@ -1,7 +1,7 @@
 """Model families: what SegMo must know about a Video LLM that its graph does not say.
 
-A family is found by its config's ``model_type``, so fine-tunes and subclasses match. To add one, add an
-entry.
+A family is found by its config's ``model_type``, so fine-tunes and subclasses match. ``FAMILIES`` are those that say
+more than can be inferred; any other model that takes video is described by :func:`inferred`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ class Family:
     Attributes:
         model_type: ``config.model_type`` of the transformers classes.
         mrope: positions are M-RoPE, ``(3 or 4, B, N)``; a frame starts where height and width are back at
-            their first value. Otherwise positions are 1-D and frames are counted with ``cells_per_frame``.
+            their first value. None: they are if those that come in have several rows. Otherwise positions are 1-D and
+            frames are counted with ``cells_per_frame``.
         cells_per_frame: tokens of one frame, from the config. Only read when ``mrope`` is false.
         trailing: video tokens after the last frame of each video (LLaVA-OneVision's newline); they join that
             frame.
@@ -27,7 +28,7 @@ class Family:
     """
 
     model_type: str
-    mrope: bool = True
+    mrope: bool | None = True
     cells_per_frame: Callable[[Any], int] | None = None
     trailing: int = 0
     video_argument: str = "video"
@@ -48,6 +49,40 @@ FAMILIES: dict[str, Family] = {
         Family("llava_onevision", mrope=False, cells_per_frame=_llava_onevision_cells, trailing=1),
     )
 }
+
+
+def inferred(config: object) -> Family:
+    """What is taken for granted of a model that has no entry.
+
+    Positions are M-RoPE where those that come in have several rows, and otherwise every run of video tokens is a frame.
+    A model without a placeholder of its own for video shows it as images.
+    """
+    own = any(getattr(config, name, None) is not None for name in ("video_token_id", "video_token_index"))
+    model_type = str(getattr(config, "model_type", "") or type(config).__name__)
+    return Family(model_type, mrope=None, video_argument="video" if own else "")
+
+
+def family_for(config: object) -> Family:
+    """The entry of a config's family, or what is inferred for it."""
+    return FAMILIES.get(getattr(config, "model_type", "")) or inferred(config)
+
+
+_ENCODERS = ("get_video_features", "get_image_features")
+_PLACEHOLDERS = ("video_token_id", "video_token_index", "image_token_id", "image_token_index")
+
+
+def takes_video(model: object) -> bool:
+    """Whether a model generates text from a prompt that its own vision encoder's features enter."""
+    if family_of(model) is not None:
+        return True
+    can_generate = getattr(type(model), "can_generate", None)
+    if can_generate is None or not can_generate():
+        return False
+    parts = (model, getattr(model, "base_model", None))
+    config = getattr(model, "config", None)
+    return any(hasattr(part, name) for part in parts for name in _ENCODERS) or any(
+        getattr(config, name, None) is not None for name in _PLACEHOLDERS
+    )
 
 
 def family_of(model: object) -> Family | None:

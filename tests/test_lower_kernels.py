@@ -141,7 +141,7 @@ def opcheck(name: str) -> dict[str, str]:
     x, q, k = torch.randn(2, 15, 32), torch.randn(2, 4, 15, 16), torch.randn(2, 2, 15, 16)
     turned = torch.randn(2, 15, 2, 16).transpose(1, 2)  # strides as a model makes them
     payloads = [payload_of("x0", x.dtype, 1, 32), payload_of("x1", x.dtype, 2, 16)]
-    chosen = (torch.rand(2, 15), FRAME, CELL, SCENE, torch.rand(2, 8), torch.zeros(24, 32), 0.5, 0.5, None)
+    chosen = (torch.rand(2, 15), FRAME, CELL, SCENE, torch.rand(2, 8), 24, 0.5, 0.5, None)
     cases: dict[str, tuple[Any, ...]] = {
         "scan_video": (x, FRAME, CELL, None, ops.scan_kernel(x)),
         "scene_novelty": (x, torch.rand(2, 15), FRAME, CELL, SCENE, None, ops.scan_kernel(x)),

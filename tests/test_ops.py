@@ -26,6 +26,7 @@ KEYS = torch.randn(2, 2, LENGTH, HIDDEN)
 
 CASES = {
     "valid_tokens": (torch.ones(2, LENGTH, dtype=torch.long), None, FRAME),
+    "video_tokens": ((CELL >= 0)[..., None], 24),
     "video_layout": (CELL >= 0, None, CELLS, 0),
     "scan_video": (EMBEDS, FRAME, CELL, None, "torch"),
     "scene_novelty": (EMBEDS, torch.rand(2, LENGTH), FRAME, CELL, SCENE, None, "torch"),
@@ -33,7 +34,7 @@ CASES = {
     "question_tokens": (FRAME + 3, FRAME, CELL, None, "special=1-2;blank=;header=;end=1"),
     "embedding_relevance": (EMBEDS, SCENE, CELL, FRAME == QUERY, 8),
     "attention_relevance": (HEADS, KEYS, SCENE, CELL, FRAME == QUERY, None, 0.3, 8, "torch"),
-    "select_tokens": (torch.rand(2, LENGTH), FRAME, CELL, SCENE, torch.rand(2, 8), torch.zeros(24, HIDDEN), 0.5, 0.5),
+    "select_tokens": (torch.rand(2, LENGTH), FRAME, CELL, SCENE, torch.rand(2, 8), 24, 0.5, 0.5),
     "gather_tokens": (EMBEDS, INDEX, 1),
     "scatter_tokens": (EMBEDS[:, :6], INDEX, LENGTH, 1),
     "gather_rows": (torch.randn(24, HIDDEN), CELL >= 0, INDEX),

@@ -6,6 +6,7 @@ there is one of each kind. What else a family needs stands in its row of ``FAMIL
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -36,7 +37,7 @@ from video_prompts import (
 
 _TEXT = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 16, "max_position_embeddings": 4096, "sliding_window": 12, "num_experts": 4, "num_local_experts": 4,
+    "head_dim": 16, "max_position_embeddings": 4096, "sliding_window": 512, "num_experts": 4, "num_local_experts": 4,
     "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2, "moe_k": 2, "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32, "dense_intermediate_size": 96, "shared_intermediate_size": 32,
     "kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 24,
@@ -196,8 +197,8 @@ FAMILIES: dict[str, Case] = {
     ),
     "glm4v": Case(_GLM, inputs=_grid(tagged=True, token=IMAGE)),
     "glm4v_moe": Case(_HALF, inputs=_grid(tagged=True, token=IMAGE)),
-    "glm46v": Case(_HALF, inputs=_grid(tagged=True, token=IMAGE)),
-    "glmga": Case(_HALF, inputs=_grid(tagged=True, token=IMAGE)),
+    "glm46v": Case(_GLM, inputs=_grid(tagged=True, token=IMAGE)),
+    "glmga": Case(_GLM, inputs=_grid(tagged=True, token=IMAGE)),
     "glm5_next": Case({"num_key_value_heads": 4, "qk_rope_head_dim": 0}, inputs=_grid(tagged=True, token=IMAGE)),
     "ernie4_5_vl_moe": Case(
         {"moe_intermediate_size": [32, 16], **_mrope([3, 3, 2])}, inputs=_grid(pooled=2, temporal=1)
@@ -305,7 +306,9 @@ def _part(name: str, default: PretrainedConfig, case: Case) -> dict[str, Any]:
     small = _TEXT if text else {} if name == "audio_config" else _VISION
     sizes = {key: value for key, value in small.items() if key in vars(default)}
     kinds = _kinds(default) if text else {}
-    return {"model_type": default.model_type, **sizes, **kinds, **own}
+    return copy.deepcopy(
+        {"model_type": default.model_type, **sizes, **kinds, **own}
+    )  # a config changes what it is given
 
 
 def tiny_config(model_type: str, case: Case) -> PretrainedConfig:

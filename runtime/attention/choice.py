@@ -23,7 +23,7 @@ class Shape:
 
     Attributes:
         device, dtype: of q, k and v.
-        head_size: D.
+        head_size: D; the larger one where queries and keys have another than values.
         heads, groups: query heads and key/value heads.
     """
 
@@ -92,17 +92,37 @@ def choose(lowering: str, shape: Shape) -> tuple[str, str]:
 def _triton(expected: str, q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float) -> Tensor:
     from segmo.runtime.attention import triton
 
+    # Arguments have one head size here, see :func:`implementation`.
     shape = Shape(q_BAKD.device, q_BAKD.dtype, q_BAKD.shape[3], q_BAKD.shape[1], k_BGKD.shape[1])
     lowerings.runs_generated(expected, lambda: generated_kernel(shape))
     return triton.segment_attention(q_BAKD, k_BGKD, v_BGKD, schedule, scale)
 
 
 def implementation(name: str) -> Implementation:
-    """The function behind a name that :func:`choose` gave.
+    """The function behind a name that :func:`choose` gave; queries and keys may have another head size than values.
 
     Raises:
         KernelError: there is no such implementation.
     """
+    return functools.partial(_of_one_size, _implementation(name))
+
+
+def _of_one_size(
+    attend: Implementation, q_BAKD: Tensor, k_BGKD: Tensor, v_BGKE: Tensor, schedule: Tensor, scale: float
+) -> Tensor:
+    """Attention whose kernels know one head size D, for values of size E: what is smaller is filled up with zeros.
+
+    Zeros add nothing to a product of query and key, and give columns of zeros behind the values', which are left out.
+    """
+    width, values = q_BAKD.shape[3], v_BGKE.shape[3]
+    if width == values:
+        return attend(q_BAKD, k_BGKD, v_BGKE, schedule, scale)
+    size = max(width, values)
+    query, key, value = (torch.nn.functional.pad(x, (0, size - x.shape[3])) for x in (q_BAKD, k_BGKD, v_BGKE))
+    return attend(query, key, value, schedule, scale)[..., :values]
+
+
+def _implementation(name: str) -> Implementation:
     if lowerings.is_generated(name):
         return functools.partial(_triton, name)
     known: dict[str, Implementation] = {

@@ -15,6 +15,7 @@ from segmo.calls.inner import inner_model, inner_models
 from segmo.calls.optimized import optimized, reaching
 from segmo.calls.standing import stand_in_place
 from segmo.compat import flags
+from segmo.compat.chunk_loops import make_loops_opaque
 from segmo.compat.joining import Asked, join
 from segmo.compiler.backend import inductor_settings, segmo
 from segmo.errors import OptionError
@@ -37,6 +38,7 @@ def _compiled(asked: Asked) -> Any:
         asked.hold(flags.hold_limit)
         return asked.plain(asked.target)
     model = inner_model(given)
+    make_loops_opaque()  # of the model's own module, if it was imported after this one
     options = Options.parse(asked.options)
     inductor_settings(asked.mode)
     check_frames(options.frames, options.scorer)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from segmo.calls.attention import attention_of
-from segmo.calls.inputs import by_name, encoded
+from segmo.calls.inputs import by_name, encoded, joined
 from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit
 from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
 from segmo.compiler.capture import called
@@ -67,7 +67,7 @@ class Call:
         """The steps before the graph: the arguments that it is called with."""
         prompt = prompt_known(inputs) if self.encoder is None else encoding(self.encoder, inputs)
         with prompt:
-            return encoded(self.model, inputs)
+            return joined(encoded(self.model, inputs))
 
     def after(self, inputs: dict[str, Any], result: Any) -> None:
         """The steps after the graph."""

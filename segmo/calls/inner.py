@@ -12,18 +12,18 @@ import torch
 from transformers import PreTrainedModel
 
 from segmo.errors import OptionError
-from segmo.families import FAMILIES, family_of
+from segmo.families import takes_video
 
 
 def inner_models(given: object) -> list[PreTrainedModel]:
-    """The Video LLMs of known families in a module, or in the attributes of another object; each once, none in another.
+    """The Video LLMs in a module, or in the attributes of another object; each once, none in another.
 
     Args:
         given: a model, a wrapper around one, or an object that holds one, such as ``transformers.pipeline``.
     """
     found: dict[int, PreTrainedModel] = {}
     for module in _modules(given):
-        if isinstance(module, PreTrainedModel) and family_of(module) is not None:
+        if isinstance(module, PreTrainedModel) and takes_video(module):
             found.setdefault(id(module), module)
     inside = {id(part) for model in found.values() for part in model.modules() if part is not model}
     return [model for key, model in found.items() if key not in inside]
@@ -49,10 +49,13 @@ def inner_model(given: object) -> PreTrainedModel:
         raise OptionError(f"{name} holds {len(models)} Video LLMs ({kinds}); compile the one that you mean")
     config = getattr(given, "config", None)
     if isinstance(given, PreTrainedModel) and config is not None:
-        raise OptionError(f"SegMo does not know the model family {config.model_type!r}; known: {', '.join(FAMILIES)}")
+        raise OptionError(
+            f"{config.model_type!r} is no Video LLM: it generates no text, or has neither get_video_features nor a "
+            "placeholder token for images or video in its config"
+        )
     raise OptionError(
         f"SegMo finds no Video LLM in {name}, neither as a module of it nor as an attribute; hand in the model that "
-        f"its generate calls. Known families: {', '.join(FAMILIES)}"
+        "its generate calls"
     )
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
+
+import torch
 
 from segmo.compat.arguments import require_parameters, with_arguments
 
@@ -49,3 +52,36 @@ def encoded(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         added["mm_encoder_outputs"][kind] = encode(**{name: inputs[name] for name in names}, return_dict=True)
     given = {name: value for name, value in inputs.items() if name not in used}
     return with_arguments(model, given, **added)
+
+
+def joined(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with the features of all videos (and of all images) in one tensor each.
+
+    Encoders hand them out one by one, or frame by frame, and the model joins them first thing. A graph is one for a
+    number of tensors, so that each number of videos would be compiled anew.
+    """
+    outputs = inputs.get("mm_encoder_outputs")
+    if not isinstance(outputs, dict):
+        return inputs
+    return {**inputs, "mm_encoder_outputs": {kind: _one_tensor(output) for kind, output in outputs.items()}}
+
+
+def _one_tensor(output: Any) -> Any:
+    features: Any = getattr(output, "pooler_output", None)
+    levels: Any = getattr(output, "deepstack_features", None)
+    if not _several(features):
+        return output
+    output = copy.copy(output)
+    output.pooler_output = (torch.cat(list(features)),)
+    if isinstance(levels, (list, tuple)) and all(map(_several, levels)):
+        output.deepstack_features = [(torch.cat(list(level)),) for level in levels]
+    return output
+
+
+def _several(features: Any) -> bool:
+    return (
+        isinstance(features, (list, tuple))
+        and len(features) > 1
+        and all(isinstance(each, torch.Tensor) for each in features)
+        and len({each.shape[1:] for each in features}) == 1
+    )

@@ -7,13 +7,28 @@ from collections.abc import Callable
 from typing import Any
 
 from torch._library.custom_ops import CustomOpDef
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["CustomOpDef", "FakeTensorMode", "TorchDispatchMode", "fits", "function_of", "name_of"]
+__all__ = [
+    "UNKNOWN_SIZE",
+    "CustomOpDef",
+    "FakeTensorMode",
+    "TorchDispatchMode",
+    "fits",
+    "function_of",
+    "name_of",
+]
 
 WHAT = "torch._library.custom_ops.CustomOpDef, FakeTensorMode and TorchDispatchMode"
 VERSIONS = "torch 2.11 to 2.15"
+
+# What a call on fake tensors raises where the size of its result is in the data.
+UNKNOWN_SIZE = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 def function_of(op: CustomOpDef) -> Callable[..., Any]:

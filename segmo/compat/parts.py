@@ -9,6 +9,7 @@ from typing import Protocol
 from segmo.compat import (
     arguments,
     attention_config,
+    chunk_loops,
     dynamo,
     flags,
     groups,
@@ -17,6 +18,7 @@ from segmo.compat import (
     masks,
     operators,
     placeholder_check,
+    stored_tensors,
     symbolic_messages,
 )
 
@@ -35,6 +37,7 @@ class Part(Protocol):
 PARTS: tuple[Part, ...] = (
     arguments,
     attention_config,
+    chunk_loops,
     dynamo,
     flags,
     groups,
@@ -43,6 +46,7 @@ PARTS: tuple[Part, ...] = (
     masks,
     operators,
     placeholder_check,
+    stored_tensors,
     symbolic_messages,
 )
 

@@ -14,6 +14,7 @@ from torch.fx import GraphModule
 
 from segmo.compat.dynamo import RestartAnalysis, trace_structured_artifact
 from segmo.compat.inductor import compile_graph, mode_settings
+from segmo.compat.stored_tensors import stored_tensors
 from segmo.compiler.capture import calling_line, calling_model, chooses_frames, set_up_dynamo
 from segmo.compiler.chat import Chat, chat_of
 from segmo.errors import CompileError, NotRewrittenError, OptionError, SegMoError
@@ -70,9 +71,8 @@ def _compile(
 ) -> Callable[..., Any]:
     passes = build_pipeline(options)
     model = calling_model()
-    facts = replace(
-        analyse(gm, getattr(model, "config", None)), frames_chosen=chooses_frames(model), called_from=calling_line()
-    )
+    facts = analyse(gm, getattr(model, "config", None), stored_tensors())
+    facts = replace(facts, frames_chosen=chooses_frames(model), called_from=calling_line())
     chat = chat_of(model) if facts.merge is not None else Chat(ChatTokens(), "")
     result = run_pipeline(gm, replace(facts, chat=chat.tokens), options, passes, model)
     _refuse_missing_frames(facts, result, options)

@@ -10,12 +10,13 @@ from contextvars import ContextVar
 
 import torch
 
+from segmo.compat.chunk_loops import make_loops_opaque
 from segmo.compat.flags import missing
 from segmo.compat.masks import ask_cut_caches
 from segmo.compat.parts import warn_of_misfits
 from segmo.compat.placeholder_check import assert_in_the_graph
 from segmo.compat.symbolic_messages import keep_counts_symbolic
-from segmo.families import FAMILIES
+from segmo.families import takes_video
 from segmo.report.setup import Setup
 
 
@@ -25,6 +26,7 @@ def set_up_dynamo() -> Setup:
     ``torch.compile`` imports the backend before it traces anything, so this is in time.
     """
     assert_in_the_graph()
+    make_loops_opaque()
     ask_cut_caches()
     setup = Setup(missing(), keep_counts_symbolic())
     warn_of_misfits()
@@ -60,8 +62,8 @@ def calling_model() -> torch.nn.Module | None:
         if isinstance(module, torch.nn.Module) and hasattr(module, "config"):
             candidates.append(module)
         frame = frame.f_back  # type: ignore[assignment]  # None at the end
-    known = [m for m in candidates if getattr(m.config, "model_type", None) in FAMILIES]
-    return (known or candidates or [None])[-1]
+    watching = [module for module in candidates if takes_video(module)]
+    return (watching or candidates or [None])[-1]
 
 
 # Between a user's line and the backend lies nothing but these.

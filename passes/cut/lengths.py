@@ -1,0 +1,74 @@
+"""Where a call holds a length as a literal, or asks for places in the prompt: what it has to say behind the cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import Node
+
+from segmo.passes.cut.renew import Renewal, multiple
+from segmo.passes.cut.state import lost
+from segmo.passes.graph import concrete, example
+from segmo.passes.sizes import index_of, reshaped_dims, settled_bound
+
+SHAPE_CALLS = {
+    "view", "reshape", "expand",
+    torch.reshape, torch.Tensor.view, torch.Tensor.reshape, torch.Tensor.expand,
+}  # fmt: skip
+
+
+def mend_shape(cut: Renewal, node: Node) -> None:
+    """Replaces literal lengths of a ``view``, ``reshape`` or ``expand`` that come from a shortened dimension.
+
+    Lengths that are nodes have been renewed already.
+    """
+    source = node.args[0]
+    if not isinstance(source, Node) or not cut.changed_dims(source):
+        return
+    flat = len(node.args) == 2 and isinstance(node.args[1], (tuple, list))
+    lengths = list(node.args[1]) if flat else list(node.args[1:])  # type: ignore[arg-type]  # flat: a list
+    literal = [d for d, length in enumerate(lengths) if not isinstance(length, Node) or length not in cut.after]
+    old_in = [int(concrete(s)) for s in example(source).shape]
+    new_in, old_out = list(cut.value(source).shape), [int(concrete(s)) for s in example(node).shape]
+    if node.target in ("expand", torch.Tensor.expand):
+        pad = len(old_out) - len(old_in)
+        new_out = [
+            new_in[d - pad] if d >= pad and old_in[d - pad] != new_in[d - pad] else size
+            for d, size in enumerate(old_out)
+        ]
+    else:
+        try:
+            new_out = reshaped_dims(old_in, new_in, old_out)
+        except ValueError as error:
+            if len(literal) < len(lengths) or -1 in lengths:
+                return  # its lengths are computed, and trying them will tell
+            raise lost(str(error), node) from error
+    for d, (before, now) in enumerate(zip(old_out, new_out, strict=True)):
+        if before != now and d in literal and lengths[d] != -1:
+            lengths[d] = multiple(cut, now, node)
+    node.args = (source, tuple(lengths)) if flat else (source, *lengths)
+
+
+def asks_for_places(cut: Renewal, node: Node) -> list[int]:
+    """Shortened dimensions that an index asks for places of the whole prompt."""
+    source = node.args[0]
+    if not isinstance(source, Node) or not isinstance(example(source), Tensor):
+        return []
+    rank = example(source).dim()
+    return [d for d in cut.changed_dims(source) if not _means_the_same(cut, index_of(node.args[1], d, rank))]
+
+
+def _means_the_same(cut: Renewal, item: Any) -> bool:
+    """Whether an index asks a shortened dimension for all its tokens, or for the last one, which is never dropped.
+
+    An index that was computed behind the cut counts the tokens there. Any other counts places of the whole prompt.
+    """
+    if isinstance(item, Node) and (item in cut.after or cut.is_counter(item)):
+        return True
+    if not isinstance(item, slice):
+        return isinstance(item, int) and item == -1
+    start, stop = settled_bound(item.start), settled_bound(item.stop)
+    whole = (start is None or (isinstance(start, int) and start == 0)) and (stop is None or bool(stop == cut.symbol))
+    return item.step in (None, 1) and (whole or (isinstance(start, int) and start == -1 and stop is None))
