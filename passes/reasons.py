@@ -77,7 +77,7 @@ _ALL = (
     Reason(
         "filled-cache",
         "the KV cache already holds tokens when the video arrives",
-        "put the video into the first call with a cache",
+        "put the video into the first call with a cache; leave prefill_chunk_size unset",
     ),
     Reason(
         "unknown-count",

@@ -3,57 +3,47 @@
 Whoever asks how long the conversation is (positions, the ids that ``generate`` still has to feed) gets what was seen;
 whoever makes a mask gets what is held. transformers' own sliding-window layers tell the two apart in the same way.
 
-In a mask the held keys stand directly in front of the new tokens: key ``i`` of a layer has the column ``dropped + i``.
-So the causal rule holds as transformers writes it, and a 2-D mask, which has a column for every token that was seen,
-is put into that order by :meth:`CutLayer.held_columns`. ``segmo/compat/masks.py`` sees to it that masks are made so.
+A mask that was handed in has a column for every token that was seen; of it, :meth:`CutLayer.held_columns` are taken.
+``segmo/compat/masks.py`` sees to it that transformers makes its masks so, whoever calls the model.
 
-Legend: B batch, N tokens seen, K keys held, T new tokens.
+Legend: B batch, N prompt tokens that were cut to K, L tokens seen by now, M keys held by now, T new tokens.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from segmo.errors import CacheError
 
 
-class CutLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
-    """The keys and values of one decoder layer after some tokens of the prompt were dropped.
-
-    It behaves as the layer that it took the place of, for a conversation of :attr:`seen` tokens. Takes
-    ``copy.deepcopy``, ``reorder_cache``, ``batch_repeat_interleave``, ``batch_select_indices``, ``reset``, offloading,
-    and ``crop`` down to the prompt that was cut.
+class _Cut(DynamicLayer):  # type: ignore[misc]  # transformers has no types
+    """What layers of every kind keep and answer after a cut.
 
     Args:
-        layer: of the cache that the cut prefill has filled; keys and values (B, G, K, D).
-        dropped: N - K.
-        kept_BK: positions in the prompt of the keys held, ascending, (B, K) int64.
-
-    Attributes:
-        dropped: how many tokens were seen and are not held, the same for each row.
+        layer: of the cache that the cut prefill has filled.
+        seen: N.
+        kept_BK: positions in the prompt of the keys that were kept, ascending, (B, K) int64.
     """
 
-    def __init__(self, layer: DynamicLayer, dropped: int, kept_BK: Tensor) -> None:
-        super().__init__()
+    def __init__(self, layer: CacheLayerMixin, seen: int, kept_BK: Tensor) -> None:
         self.__dict__.update(layer.__dict__)
-        self.dropped = dropped
         self.kept_BK: Tensor | None = kept_BK
-
-    # how long it is
+        self.dropped = seen - kept_BK.shape[1]
 
     @property
     def seen(self) -> int:
         """Tokens of the conversation that went through this layer, dropped ones included."""
-        return self.held + self.dropped
+        return int(self.get_seq_length())
 
     @property
     def held(self) -> int:
         """Keys (and values) of this layer."""
-        return int(super().get_seq_length())
+        return int(self.keys.shape[-2]) if self.is_initialized else 0
 
     @property
     def positions(self) -> Tensor:
@@ -61,56 +51,61 @@ class CutLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
 
         Counts tokens from 0, padding included. These are not the position ids of M-RoPE.
         """
+        return self._positions(0)[:, -self.held :] if self.held else torch.empty(0, 0, dtype=torch.long)
+
+    def _positions(self, new: int) -> Tensor:
+        """Of the kept tokens, those since, and ``new`` ones that are still to come."""
+        since = torch.arange(self._end, self.get_seq_length() + new, device=self.keys.device)
         if self.kept_BK is None:
-            return torch.empty(0, 0, dtype=torch.long)
-        start = self.kept_BK.shape[1] + self.dropped
-        since = torch.arange(start, self.seen, device=self.kept_BK.device)
+            return since[None]
         return torch.cat([self.kept_BK, since.expand(self.kept_BK.shape[0], -1)], dim=1)
 
-    def get_seq_length(self) -> int:
-        """:attr:`seen`, as transformers asks for it."""
-        return super().get_seq_length() + self.dropped  # type: ignore[no-any-return]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Columns of a mask for ``query_length`` new tokens, and the number of the first."""
-        return super().get_seq_length() + query_length, self.dropped
+    @property
+    def _end(self) -> int:
+        """N."""
+        return 0 if self.kept_BK is None else self.kept_BK.shape[1] + self.dropped
 
     def held_columns(self, mask: Tensor) -> Tensor:
-        """A mask with a column for each token seen (and new), (B, ..., N + T), in the order of this cache.
+        """Of a mask with a column for each token seen and each new one: the kept tokens', and all behind the prompt.
 
-        Its last K + T columns are those of the held keys and the new tokens; what stands before is read by nobody.
-        A mask that ends before the cut's end is filled up with False, as transformers fills up short masks.
+        Args:
+            mask: (B or 1, ..., L + T). One that ends inside the prompt that was cut is filled up with False, as
+                transformers fills up short masks.
+
+        Returns:
+            (B, ..., L - N + K + T)
         """
         if self.kept_BK is None:
             return mask
-        kept_BK = self.kept_BK
-        end = kept_BK.shape[1] + self.dropped
+        kept_BK, end = self.kept_BK, self._end
         if mask.shape[-1] < end:
             mask = torch.nn.functional.pad(mask, (0, end - mask.shape[-1]))
+        mask = mask.expand(kept_BK.shape[0], *mask.shape[1:])
         index = kept_BK.view(kept_BK.shape[0], *[1] * (mask.dim() - 2), -1).expand(*mask.shape[:-1], -1)
-        return torch.cat([mask[..., : self.dropped], mask.gather(-1, index), mask[..., end:]], dim=-1)
-
-    # what changes it
+        return torch.cat([mask.gather(-1, index), mask[..., end:]], dim=-1)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Takes the newest tokens off again: ``-n`` of them; a positive number is the length that is left.
 
         Raises:
-            CacheError: tokens of the prompt that was cut are among them.
+            CacheError: tokens that were dropped are among them.
         """
-        removed = -tokens_to_remove if tokens_to_remove <= 0 else max(self.seen - tokens_to_remove, 0)
-        if not removed or not self.is_initialized:
-            return
-        cut = 0 if self.kept_BK is None else self.kept_BK.shape[1]
-        if removed > self.held - cut:
-            raise CacheError(
-                f"crop would take {removed:,} tokens off a cache of {self.seen:,}, of which {self.held - cut:,} came "
-                f"after the prompt that SegMo cut: of that prompt's {cut + self.dropped:,} tokens {cut:,} are held, so "
-                "there is no shorter prompt to go back to. Keep a copy.deepcopy of the cache from before those tokens, "
-                "or prefill the shorter prompt anew (keep=1 drops nothing)"
-            )
-        self.keys = self.keys[..., :-removed, :]
-        self.values = self.values[..., :-removed, :]
+        gone = self._gone(tokens_to_remove)
+        inside = gone - (self.seen - self._end)  # so many of the prompt that was cut
+        if inside > 0 and self.kept_BK is not None:
+            count = self.kept_BK.shape[1]
+            if inside > count or bool((self.kept_BK[:, -inside] != self._end - inside).any()):
+                raise CacheError(
+                    f"crop would take {gone:,} tokens off a cache of {self.seen:,}. {inside:,} of them belong to the "
+                    f"prompt of {self._end:,} tokens that SegMo cut to {count:,}, and some of those were dropped, so "
+                    "there is no shorter prompt to go back to. Keep a copy.deepcopy of an earlier cache, or prefill "
+                    "the shorter prompt anew (keep=1 drops nothing)"
+                )
+            self.kept_BK = self.kept_BK[:, :-inside]
+        super().crop(-gone)
+
+    def _gone(self, tokens_to_remove: int) -> int:
+        return -tokens_to_remove if tokens_to_remove <= 0 else max(self.seen - tokens_to_remove, 0)
 
     def reset(self) -> None:
         """Empties the layer; it may be filled with another conversation."""
@@ -136,11 +131,95 @@ class CutLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
             self.kept_BK = self.kept_BK[indices, ...]
 
 
+class CutLayer(_Cut):
+    """The keys and values of one decoder layer after some tokens of the prompt were dropped.
+
+    It behaves as the layer that it took the place of, for a conversation of :attr:`seen` tokens. Takes
+    ``copy.deepcopy``, ``reorder_cache``, ``batch_repeat_interleave``, ``batch_select_indices``, ``reset``, offloading,
+    and ``crop`` as far as nothing was dropped behind the place.
+
+    In a mask the held keys stand directly in front of the new tokens: key ``i`` has the column ``dropped + i``.
+
+    Attributes:
+        dropped: N - K, the same for each row.
+        kept_BK: positions in the prompt of the keys that were kept, ascending, (B, K) int64; None after ``reset``.
+    """
+
+    def get_seq_length(self) -> int:
+        """:attr:`seen`, as transformers asks for it."""
+        return super().get_seq_length() + self.dropped  # type: ignore[no-any-return]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Columns of a mask for ``query_length`` new tokens, and the number of the first."""
+        return super().get_seq_length() + query_length, self.dropped
+
+
+class CutSlidingLayer(_Cut, DynamicSlidingWindowLayer):  # type: ignore[misc]  # transformers has no types
+    """The same for a layer with a sliding window: it holds the last of the kept keys.
+
+    The window is one of positions in the conversation. Dropped tokens count in it, so fewer held keys than the window's
+    width are inside, and which ones depends on each row: masks are made by :meth:`window_mask`.
+    """
+
+    def __init__(self, layer: CacheLayerMixin, seen: int, kept_BK: Tensor) -> None:
+        super().__init__(layer, seen, kept_BK)
+        self.cumulative_length = seen
+
+    def window_mask(self, mask: Tensor | None, new: int) -> Tensor:
+        """Which held and new keys each of ``new`` rows sees, (B, 1, T, M + T) bool.
+
+        Args:
+            mask: (B, L + T) bool, False at padding; None without any.
+        """
+        count = self.keys.shape[-2] + new
+        key_BM = self._positions(new)[:, -count:]
+        row_T = torch.arange(self.get_seq_length(), self.get_seq_length() + new, device=key_BM.device)
+        distance = row_T[:, None] - key_BM[:, None, None, :]
+        seen = (distance >= 0) & (distance < self.sliding_window)
+        if mask is not None:
+            seen = seen & self.held_columns(mask)[:, None, None, -count:]
+        return seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Columns of a mask for ``query_length`` new tokens, and the number of the first had nothing been dropped."""
+        if not self.is_initialized:
+            return super().get_mask_sizes(query_length)  # type: ignore[no-any-return]
+        return self.keys.shape[-2] + query_length, self.cumulative_length - self.keys.shape[-2]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """See :meth:`CutLayer.crop`; where the window is full, as far as transformers can."""
+        left = self.seen - self._gone(tokens_to_remove)
+        super().crop(tokens_to_remove)
+        self.cumulative_length = left  # transformers counts the keys that are held
+
+
 class SpreadLayer(CutLayer):
     """One rank's part of a layer whose keys stayed on the ranks that made them (``shard-segments{cache=sharded}``).
 
     The answer goes on from it token by token, on all ranks together. It takes no further turn.
     """
+
+    def __init__(self, layer: CacheLayerMixin, seen: int, kept_BK: Tensor) -> None:
+        super().__init__(layer, seen, kept_BK)
+        self.dropped = seen - layer.keys.shape[-2]
+
+    @property
+    def positions(self) -> Tensor:
+        """Not known to a rank.
+
+        Raises:
+            CacheError: always.
+        """
+        raise CacheError(_SPREAD.format("the positions of all keys were asked for"))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Takes nothing off.
+
+        Raises:
+            CacheError: if it should.
+        """
+        if tokens_to_remove:
+            raise CacheError(_SPREAD.format("tokens should be taken off it"))
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """As in :class:`CutLayer`, for one new token.
@@ -149,7 +228,7 @@ class SpreadLayer(CutLayer):
             CacheError: for several, as in a second turn.
         """
         if query_length > 1:
-            raise CacheError(_SPREAD.format(f"{query_length} new tokens come at once, as in a second turn"))
+            raise CacheError(_SPREAD.format(f"{query_length} tokens came at once, as in a second turn"))
         return super().get_mask_sizes(query_length)
 
     def held_columns(self, mask: Tensor) -> Tensor:
@@ -163,7 +242,7 @@ class SpreadLayer(CutLayer):
 
 _SPREAD = (
     "the KV cache is spread over the ranks, which takes one new token at a time and no attention mask, but {}: compile "
-    'with cache="gather" (the default) for several turns or padded prompts'
+    'with cache="gather" (the default) for several turns, padded prompts and assisted decoding'
 )
 
 
@@ -176,17 +255,38 @@ def find_cache(inputs: Any, result: Any) -> Cache | None:
 def mark_cut(cache: Cache, seen: int, index_BK: Tensor, spread: bool = False) -> None:
     """Tells a cache that the prefill which has just filled it kept some of its tokens only.
 
+    Layers without a key for each token (linear attention, convolution) stay as they are.
+
     Args:
-        cache: changed in place; its layers become :class:`CutLayer`.
+        cache: changed in place; its layers become :class:`CutLayer` or :class:`CutSlidingLayer`.
         seen: N, tokens of the prompt.
         index_BK: positions of the kept tokens, ascending, (B, K) int64.
         spread: the layers hold this rank's part of the kept tokens.
 
     Raises:
-        CacheError: a layer is of another kind than transformers' dynamic one.
+        CacheError: a layer is of a kind that is not known here.
     """
-    kind = SpreadLayer if spread else CutLayer
     for number, layer in enumerate(cache.layers):
-        if isinstance(layer, (DynamicLayer, CutLayer)):
-            held = layer.keys.shape[-2]
-            cache.layers[number] = kind(layer, seen - held, index_BK.clone())
+        if not isinstance(layer, CacheLayerMixin) or not layer.is_initialized:
+            continue
+        kind = SpreadLayer if spread else _kind(type(layer))
+        if kind is None:
+            raise CacheError(
+                f"the KV cache's layer {number} is a {type(layer).__name__}, and SegMo does not know how that counts "
+                "tokens that were dropped; use transformers' DynamicCache, or keep=1"
+            )
+        cache.layers[number] = kind(layer, seen, index_BK.clone())
+
+
+@functools.cache
+def _kind(kind: type[CacheLayerMixin]) -> type[_Cut] | None:
+    """What a layer of this kind becomes: one that counts as transformers' own two do, and does all else as it did."""
+    if issubclass(kind, _Cut):
+        return kind
+    for known, cut in ((DynamicSlidingWindowLayer, CutSlidingLayer), (DynamicLayer, CutLayer)):
+        if kind is known:
+            return cut
+        if issubclass(kind, known):
+            same = all(getattr(kind, name) is getattr(known, name) for name in ("get_seq_length", "get_mask_sizes"))
+            return type(f"Cut{kind.__name__}", (cut, kind), {}) if same else None
+    return None

@@ -5,12 +5,15 @@ A rewritten prefill hands out which tokens it kept. The cache that it filled is 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+from segmo.runtime.drafts import call_in_two, drafted
 
 
 @dataclass(frozen=True)
@@ -32,10 +35,18 @@ _RUNNING: ContextVar[list[Cut] | None] = ContextVar("segmo_cuts", default=None)
 
 
 def tell(cut: Cut) -> None:
-    """A rewritten prefill ran."""
+    """A rewritten prefill ran. Where nobody stands around the call to tell its cache, that is said."""
     cuts = _RUNNING.get()
-    if cuts is not None:
+    if cuts is None:
+        warnings.warn(_UNTOLD, stacklevel=2)
+    else:
         cuts.append(cut)
+
+
+_UNTOLD = (
+    "SegMo dropped tokens of a prompt inside a function that was compiled around the model, where it cannot tell the "
+    "KV cache: do not use that cache for a later turn, or compile the model itself"
+)
 
 
 def call_and_mark(run: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
@@ -48,16 +59,23 @@ def call_and_mark(run: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
     Raises:
         CacheError: the cache is of a kind that cannot hold a cut.
     """
+    count = drafted(inputs)
+    if count:
+        return call_in_two(lambda part: _call_and_mark(run, part), inputs, count)
+    return _call_and_mark(run, inputs)
+
+
+def _call_and_mark(run: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
     cuts: list[Cut] = []
     token = _RUNNING.set(cuts)
     try:
         result = run(**inputs)
     finally:
         _RUNNING.reset(token)
-    for cut in cuts:
+    if cuts:
         from segmo.runtime.cache import find_cache, mark_cut  # imports transformers
 
         cache = find_cache(inputs, result)
-        if cache is not None:
+        for cut in cuts if cache is not None else ():
             mark_cut(cache, cut.seen, cut.index_BK, spread=cut.spread)
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
-from models import FAMILIES, build, prompt
+from models import FAMILIES, build, left_padded, prompt
+from transformers import DynamicCache
 from turns import ask, assert_same, dropped_hidden, next_turn, words
 
 import segmo
+from segmo.errors import CacheError, PromptError
 from segmo.report.prefill import Prefill
 from segmo.runtime.cache import CutLayer
 
@@ -76,3 +79,196 @@ def test_three_turns_equal_eager_with_the_dropped_keys_hidden(family: str, optio
         rows = layer.positions[0]
         torch.testing.assert_close(layer.keys, full.keys[:, :, rows], atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(layer.values, full.values[:, :, rows], atol=2e-5, rtol=1e-4)
+
+
+def both(run: Any, family: str = "llava_onevision") -> tuple[Any, Any]:
+    """What ``run(model)`` gives with the compiled model, and with the eager one where the dropped keys are hidden."""
+    mine = run(compiled(family))
+    plain, prefill = build(family), kept()
+    with dropped_hidden(plain, prefill):
+        return mine, run(plain)
+
+
+def assert_all_same(run: Any, family: str = "llava_onevision") -> None:
+    for found, expected in zip(*both(run, family), strict=True):
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_padded_rows_and_padded_questions(family: str) -> None:
+    inputs = left_padded(prompt(family, batch=2, seed=1))
+
+    def run(model: Any) -> list[Any]:
+        first = ask(model, inputs)
+        second_inputs = next_turn(inputs, first.sequences, words(5, 2), pads=2)
+        second = ask(model, second_inputs, past_key_values=first.past_key_values)
+        third_inputs = next_turn(second_inputs, second.sequences, words(3, 2, 1), pads=1)
+        return [first, second, ask(model, third_inputs, past_key_values=second.past_key_values)]
+
+    assert_all_same(run, family)
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_several_questions_behind_one_prefix(family: str) -> None:
+    """The prefix is a direct call without a question; copies of its cache go on, and it stays as it was."""
+    prefix = prompt(family, question=0)
+    length = prefix["input_ids"].shape[1]
+
+    def run(model: Any) -> list[Any]:
+        cache = DynamicCache(config=model.config)
+        with torch.no_grad():
+            assert model(**prefix, past_key_values=cache, logits_to_keep=1).past_key_values is cache
+        answers = []
+        for number in range(2):
+            turn = next_turn(prefix, prefix["input_ids"], words(4 + number, seed=number))
+            answers.append(ask(model, turn, past_key_values=copy.deepcopy(cache)))
+        assert cache.get_seq_length() == length
+        return answers
+
+    assert_all_same(run, family)
+
+
+def test_a_cache_made_without_a_config_and_an_answer_that_goes_on() -> None:
+    inputs = prompt("llava_onevision")
+
+    def run(model: Any) -> list[Any]:
+        mine = DynamicCache()
+        first = ask(model, inputs, past_key_values=mine)
+        assert first.past_key_values is mine
+        on = next_turn(inputs, first.sequences, words(0))
+        return [first, ask(model, on, past_key_values=mine)]
+
+    assert_all_same(run)
+
+
+def test_a_cache_that_is_emptied_takes_another_prompt() -> None:
+    inputs = prompt("llava_onevision")
+
+    def run(model: Any) -> list[Any]:
+        first = ask(model, inputs)
+        first.past_key_values.reset()
+        assert first.past_key_values.get_seq_length() == 0
+        return [first, ask(model, inputs, past_key_values=first.past_key_values)]
+
+    assert_all_same(run)
+
+
+def test_crop_goes_back_as_far_as_nothing_was_dropped() -> None:
+    inputs = prompt("llava_onevision", question=5)
+
+    def run(model: Any) -> list[Any]:
+        first = ask(model, inputs)
+        first.past_key_values.crop(-2)
+        on = next_turn(inputs, first.sequences[:, :-2], words(3))
+        return [first, ask(model, on, past_key_values=first.past_key_values)]
+
+    assert_all_same(run)
+    cache = ask(compiled("llava_onevision"), inputs).past_key_values
+    before = cache.get_seq_length()
+    tail = before - int((kept().cell[0] >= 0).nonzero().max()) - 1  # behind the video
+    cache.crop(-tail)
+    assert (layer_of(cache).seen, layer_of(cache).held) == (before - tail, layer_of(cache).positions.shape[1])
+    with pytest.raises(CacheError, match=r"crop would take 30 tokens off.*keep=1"):
+        cache.crop(-30)
+    assert cache.get_seq_length() == before - tail
+
+
+def test_candidates_are_no_part_of_the_question() -> None:
+    """Assisted decoding tries candidates in the very call that cuts the prompt; the answer is plain decoding's."""
+    model, inputs = compiled("llava_onevision"), prompt("llava_onevision")
+    inputs["input_ids"][:, -3:] = inputs["input_ids"][:, :3]  # the prompt repeats itself: candidates from the start
+    expected, index = ask(model, inputs, max_new_tokens=10), kept().index
+    for way in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": build("llava_onevision")}):
+        found = ask(model, inputs, max_new_tokens=10, **way)
+        assert_same(found, expected)
+        assert torch.equal(kept().index, index)  # type: ignore[arg-type]
+        cache, whole = found.past_key_values, expected.past_key_values
+        assert (cache.get_seq_length(), layer_of(cache).held) == (whole.get_seq_length(), layer_of(whole).held)
+
+
+def test_a_prompt_in_chunks_is_refused_and_one_chunk_is_not() -> None:
+    model, inputs = compiled("llava_onevision"), prompt("llava_onevision")
+    with pytest.raises(PromptError, match=r"prefill_chunk_size cuts the prompt into 5 parts.*unset"):
+        ask(model, inputs, prefill_chunk_size=16)
+    assert_same(ask(model, inputs, prefill_chunk_size=500), ask(model, inputs))
+
+
+def test_beams_take_the_cut_with_them() -> None:
+    inputs = prompt("llava_onevision")
+    (mine,), (theirs,) = both(lambda model: [ask(model, inputs, num_beams=2, num_return_sequences=2)])
+    assert_same(mine, theirs)
+    assert layer_of(mine.past_key_values).positions.shape[0] == 2
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+def test_direct_calls_go_on_at_the_right_positions(family: str) -> None:
+    """Without position ids, with them, with a 2-D mask that hides a token of the prompt, and with a 4-D one."""
+    inputs = prompt(family)
+    length = inputs["input_ids"].shape[1]
+    flat = torch.ones(1, length + 11, dtype=torch.long)
+    flat[:, 2] = 0
+    full = (torch.ones(2, length + 13, dtype=torch.bool).tril(length + 11) & (torch.arange(length + 13) != 3))[
+        None, None
+    ]
+
+    def run(model: Any) -> list[torch.Tensor]:
+        def positions(start: int, count: int) -> torch.Tensor:
+            row = torch.arange(start, start + count)[None]
+            return row if family == "llava_onevision" else row[None].expand(3, 1, count)
+
+        with torch.no_grad():
+            out = model(**inputs, use_cache=True, logits_to_keep=1)
+            cache, logits = out.past_key_values, [out.logits[:, -1]]
+            calls: tuple[dict[str, torch.Tensor], ...] = (
+                {"input_ids": words(5)},
+                {"input_ids": words(1)},
+                {"input_ids": words(5, seed=1), "position_ids": positions(90, 5), "attention_mask": flat},
+                {"input_ids": words(2, seed=2), "position_ids": positions(95, 2), "attention_mask": full},
+            )
+            logits += [model(**given, past_key_values=cache).logits[0] for given in calls]
+        assert cache.get_seq_length() == length + 13
+        return logits
+
+    for found, expected in zip(*both(run, family), strict=True):
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_later_turns_by_the_model_as_it_was_and_by_another_backend() -> None:
+    inputs = prompt("llava_onevision")
+    first = ask(compiled("llava_onevision"), inputs)
+    turn = next_turn(inputs, first.sequences, words(5))
+    plain, other, prefill = build("llava_onevision"), build("llava_onevision"), kept()
+    other.compile(backend="aot_eager", dynamic=True)
+    answers = [ask(model, turn, past_key_values=copy.deepcopy(first.past_key_values)) for model in (plain, other)]
+    with dropped_hidden(plain, prefill):
+        expected = talk(plain, inputs, (5,))[1]
+    for answer in answers:
+        assert_same(answer, expected)
+
+
+def test_a_second_video_in_a_later_turn_runs_as_it_was_and_says_so() -> None:
+    inputs, second = prompt("llava_onevision"), prompt("llava_onevision", frames=4, seed=3)
+
+    def run(model: Any) -> list[Any]:
+        first = ask(model, inputs, max_new_tokens=2)
+        turn = next_turn(inputs, first.sequences, second["input_ids"])
+        turn["pixel_values_videos"] = second["pixel_values_videos"]
+        return [first, ask(model, turn, past_key_values=first.past_key_values)]
+
+    model = segmo.compile(build("llava_onevision"), keep=0.5, segments=2)
+    with pytest.warns(UserWarning, match="already holds tokens when the video arrives"):
+        mine = run(model)
+    plain, prefill = build("llava_onevision"), kept()
+    with dropped_hidden(plain, prefill):
+        theirs = run(plain)
+    for found, expected in zip(mine, theirs, strict=True):
+        assert_same(found, expected)
+
+
+def test_turns_of_other_lengths_take_the_same_graphs() -> None:
+    model = compiled("llava_onevision")
+    talk(model, prompt("llava_onevision"), (5, 3))
+    graphs = len(segmo.last_report().graphs)
+    for frames, question in ((3, 4), (8, 7)):
+        talk(model, prompt("llava_onevision", frames=frames, question=question), (4, 6), max_new_tokens=6)
+    assert len(segmo.last_report().graphs) == graphs

@@ -12,12 +12,16 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from segmo.compat.versions import installed
+from segmo.errors import CacheError
 
 WHAT = "transformers.masking_utils._preprocess_mask_arguments"
 VERSIONS = "transformers 5.18 to 5.24"
 
-_NEEDED = ("attention_mask", "past_key_values", "layer_idx")
+_NEEDED = ("config", "attention_mask", "past_key_values", "layer_idx")
 
 
 def ask_cut_caches() -> bool:
@@ -28,14 +32,15 @@ def ask_cut_caches() -> bool:
     if getattr(original, "segmo", False):
         return True
     names = list(inspect.signature(original).parameters)
+    embeds = next(name for name in names if name.endswith("embeds"))
 
     @functools.wraps(original)
     def preprocess(*args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        mask, layers = given["attention_mask"], getattr(given["past_key_values"], "layers", None)
-        layer = layers[given["layer_idx"] or 0] if mask is not None and layers else None
-        if hasattr(layer, "held_columns"):  # segmo.runtime.cache.CutLayer
-            given["attention_mask"] = layer.held_columns(mask)
+        layers = getattr(given["past_key_values"], "layers", None)
+        layer = layers[given["layer_idx"] or 0] if layers else None
+        if getattr(layer, "kept_BK", None) is not None:  # segmo.runtime.cache.CutLayer and its like
+            given["attention_mask"] = _mask(layer, given["attention_mask"], given["config"], given[embeds])
         return original(**given)
 
     preprocess.segmo = True  # type: ignore[attr-defined]  # asked already
@@ -43,6 +48,25 @@ def ask_cut_caches() -> bool:
 
     masking_utils._preprocess_mask_arguments = preprocess
     return True
+
+
+def _mask(layer: Any, mask: Tensor | None, config: Any, embeds: Tensor) -> Tensor | None:
+    """The mask to hand on in place of the one that was handed in; a 4-D one is used as it is."""
+    if mask is not None and mask.dim() == 4:
+        held: Tensor = layer.held_columns(mask)
+        return held
+    if hasattr(layer, "window_mask"):
+        seen: Tensor = layer.window_mask(mask if mask is None else mask.to(embeds.device, torch.bool), embeds.shape[1])
+        if config._attn_implementation == "sdpa":
+            return seen
+        if config._attn_implementation == "eager":
+            return torch.zeros_like(seen, dtype=embeds.dtype).masked_fill(~seen, torch.finfo(embeds.dtype).min)
+        raise CacheError(
+            f"attn_implementation={config._attn_implementation!r} cannot be told which keys of a sliding window were "
+            'dropped; load the model with "sdpa" to go on from this cache'
+        )
+    # Of a 2-D one, transformers takes the columns from the layer's offset on.
+    return None if mask is None else torch.nn.functional.pad(layer.held_columns(mask), (layer.dropped, 0))
 
 
 def _original() -> Callable[..., Any] | None:
@@ -59,4 +83,6 @@ def fits() -> str | None:
     if found is None:
         return f"{WHAT} is not there" if installed("transformers") else None
     missing = [name for name in _NEEDED if name not in inspect.signature(found).parameters]
+    if not any(name.endswith("embeds") for name in inspect.signature(found).parameters):
+        missing.append("inputs_embeds")
     return f"{found.__name__} has no {', '.join(missing)}" if missing else None

@@ -13,11 +13,12 @@ import torch
 from torch.fx import GraphModule
 
 from segmo.compat.dynamo import RestartAnalysis, trace_structured_artifact
+from segmo.compat.generation import chunks
 from segmo.compat.inductor import compile_graph, mode_settings
 from segmo.compat.stored_tensors import stored_tensors
 from segmo.compiler.capture import calling_line, calling_model, chooses_frames, set_up_dynamo
 from segmo.compiler.chat import Chat, chat_of
-from segmo.errors import CompileError, NotRewrittenError, OptionError, SegMoError
+from segmo.errors import CompileError, NotRewrittenError, OptionError, PromptError, SegMoError
 from segmo.options import Options
 from segmo.passes.analyse import Facts, analyse
 from segmo.passes.base import Pass
@@ -122,6 +123,17 @@ def inductor_settings(mode: str | None) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != "triton.cudagraphs"}
 
 
+def _refuse_chunks() -> None:
+    """A part of a prompt is not cut as if it were the whole: the question may be in another part."""
+    parts = chunks()
+    if parts > 1:
+        raise PromptError(
+            f"prefill_chunk_size cuts the prompt into {parts} parts, and SegMo selects tokens over the whole prompt, "
+            "with the question in sight; leave prefill_chunk_size unset (a prefill has the kept tokens only), or set "
+            "keep=1 and segments=1"
+        )
+
+
 def _lower(
     gm: GraphModule, example_inputs: Sequence[Any], options: Options, settings: dict[str, Any]
 ) -> Callable[..., Any]:
@@ -153,6 +165,7 @@ def _recording(
     spread = sharded and any(isinstance(each, ShardSegments) and each.cache == "sharded" for each in passes)
 
     def call(*args: Any) -> Any:
+        _refuse_chunks()
         outputs = run(*args)
         recorded = dict(zip(result.recorded, outputs[-count:], strict=True))
         if "index" in recorded:
