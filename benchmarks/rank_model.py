@@ -125,7 +125,7 @@ def select(
     video = int((cell >= 0).sum())
     kept = kept_count(frame.shape[1], video, 1, keep)
     if keep < 1:
-        novelty = scene_novelty_spread(embeds[0], novelty[0], scene[0], spread, missing=False)[None]
+        novelty = scene_novelty_spread(embeds[0], novelty[0], frame[0], cell[0], scene[0], spread, missing=False)[None]
         index = select_tokens(novelty, frame, cell, scene, relevance, kept, 0.5)
     else:
         index = torch.arange(kept)[None]

@@ -2,9 +2,10 @@
 
 What is kept should let the rest be told. A token of a later frame is told by the same cell of the frame before it or of
 its scene's first frame, whichever is nearer, so what comes back after something passed in front of it is not new again.
-A token of a scene's first frame has nothing before it and is told by other tokens of that frame: they are taken
-farthest first, beginning with the one least like the whole frame, and each is as new as it was far from those taken
-before. So a frame's tokens count by what stands out, wherever it stands, and not by their order.
+A token of a scene's first frame is told by the same cell of the first frames of the two scenes before it, for a scene
+that something interrupts goes on, and by other tokens of its own frame: they are taken farthest first, beginning with
+the one least like the whole frame, and each is as new as it was far from those taken before. So a frame's tokens count
+by what stands out, wherever it stands, and not by their order.
 
 Source of the order: farthest-point traversal (Gonzalez, "Clustering to minimize the maximum intercluster distance",
 1985), which is within a factor of two of the best k-centre cover for every number of tokens taken.
@@ -20,9 +21,11 @@ import torch
 from torch import Tensor
 
 from segmo.runtime.features import CHUNK
+from segmo.runtime.layout import video_starts
 from segmo.runtime.scenes import head_frames
 
 FARTHEST = 2.0  # the largest 1 - cosine
+BACK = 2  # scenes before, whose first frames are looked at: one that goes on, and one that came between
 PICKS = 64  # tokens of a frame that are taken one after the other; what is left counts by its distance to these
 PAIRS = 2**22  # distances between tokens of first frames that are held at a time
 
@@ -40,27 +43,26 @@ def distance_to(embeds_NH: Tensor, at_T: Tensor, other_T: Tensor, frame_T: Tenso
         frame_T: frame of each token, which this implementation does not need.
     """
     distance_T = torch.ones(at_T.shape[0], device=embeds_NH.device)
-    for start in range(0, at_T.shape[0], CHUNK):
-        chunk = slice(start, start + CHUNK)
-        now = embeds_NH[at_T[chunk]].float()
-        other = embeds_NH[at_T[other_T[chunk].clamp(min=0)]].float()
+    for chunk in (other_T >= 0).nonzero()[:, 0].split(CHUNK):
+        now, other = embeds_NH[at_T[chunk]].float(), embeds_NH[at_T[other_T[chunk]]].float()
         norm = torch.linalg.vecdot(now, now) * torch.linalg.vecdot(other, other)
         distance_T[chunk] -= torch.linalg.vecdot(now, other) / norm.sqrt_().clamp_(min=1e-12)
-    return distance_T.masked_fill_(other_T < 0, 1)
+    return distance_T
 
 
-def farthest_first(distance_SCC: Tensor, start_SC: Tensor, real_SC: Tensor) -> Tensor:
-    """How far each token was from those taken before it when its turn came, (S, C); 2, the most
-    there is, for the first one.
+def farthest_first(distance_SCC: Tensor, known_SC: Tensor, start_SC: Tensor, real_SC: Tensor) -> Tensor:
+    """How far each token was from those taken before it when its turn came, (S, C).
 
     Args:
         distance_SCC: between tokens, 1 - cosine.
-        start_SC: the token with the largest value is taken first; ties by order, here and later.
+        known_SC: of each token to what was taken elsewhere before.
+        start_SC: the token for which this and ``known_SC`` are largest together is taken first; ties by order, here and
+            later.
         real_SC: False where a frame has no such cell.
     """
     scenes, cells = start_SC.shape
-    nearest_SC, radius_SC, open_SC = torch.full_like(start_SC, FARTHEST), torch.zeros_like(start_SC), real_SC
-    wish_SC, every_S = start_SC, torch.arange(scenes, device=start_SC.device)
+    nearest_SC, radius_SC, open_SC = known_SC, torch.zeros_like(known_SC), real_SC
+    wish_SC, every_S = known_SC + start_SC, torch.arange(scenes, device=start_SC.device)
     for _ in range(min(cells, PICKS)):
         taken_S = wish_SC.masked_fill(~open_SC, -torch.inf).argmax(dim=1)
         taken_SC = torch.zeros_like(open_SC).scatter_(1, taken_S[:, None], True) & open_SC
@@ -69,15 +71,20 @@ def farthest_first(distance_SCC: Tensor, start_SC: Tensor, real_SC: Tensor) -> T
     return torch.where(open_SC, nearest_SC, radius_SC)
 
 
-def _first_frames(embeds_NH: Tensor, at_SC: Tensor) -> Tensor:
-    """Novelty of the tokens of some scenes' first frames, (S, C); ``at_SC``: their positions, -1 for none."""
+def _first_frames(embeds_NH: Tensor, at_SC: Tensor, known_SC: Tensor) -> Tensor:
+    """Novelty of the tokens of some scenes' first frames, (S, C).
+
+    Args:
+        at_SC: their positions, -1 for none.
+        known_SC: distance of each to the scenes before, ``FARTHEST`` where there is none.
+    """
     real_SC = at_SC >= 0
     x_SCH = embeds_NH[at_SC.clamp(min=0)].float().masked_fill_(~real_SC[..., None], 0)
     whole_SH = torch.nn.functional.normalize(x_SCH.sum(dim=1), dim=-1)
     unit_SCH = torch.nn.functional.normalize(x_SCH, dim=-1)
     unlike_SC = 1 - (unit_SCH @ whole_SH[..., None])[..., 0]
     distance_SCC = 1 - unit_SCH @ unit_SCH.transpose(1, 2)
-    return farthest_first(distance_SCC, unlike_SC, real_SC)
+    return farthest_first(distance_SCC, known_SC, unlike_SC, real_SC)
 
 
 def novel_tokens(
@@ -87,6 +94,7 @@ def novel_tokens(
     frame_T: Tensor,
     cell_T: Tensor,
     scene_T: Tensor,
+    first_F: Tensor,
     compare: Compare = distance_to,
 ) -> Tensor:
     """Novelty inside scenes of the video tokens of one prompt, or of some of its frames, (T,) fp32.
@@ -95,6 +103,7 @@ def novel_tokens(
         embeds_NH: holds the tokens' features.
         at_T: where, in order. novelty_T: distance to the same cell of the frame before.
         frame_T, cell_T, scene_T: of each token; a scene's first frame is the first one that is here.
+        first_F: whether a frame of the whole row is the first one of its video, (F,) bool.
         compare: :func:`distance_to` or its generated twin.
     """
     first_T = frame_T == head_frames(frame_T, scene_T)[scene_T]
@@ -102,12 +111,21 @@ def novel_tokens(
     token_SC[scene_T[first_T], cell_T[first_T]] = first_T.nonzero()[:, 0]
     told_T = compare(embeds_NH, at_T, token_SC[scene_T, cell_T].masked_fill(first_T, -1), frame_T)
     out_T = torch.minimum(novelty_T, told_T)
+    known_T = torch.full_like(out_T, FARTHEST)
+    video_F = first_F.cumsum(0)
+    for back in range(1, BACK + 1):
+        before_T = token_SC[(scene_T - back).clamp(min=0), cell_T].masked_fill(~first_T | (scene_T < back), -1)
+        before_T = before_T.masked_fill(video_F[frame_T[before_T]] != video_F[frame_T], -1)
+        known_T = torch.minimum(
+            known_T, compare(embeds_NH, at_T, before_T, frame_T).masked_fill(before_T < 0, FARTHEST)
+        )
     scenes, cells = token_SC.shape
     step = max(1, PAIRS // (cells * cells))
     for start in range(0, scenes, step):
         part_SC = token_SC[start : start + step]
         real_SC = part_SC >= 0
-        found_SC = _first_frames(embeds_NH, torch.where(real_SC, at_T[part_SC.clamp(min=0)], -1))
+        at_SC = torch.where(real_SC, at_T[part_SC], -1)
+        found_SC = _first_frames(embeds_NH, at_SC, known_T[part_SC])
         out_T[part_SC[real_SC]] = found_SC[real_SC]
     return out_T
 
@@ -137,5 +155,6 @@ def scene_novelty(
         at_T = there_N.nonzero()[:, 0]
         if at_T.numel():
             of_tokens = (x[row, at_T] for x in (novelty_BN, frame_BN, cell_BN, scene_BN))
-            out_BN[row, at_T] = novel_tokens(embeds_BNH[row], at_T, *of_tokens, compare=compare)
+            first_F = video_starts(frame_BN[row], cell_BN[row])
+            out_BN[row, at_T] = novel_tokens(embeds_BNH[row], at_T, *of_tokens, first_F, compare)
     return out_BN

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from segmo.errors import PromptError
 
-SCENE_FLOOR = 1  # tokens that every scene keeps, as long as the budget has one for each
+SCENE_FLOOR = 1  # tokens that every scene with something new keeps, as long as the budget has one for each
+FRESH = 0.2  # novelty from which a scene has something new: less is noise, as where a scene goes on after a flash
 
 
 def kept_count(length: int, video_total: int, batch: int, keep: float) -> int:
@@ -79,9 +80,12 @@ def scene_shares(relevance_S: Tensor, dynamics_S: Tensor, balance: float) -> Ten
     return balance * relevance + (1 - balance) * dynamics
 
 
-def _scene_floor(size: list[int], total: int, last: int | None) -> list[int]:
+def _scene_floor(size: list[int], fresh: list[bool], total: int, last: int | None) -> list[int]:
     """Least budget of each scene; without enough for all scenes, only the ``last`` one's token is sure."""
-    least = [min(have, SCENE_FLOOR) for have in size]
+    least = [
+        min(have, SCENE_FLOOR) if new or scene == last else 0
+        for scene, (have, new) in enumerate(zip(size, fresh, strict=True))
+    ]
     if sum(least) > total:
         least = [int(scene == last) for scene in range(len(size))]
     return least
@@ -104,7 +108,8 @@ def row_budgets(
         )
     dynamics_S = torch.zeros_like(relevance_S).index_add_(0, scene_V, novelty_V)
     share = scene_shares(relevance_S, dynamics_S, balance).tolist()
-    least = _scene_floor(size, total, int(scene_V[-1]) if keep_last else None)
+    newest_S = torch.zeros_like(relevance_S).scatter_reduce_(0, scene_V, novelty_V, "amax")
+    least = _scene_floor(size, (newest_S >= FRESH).tolist(), total, int(scene_V[-1]) if keep_last else None)
     return scene_budgets(share, size, total, least)
 
 

@@ -87,7 +87,7 @@ def numbers(rank: int, world: int, video: Video) -> dict[str, Tensor]:
     spread = Spread.of(frame, cell, ranks)
     missing = is_spread(embeds, spread)
     novelty, similarity = scan_spread(embeds, frame, cell, spread, missing)
-    novelty = scene_novelty_spread(embeds, novelty, video.scene(), spread, missing)
+    novelty = scene_novelty_spread(embeds, novelty, frame, cell, video.scene(), spread, missing)
     fit = spread_fit(ranks, embeds[-video.question :], embeds, spread.video_V, spread.frame_V, spread.frames)
     schedule = video.schedule(rank, world)
     every = torch.arange(len(frame))

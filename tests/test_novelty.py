@@ -13,19 +13,19 @@ from torch import Tensor
 
 from segmo.runtime.features import CHUNK, scan_video
 from segmo.runtime.kernels import scan as generated
-from segmo.runtime.novelty import FARTHEST, PICKS, distance_to, farthest_first, scene_novelty
+from segmo.runtime.novelty import BACK, FARTHEST, PICKS, distance_to, farthest_first, scene_novelty
 from segmo.runtime.scenes import find_scenes
-from segmo.runtime.selection import kept_count, select_tokens
+from segmo.runtime.selection import kept_count, row_budgets, select_tokens
 
 
-def traversal(distance: Tensor, start: Tensor) -> list[float]:
+def traversal(distance: Tensor, known: Tensor, start: Tensor) -> list[float]:
     """Farthest-point traversal, token by token."""
     radius = [0.0] * len(start)
     taken: list[int] = []
     left = list(range(len(start)))
     while left:
-        near = {n: min((float(distance[n, k]) for k in taken), default=FARTHEST) for n in left}
-        wish = near if taken else {n: float(start[n]) for n in left}
+        near = {n: min([float(known[n]), *(float(distance[n, k]) for k in taken)]) for n in left}
+        wish = near if taken else {n: near[n] + float(start[n]) for n in left}
         if len(taken) == PICKS:
             for n in left:
                 radius[n] = near[n]
@@ -39,7 +39,7 @@ def traversal(distance: Tensor, start: Tensor) -> list[float]:
 
 def expected_novelty(x_NH: Tensor, prompt: Prompt, scene: list[int]) -> list[float]:
     """Novelty of every token, from the definition."""
-    frames, cells, _ = prompt.expected
+    frames, cells, videos = prompt.expected
     token_of = {(f, c): n for n, (f, c) in enumerate(zip(frames, cells, strict=True)) if c >= 0}
     head_of: dict[int, int] = {}
     for n, cell in enumerate(cells):
@@ -50,11 +50,16 @@ def expected_novelty(x_NH: Tensor, prompt: Prompt, scene: list[int]) -> list[flo
         head = head_of[scene[n]]
         told = [token_of.get((f, cell)) for f in (frame - 1, head)] if frame != head else []
         out[n] = min((1 - cosine(x_NH[n], x_NH[k]) for k in told if k is not None), default=1.0)
-    for head in head_of.values():
+    for number, head in head_of.items():
         mine = [n for (frame, _), n in token_of.items() if frame == head]
         unit = torch.nn.functional.normalize(x_NH[mine].double(), dim=-1)
         unlike = 1 - unit @ torch.nn.functional.normalize(x_NH[mine].double().sum(0), dim=0)
-        for n, radius in zip(mine, traversal(1 - unit @ unit.T, unlike), strict=True):
+        known = []
+        for n in mine:
+            before = [token_of.get((head_of[s], cells[n])) for s in range(max(number - BACK, 0), number)]
+            told = [k for k in before if k is not None and videos[k] == videos[n]]
+            known.append(min((1 - cosine(x_NH[n], x_NH[k]) for k in told), default=FARTHEST))
+        for n, radius in zip(mine, traversal(1 - unit @ unit.T, torch.tensor(known), unlike), strict=True):
             out[n] = radius
     return out
 
@@ -98,8 +103,9 @@ def test_first_frames_of_several_sizes_stand_side_by_side() -> None:
     distance_SCC = torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(1))
     distance_SCC = distance_SCC + distance_SCC.transpose(1, 2)
     start_SC = torch.tensor([[0.1, 0.3, 0.2, 0.3], [0.1, 0.2, 9.0, 9.0]])
-    radius_SC = farthest_first(distance_SCC, start_SC, real_SC)
-    assert radius_SC[0].tolist() == pytest.approx(traversal(distance_SCC[0], start_SC[0]))
+    known_SC = torch.full((2, 4), FARTHEST)
+    radius_SC = farthest_first(distance_SCC, known_SC, start_SC, real_SC)
+    assert radius_SC[0].tolist() == pytest.approx(traversal(distance_SCC[0], known_SC[0], start_SC[0]))
     assert radius_SC[1].tolist() == pytest.approx([float(distance_SCC[1, 0, 1]), FARTHEST, 0, 0])
 
 
@@ -116,6 +122,26 @@ def test_what_comes_back_is_not_new() -> None:
     assert found[9] == 1
     assert found[10:].eq(0).all()
     assert found[4:9].eq(0).all()
+
+
+def test_a_scene_that_goes_on_after_an_interruption_is_not_new() -> None:
+    """One frame of something else makes three scenes of one: the third shows nothing, in another video all of it."""
+    first, between = torch.eye(12)[:4], torch.eye(12)[4:8]
+    x = torch.stack([first, first, between, first, first]).reshape(1, 20, 12)
+    frame, cell = torch.arange(5).repeat_interleave(4)[None], torch.arange(4).repeat(5)[None]
+    scene = torch.tensor([0, 0, 1, 2, 2]).repeat_interleave(4)[None]
+    novelty, _ = scan_video(x, frame, cell)
+    found = scene_novelty(x, novelty, frame, cell, scene)[0]
+    assert found[:4].tolist() == [FARTHEST, 1, 1, 1]
+    assert found[8:12].eq(1).all()
+    assert found[4:8].eq(0).all()
+    assert found[12:].eq(0).all()
+    budgets = row_budgets(found, scene[0], torch.tensor([1.0, 0, 0]), 4, 0.5, keep_last=False)
+    assert budgets[2] == 0
+    x, frame, cell, scene = (torch.cat([t[:, :12], t[:, :1], t[:, 12:]], 1) for t in (x, frame, cell, scene))
+    cell[0, 12], frame[0, 12], scene[0, 12] = -1, 3, 2  # text in front of the fourth frame: another video
+    novelty, _ = scan_video(x, frame, cell)
+    assert scene_novelty(x, novelty, frame, cell, scene)[0, 13:17].tolist() == [FARTHEST, 1, 1, 1]
 
 
 def _kept(x_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor, keep: float) -> Tensor:

@@ -4,8 +4,8 @@ Legend: N prompt tokens, V video tokens, T tokens of some frames, K kept tokens,
 H hidden size, Q question tokens, R rows of features, W ranks.
 
 What the budget over all of the video needs travels: a novelty per token, a similarity and the question's fit per
-frame, at most two frames' features to a rank (the one before its own, and the first of its first scene), and one sum
-of features per rank. After selection a kept token's
+frame, at most four frames' features to a rank (the one before its own, the first of its first scene and of the two
+scenes before), and one sum of features per rank. After selection a kept token's
 features go from the rank that encoded it to the one whose segment it is in, if that is another.
 """
 
@@ -22,7 +22,7 @@ from segmo.runtime.distributed.schedule import RankSchedule
 from segmo.runtime.distributed.vision import frame_share
 from segmo.runtime.features import scan_tokens
 from segmo.runtime.layout import video_starts
-from segmo.runtime.novelty import Compare, distance_to, novel_tokens
+from segmo.runtime.novelty import BACK, Compare, distance_to, novel_tokens
 from segmo.runtime.relevance import feature_sum, frame_fit
 from segmo.runtime.scenes import head_frames
 
@@ -109,7 +109,7 @@ def scan_spread(
     tokens = spread.tokens(halo, end) if end > start else slice(0, 0)
     at_T, source = spread.video_V[tokens], embeds_NH
     if missing:
-        before = [share[0] - 1 for share in map(spread.share, range(spread.ranks.world))]
+        before = [[share[0] - 1] for share in map(spread.share, range(spread.ranks.world))]
         lent = _lent_frames(embeds_NH, spread, before, "frame before")
         source = torch.cat([lent, embeds_NH[spread.video_V[spread.own()]]])
         at_T = torch.arange(source.shape[0], device=source.device)
@@ -131,6 +131,8 @@ def scan_spread(
 def scene_novelty_spread(
     embeds_NH: Tensor,
     novelty_N: Tensor,
+    frame_N: Tensor,
+    cell_N: Tensor,
     scene_N: Tensor,
     spread: Spread,
     missing: bool,
@@ -141,51 +143,60 @@ def scene_novelty_spread(
     Args:
         novelty_N: from :func:`scan_spread`.
         scene_N: scene of each token.
-        missing: whether the first frame of a scene that began on another rank must come from there.
+        missing: whether first frames of scenes that are looked at here must come from other ranks.
         compare: as for :func:`segmo.runtime.novelty.novel_tokens`.
     """
-    scene_V = scene_N[spread.video_V]
-    heads = head_frames(spread.frame_V, scene_V).tolist() if spread.frames else []
-    begun = []  # for each rank, the first frame of its first scene
-    for rank in range(spread.ranks.world):
-        start, end = spread.share(rank)
-        begun.append(heads[int(scene_V[spread.tokens(start, end)][0])] if end > start else -1)
-    own, me = spread.own(), spread.ranks.rank
-    head = spread.tokens(begun[me], begun[me] + 1) if -1 < begun[me] < spread.share(me)[0] else slice(0, 0)
-    at_T, source = torch.cat([spread.video_V[head], spread.video_V[own]]), embeds_NH
+    wanted, me, own = _scenes_before(scene_N, spread), spread.ranks.rank, spread.own()
+    parts = [*(spread.tokens(frame, frame + 1) for frame in wanted[me]), own]
+    tokens_T = torch.cat([torch.arange(part.start, part.stop, device=scene_N.device) for part in parts])
+    in_row_T, source = spread.video_V[tokens_T], embeds_NH
+    at_T = in_row_T
     if missing:
-        lent = _lent_frames(embeds_NH, spread, begun, "first frame of a scene")
+        lent = _lent_frames(embeds_NH, spread, wanted, "first frames of scenes")
         source = torch.cat([lent, embeds_NH[spread.video_V[own]]])
         at_T = torch.arange(source.shape[0], device=source.device)
+    mine = own.stop - own.start
     found_T = torch.zeros(0, device=embeds_NH.device)
-    if own.stop > own.start:
-        known = (torch.cat([x_V[head], x_V[own]]) for x_V in (novelty_N[spread.video_V], spread.frame_V))
-        placed = (torch.cat([x_V[head], x_V[own]]) for x_V in (spread.cell_V, scene_V))
-        found_T = novel_tokens(source, at_T, *known, *placed, compare=compare)[head.stop - head.start :]
+    if mine:
+        known = (x_N[in_row_T] for x_N in (novelty_N, frame_N, cell_N, scene_N))
+        found_T = novel_tokens(source, at_T, *known, video_starts(frame_N, cell_N), compare)[-mine:]
     out_N = torch.zeros_like(novelty_N)
     if spread.frames:
         out_N[spread.video_V] = spread.gather_frames(found_T, 0, "novelty")
     return out_N
 
 
-def _lent_frames(embeds_NH: Tensor, spread: Spread, wanted: list[int], step: str) -> Tensor:
-    """Features of a frame before this rank's own ones, (T, H), from the rank that encoded it.
+def _scenes_before(scene_N: Tensor, spread: Spread) -> list[list[int]]:
+    """For each rank, first frames of scenes that novelty looks at and that earlier ranks encoded, ascending."""
+    scene_V = scene_N[spread.video_V]
+    heads = head_frames(spread.frame_V, scene_V).tolist() if spread.frames else []
+    wanted: list[list[int]] = []
+    for rank in range(spread.ranks.world):
+        start, end = spread.share(rank)
+        scene = int(scene_V[spread.tokens(start, end)][0]) if end > start else -1
+        wanted.append([head for head in heads[max(scene - BACK, 0) : scene + 1] if head < start])
+    return wanted
+
+
+def _lent_frames(embeds_NH: Tensor, spread: Spread, wanted: list[list[int]], step: str) -> Tensor:
+    """Features of frames before this rank's own ones, (T, H), from the ranks that encoded them.
 
     Args:
-        wanted: for each rank a frame; a rank that encoded it itself, or wants none (-1), gets nothing.
+        wanted: for each rank frames, ascending; one that there is not, or not before its own, is not sent.
     """
     world, me = spread.ranks.world, spread.ranks.rank
     counts = [[0] * world for _ in range(world)]
     sent = []
-    for rank, frame in enumerate(wanted):
+    for rank, frames in enumerate(wanted):
         start, end = spread.share(rank)
-        if not 0 <= frame < start or end == start:
-            continue
-        owner = next(r for r in range(world) if spread.share(r)[0] <= frame < spread.share(r)[1])
-        part = spread.tokens(frame, frame + 1)
-        counts[owner][rank] = part.stop - part.start
-        if owner == me:
-            sent.append(embeds_NH[spread.video_V[part]])
+        for frame in frames:
+            if not 0 <= frame < start or end == start:
+                continue
+            owner = next(r for r in range(world) if spread.share(r)[0] <= frame < spread.share(r)[1])
+            part = spread.tokens(frame, frame + 1)
+            counts[owner][rank] += part.stop - part.start
+            if owner == me:
+                sent.append(embeds_NH[spread.video_V[part]])
     rows = torch.cat(sent) if sent else embeds_NH[:0]
     return spread.ranks.exchange(rows, counts, step)
 

@@ -90,7 +90,8 @@ def rank_scene_novelty(
     session = session_of(group)
     spread = Spread.of(frame_BN[0], cell_BN[0], session.ranks)
     compare = token_distance(embeds_BNH, implementation)
-    return scene_novelty_spread(embeds_BNH[0], novelty_BN[0], scene_BN[0], spread, session.spread, compare)[None]
+    row = (x_BN[0] for x_BN in (embeds_BNH, novelty_BN, frame_BN, cell_BN, scene_BN))
+    return scene_novelty_spread(*row, spread, session.spread, compare)[None]
 
 
 @fake(rank_scene_novelty)
