@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -19,6 +18,7 @@ from segmo.passes.base import Outcome, Pass, Rewrite
 from segmo.passes.graph import count_ops, graph_text
 from segmo.passes.reasons import DoesNotApply, Miss
 from segmo.runtime.attention.choice import Choice
+from segmo.scoped import Scoped
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ _OF_PROMPT = ("frame", "cell", "novelty", "scene", "question", "ids", "positions
 RECORDED = (*_OF_PROMPT, "relevance", "index", "segment", "context")
 
 Observer = Callable[[str, Pass, GraphModule], None]  # called with ("before" or "after", pass, graph module)
-_OBSERVERS: ContextVar[tuple[Observer, ...]] = ContextVar("observers", default=())
+_OBSERVERS: Scoped[Observer] = Scoped("segmo_observers")
 
 
 @contextmanager
@@ -37,15 +37,12 @@ def observe(observer: Observer) -> Iterator[None]:
     The graph module is the one under rewriting: to be read, not changed. An exception of the observer ends the
     compilation.
     """
-    token = _OBSERVERS.set((*_OBSERVERS.get(), observer))
-    try:
+    with _OBSERVERS.block(observer):
         yield
-    finally:
-        _OBSERVERS.reset(token)
 
 
 def _tell(moment: str, each: Pass, gm: GraphModule) -> None:
-    for observer in _OBSERVERS.get():
+    for observer in _OBSERVERS.values():
         observer(moment, each, gm)
 
 

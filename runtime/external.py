@@ -4,31 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_SCORES: ContextVar[Tensor | None] = ContextVar("segmo_external_scores", default=None)
+from segmo.errors import PromptError
+from segmo.scoped import Scoped
+
+_SCORES: Scoped[Tensor] = Scoped("segmo_external_scores")
 
 
 @contextmanager
 def external_scores(scores: Any) -> Iterator[None]:
-    """Relevance scores for the prompts that run inside the ``with`` block.
+    """Relevance scores for the prompts that run inside the ``with`` block, in its thread or in those that it starts.
 
     Args:
         scores: one per frame or one per scene of the video, (F,) or (S,), or (B, F) or (B, S) for a batch; anything
             that ``torch.as_tensor`` takes. A frame is a temporal patch (two sampled frames for Qwen-VL).
     """
-    token = _SCORES.set(torch.as_tensor(scores).detach().to(torch.float32))
-    try:
+    with _SCORES.block(torch.as_tensor(scores).detach().to(torch.float32)):
         yield
-    finally:
-        _SCORES.reset(token)
 
 
 def current_scores() -> Tensor:
-    """The scores of the running block, (0,) if there are none."""
-    scores = _SCORES.get()
-    return torch.empty(0) if scores is None else scores
+    """The scores of the running block, (0,) if there are none.
+
+    Raises:
+        PromptError: the call runs in a thread without a block, and blocks of several threads are open.
+    """
+    scores = _SCORES.innermost()
+    if len(scores) > 1:
+        raise PromptError(
+            f"{len(scores)} blocks of segmo.external_scores are open in other threads, and this one has none: it is "
+            "not known whose scores are meant. Open the block in the thread that calls the model"
+        )
+    return scores[0] if scores else torch.empty(0)

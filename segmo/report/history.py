@@ -6,12 +6,12 @@ import dataclasses
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from segmo.errors import SegMoError
 from segmo.report.report import Report
+from segmo.scoped import Scoped
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ class _Collection:
 
 _reports: weakref.WeakKeyDictionary[torch.nn.Module, Report] = weakref.WeakKeyDictionary()
 _last: list[Report] = []
-_COLLECTIONS: ContextVar[tuple[_Collection, ...]] = ContextVar("segmo_collections", default=())
+_COLLECTIONS: Scoped[_Collection] = Scoped("segmo_collections")
 
 
 def report_for(model: torch.nn.Module | None, options: Options, setup: Setup) -> Report:
@@ -41,7 +41,7 @@ def report_for(model: torch.nn.Module | None, options: Options, setup: Setup) ->
         if model is not None:
             _reports[model] = report
     _last[:] = [report]
-    for collection in _COLLECTIONS.get():
+    for collection in _COLLECTIONS.values():
         if not any(report is known for known in collection.compiled):
             collection.compiled.append(report)
     return report
@@ -50,7 +50,7 @@ def report_for(model: torch.nn.Module | None, options: Options, setup: Setup) ->
 def prefilled(report: Report) -> None:
     """Makes this the report of the model that ran a prefill last."""
     _last[:] = [report]
-    for collection in _COLLECTIONS.get():
+    for collection in _COLLECTIONS.values():
         # The next prefill goes into the same report. Graphs that are still to come (decode) belong to both.
         collection.prefills.append(dataclasses.replace(report))
 
@@ -76,11 +76,10 @@ def collect_reports() -> Iterator[list[Report]]:
     nothing was rewritten, and the report says why. Blocks can be nested, and each has a list of its own.
     """
     collection = _Collection()
-    token = _COLLECTIONS.set((*_COLLECTIONS.get(), collection))
     try:
-        yield collection.prefills
+        with _COLLECTIONS.block(collection):
+            yield collection.prefills
     finally:
-        _COLLECTIONS.reset(token)
         ran = [report.graphs for report in collection.prefills]
         collection.prefills.extend(
             report for report in collection.compiled if not any(report.graphs is graphs for graphs in ran)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from segmo.errors import OptionError
+from segmo.scoped import Scoped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,7 +37,7 @@ class Shown:
     size: tuple[int, int]
 
 
-_SHOWN: ContextVar[Shown | None] = ContextVar("segmo_shown", default=None)
+_SHOWN: Scoped[Shown] = Scoped("segmo_shown")
 
 
 @contextmanager
@@ -55,16 +55,14 @@ def show_prompt(frames: Any = None, *, question: str = "", name: str = "") -> It
         OptionError: ``frames`` has another shape or dtype.
     """
     thumbnails, size = _thumbnails(frames)
-    token = _SHOWN.set(Shown(question, name, thumbnails, size))
-    try:
+    with _SHOWN.block(Shown(question, name, thumbnails, size)):
         yield
-    finally:
-        _SHOWN.reset(token)
 
 
 def current_shown() -> Shown | None:
-    """What was said of the running prompt, None outside of :func:`show_prompt`."""
-    return _SHOWN.get()
+    """What was said of the running prompt; None outside of :func:`show_prompt`, and where it is not known whose."""
+    shown = _SHOWN.innermost()
+    return shown[0] if len(shown) == 1 else None
 
 
 def _thumbnails(frames: Any) -> tuple[NDArray[np.uint8] | None, tuple[int, int]]:
