@@ -126,6 +126,7 @@ _ALL = (
         "use segmo.compile(model); every frame was encoded, and keep was at most frames",
     ),
     Reason("no-group", "there is one process", "start the program with torchrun and several processes"),
+    Reason("not-asked", "there is a process group, and ranks=None", 'set ranks="all", or ranks to a group'),
     Reason(
         "batch",
         "segments are spread over ranks one prompt at a time, and the batch has several",
@@ -199,7 +200,7 @@ class Miss:
 
 EXPECTED = frozenset({
     "no-decoder", "decode", "text-only", "keep-all", "one-segment", "no-context", "no-segments", "no-group",
-    "every-row", "gradients", "own-buffers", "local-layer", "one-row",
+    "not-asked", "every-row", "gradients", "own-buffers", "local-layer", "one-row",
 })  # fmt: skip
 
 

@@ -36,9 +36,9 @@ class ShardSegments:
     Every rank keeps sinks and question; keys and values of context tokens are exchanged in each layer, and
     the question's attention is merged by logsumexp. Logits are those of the home rank on all ranks. Exact.
 
-    Applies when a process group of more than one rank exists. After prefill ``cache="gather"`` leaves the
-    whole cache on every rank, and plain ``generate`` goes on; ``cache="sharded"`` leaves it where it is, and
-    decode attends to it there.
+    Applies where the option ``ranks`` asks for a process group of more than one rank. After prefill
+    ``cache="gather"`` leaves the whole cache on every rank, and plain ``generate`` goes on; ``cache="sharded"``
+    leaves it where it is, and decode attends to it there.
 
     Trap avoided: ranks that differ (weights, options, versions, prompts) would compute nonsense or wait for
     ever; they are compared through the group's store before the first collective, and every prefill compares
@@ -56,8 +56,10 @@ class ShardSegments:
 
     def run(self, rewrite: Rewrite) -> Outcome:
         """See :class:`segmo.passes.base.Pass`."""
-        ranks = Ranks.of()
+        ranks = Ranks.asked(rewrite.options.ranks)
         if ranks.world == 1:
+            if rewrite.options.ranks is None and Ranks.of().world > 1:
+                return Outcome(misses=(Miss.of("not-asked"),))
             return Outcome(misses=(Miss.of("no-group"),))
         if rewrite.facts.kind == "decode" and self.cache == "sharded":
             return self._decode(rewrite, ranks)

@@ -38,6 +38,18 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _group_name(value: object) -> object:
+    """Name of a process group, or of that of a device mesh; anything else stays and is refused by the check."""
+    if hasattr(value, "get_group"):
+        if value.ndim != 1:
+            raise OptionError(
+                f"ranks is a mesh of {value.ndim} dimensions ({value.mesh_dim_names}); hand in one of them, such as "
+                'mesh["segments"]'
+            )
+        value = value.get_group()
+    return getattr(value, "group_name", value)
+
+
 def _is_pipeline(value: object) -> bool:
     return value is None or isinstance(value, str)
 
@@ -121,6 +133,12 @@ class Options:
         "a pass name or a list of pass names",
         "passes of the pipeline that are switched off",
     )
+    ranks: str | None = _option(
+        None,
+        lambda v: v is None or (isinstance(v, str) and v != ""),
+        'None, "all" or a process group',
+        "ranks that one prompt's segments are spread over; None is this process alone, whatever groups there are",
+    )
     report: str | None = _option(
         None,
         lambda v: v is None or isinstance(v, str),
@@ -144,8 +162,8 @@ class Options:
     def parse(cls, options: Mapping[str, Any] | None) -> Options:
         """Options from a plain mapping, as ``torch.compile(options=...)`` hands it over (None when empty).
 
-        Lists are taken where the dataclass holds tuples, paths where it holds strings, and a list of pass
-        names as a pipeline.
+        Lists are taken where the dataclass holds tuples, paths where it holds strings, a list of pass names as a
+        pipeline, and a process group or a one-dimensional device mesh as the group's name.
 
         Raises:
             OptionError: a key is unknown, or a value has the wrong type or range.
@@ -163,6 +181,7 @@ class Options:
             values["pipeline"] = ",".join(map(str, values["pipeline"]))
         if "disable" in values:
             values["disable"] = _as_tuple(values["disable"])
+        values["ranks"] = _group_name(values.get("ranks"))
         if hasattr(values.get("report"), "__fspath__"):
             values["report"] = values["report"].__fspath__()
         return cls(**values)

@@ -41,7 +41,7 @@ def answers(
     """
     torch._dynamo.reset()
     model = models.build(family)
-    segmo.compile(model, **options)
+    segmo.compile(model, ranks="all", **options)
     return [_answer(model, family, world, case) for case in cases]
 
 
@@ -108,7 +108,7 @@ def answer_again(rank: int, world: int, family: str, options: dict[str, Any], dy
     """Greedy tokens for two prompts of different length, one after the other through the same compiled model."""
     torch._dynamo.reset()
     model = models.build(family)
-    segmo.compile(model, dynamic=dynamic, **options)
+    segmo.compile(model, dynamic=dynamic, ranks="all", **options)
     tokens = []
     for frames in (9, 14):
         inputs = models.prompt(family, frames=frames)
@@ -134,13 +134,13 @@ def refuse(rank: int, world: int, what: str) -> str:
     elif what == "no segments":
         options |= {"keep": 1.0, "segments": 1}
         inputs = encode_video(model, models.prompt("qwen2_vl", frames=6), spread=True)
-    segmo.compile(model, **options)
+    segmo.compile(model, ranks="all", **options)
     try:
         tokens = model.generate(**inputs, max_new_tokens=2, do_sample=False)
     except segmo.SegMoError as error:
         return f"{type(error).__name__}: {error}"
     segmo.uncompile(model)
-    segmo.compile(model, **options, disable="shard-segments")
+    segmo.compile(model, **options)  # without ranks="all"
     assert torch.equal(tokens, model.generate(**inputs, max_new_tokens=2, do_sample=False))
     return "as one process"
 
@@ -168,7 +168,7 @@ def prefill_at_random(rank: int, world: int, seed: int, runs: int) -> list[Tenso
         Ranks._enter, ops.make_plan = enter, plan  # type: ignore[method-assign]
 
 
-RANDOM_OPTIONS: dict[str, Any] = {"keep": 0.5, "segments": "scene"}
+RANDOM_OPTIONS: dict[str, Any] = {"keep": 0.5, "segments": "scene", "ranks": "all"}
 
 
 def random_cases(seed: int, runs: int) -> list[dict[str, Any]]:

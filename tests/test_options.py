@@ -28,6 +28,7 @@ VALID: dict[str, st.SearchStrategy[Any]] = {
     "lowering": st.sampled_from(LOWERINGS),
     "pipeline": st.one_of(st.none(), st.just("select-tokens,segment-attention{by=equal}")),
     "disable": st.one_of(st.just(()), st.just(("inject-context",))),
+    "ranks": st.sampled_from([None, "all", "0"]),
     "report": st.one_of(st.none(), st.just("out")),
     "strict": st.booleans(),
 }
@@ -64,6 +65,8 @@ INVALID = [
     ("disable", 5),
     ("disable", [1]),
     ("disable", {"select-tokens": True}),
+    ("ranks", 1),
+    ("ranks", ""),
     ("report", 1),
     ("strict", 1),
 ]

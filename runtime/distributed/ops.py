@@ -26,8 +26,9 @@ from segmo.runtime.distributed.features import (
     scene_novelty_spread,
     spread_fit,
 )
+from segmo.runtime.distributed.ranks import ALONE
 from segmo.runtime.distributed.schedule import pack_rank, rank_schedule, unpack_rank
-from segmo.runtime.distributed.session import Settings, fingerprint, session_of
+from segmo.runtime.distributed.session import Settings, current_words, fingerprint, session_of
 from segmo.runtime.kernels import scan as generated_scan
 from segmo.runtime.lowering import runs_generated
 from segmo.runtime.ops import scan_kernel, token_distance
@@ -146,12 +147,12 @@ def plan_ranks(schedule: Tensor, index_BK: Tensor | None, frame_BN: Tensor, cell
             "the prompt ends in its video; over ranks text has to follow it, such as the question, because the last "
             "token is computed on every rank"
         )
-    marks = session.ranks.gather(fingerprint(schedule, index_BK).to(_device_of(index_BK)), "prompt")
+    marks = session.ranks.gather(fingerprint(schedule, index_BK, current_words()).to(_device_of(index_BK)), "prompt")
     different = [rank for rank, mark in enumerate(marks[:, 0].tolist()) if mark != marks[0, 0]]
     if different:
         raise RankError(
             f"rank {different[0]} holds another prompt than rank 0, or kept other tokens of it; give every rank the "
-            "same inputs"
+            f"same inputs. {ALONE}"
         )
     plan = make_plan(
         Workload.of_schedule(rows[0]),

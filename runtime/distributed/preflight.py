@@ -17,7 +17,7 @@ from torch import nn
 
 from segmo.compat.groups import default_store
 from segmo.errors import RankError
-from segmo.runtime.distributed.ranks import Ranks
+from segmo.runtime.distributed.ranks import ALONE, Ranks
 
 # Values of each parameter that enter the fingerprint: enough to tell checkpoints apart, little enough to be
 # quick.
@@ -65,14 +65,15 @@ def exchange_facts(
         except RuntimeError as error:
             raise RankError(
                 f"rank {rank} of {ranks.world} did not report to the check {name!r} within "
-                f"{timeout.total_seconds():g} s; is it running, and does it run the same program?"
+                f"{timeout.total_seconds():g} s; is it running, and does it run the same program? {ALONE}"
             ) from error
         theirs, other = json.loads(store.get(str(rank)))
         for fact in sorted({*facts, *theirs}):
             if facts.get(fact) != theirs.get(fact):
                 raise RankError(
                     f"ranks {ranks.rank} and {rank} differ in {fact}: {facts.get(fact)!r} against "
-                    f"{theirs.get(fact)!r}; start all ranks with the same environment, options and checkpoint"
+                    f"{theirs.get(fact)!r}; start all ranks with the same environment, options and checkpoint. "
+                    f"{ALONE}"
                 )
         shared.append(other)
     return shared

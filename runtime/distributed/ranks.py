@@ -21,10 +21,13 @@ from torch.distributed import Store
 from torch.distributed import _functional_collectives as collectives
 from torch.distributed.device_mesh import DeviceMesh
 
-from segmo.compat.groups import default_store
-from segmo.errors import RankError
+from segmo.compat.groups import default_store, group_of
+from segmo.errors import OptionError, RankError
 
 _Result = TypeVar("_Result")
+
+# What an error about ranks that differ ends with.
+ALONE = "The option ranks asks for that; ranks with prompts of their own (data parallel) leave it at None."
 
 # How long survivors wait for each other's account of a failure.
 GRACE_SECONDS = 3.0
@@ -68,6 +71,27 @@ class Ranks:
         if where is None and dist.is_available() and dist.is_initialized():
             return cls(dist.distributed_c10d._get_default_group())
         return cls(where)
+
+    @classmethod
+    def asked(cls, name: str | None) -> Ranks:
+        """Ranks of the option ``ranks``: of no group for None, of the default group for "all", or of a group by name.
+
+        Raises:
+            OptionError: there is no such group, or this process is not in it.
+        """
+        if name is None:
+            return cls(None)
+        if name == "all":
+            return cls.of()
+        try:
+            ranks = cls(group_of(name))
+        except RuntimeError as error:
+            raise OptionError(
+                f'ranks is {name!r}, which is no process group of this process; None, "all" or a group'
+            ) from error
+        if ranks.rank < 0:
+            raise OptionError(f"ranks is {name!r}, a process group that this process is not in")
+        return ranks
 
     @property
     def rank(self) -> int:

@@ -9,6 +9,7 @@ import functools
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -99,33 +100,42 @@ def session_of(group: str) -> Session:
     return _session(group_of(group))
 
 
-def check_dealt(inputs: Mapping[str, Any]) -> None:
+def check_dealt(inputs: Mapping[str, Any], asked: str | None) -> None:
     """After a call of the model: were features that are spread over the ranks dealt out by ``shard-segments``?
+
+    Args:
+        inputs: of the call.
+        asked: the option ``ranks``. Without it nothing deals out features that are spread over the default group.
 
     Raises:
         PromptError: the pass did not apply, so the model has read NaN in place of other ranks' features.
     """
-    ranks = Ranks.of()
-    if ranks.group is None or not inputs.get("mm_encoder_outputs"):
+    if not inputs.get("mm_encoder_outputs"):
+        return
+    ranks = Ranks.asked(asked or "all")
+    if ranks.group is None:
         return
     session = session_of(ranks.group.group_name)
     if session.pending:
         session.pending = False
         raise PromptError(
             "the video's features are spread over the ranks, and shard-segments did not apply to this prefill; "
-            "segmo.last_report() says why. Call encode_video without spread=True"
+            'segmo.last_report() says why. Compile with ranks="all", or call encode_video without spread=True'
         )
 
 
-def last_plan() -> Plan | None:
-    """The plan of the default process group's last prefill, None without a group or a plan."""
-    ranks = Ranks.of()
+def last_plan(asked: str | None) -> Plan | None:
+    """The plan of the last prefill of the option ``ranks``; None without a group or a plan."""
+    ranks = Ranks.asked(asked)
     return None if ranks.group is None else session_of(ranks.group.group_name).plan
 
 
 @contextmanager
-def memory_explained() -> Iterator[None]:
+def memory_explained(asked: str | None) -> Iterator[None]:
     """Turns running out of memory on a rank into an error that says what the plan had predicted for it.
+
+    Args:
+        asked: the option ``ranks``.
 
     Raises:
         RankError: memory ran out while the group's last prefill had a plan; otherwise the error as it was.
@@ -135,7 +145,7 @@ def memory_explained() -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
             raise
-        ranks = Ranks.of()
+        ranks = Ranks.asked(asked)
         session = session_of(ranks.group.group_name) if ranks.group is not None else None
         if session is None or session.plan is None:
             raise
@@ -145,6 +155,24 @@ def memory_explained() -> Iterator[None]:
             f"{memory.total / GIB:.2f} GiB ({memory.describe()}) of the {device.memory_bytes / GIB:.2f} GiB of "
             f"{device.name}; use more ranks, keep fewer tokens, or run `segmo calibrate` where less memory is free"
         ) from error
+
+
+_WORDS: ContextVar[Tensor | None] = ContextVar("segmo_words", default=None)
+
+
+@contextmanager
+def words_known(ids: Tensor | None) -> Iterator[None]:
+    """Inside the block, a prefill over ranks compares these token ids too: no graph has to hold them."""
+    token = _WORDS.set(ids)
+    try:
+        yield
+    finally:
+        _WORDS.reset(token)
+
+
+def current_words() -> Tensor | None:
+    """Token ids of the running call, where they are known."""
+    return _WORDS.get()
 
 
 def fingerprint(*tensors: Tensor | None) -> Tensor:

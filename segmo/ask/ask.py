@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -83,10 +84,14 @@ class Asker:
         self.timeline = Timeline() if timeline is None else timeline
         self._progress = progress
         self._warm = False
+        self._names: Counter[str] = Counter()
         context = Context(loaded, settings, self.store, self.timeline, progress, ranks or Ranks(None))
         self._way: WholeVideo | ChosenFrames = WholeVideo(context) if settings.frames is None else ChosenFrames(context)
-        if compiled_with(loaded.model) != settings.options:  # its graphs serve further videos and questions
-            segmo.compile(loaded.model, **settings.options.as_dict())
+        options = settings.options
+        if ranks is not None and ranks.group is not None:
+            options = replace(options, ranks=ranks.group.group_name)
+        if compiled_with(loaded.model) != options:  # its graphs serve further videos and questions
+            segmo.compile(loaded.model, **options.as_dict())
 
     def ask(self, video: Given, question: str) -> Answer:
         """The answer to one question.
@@ -112,12 +117,19 @@ class Asker:
         with ThreadPoolExecutor(1, "segmo-next") as pool:
             waiting: Future[Any] | None = None
             current: Request | None = None
-            for following in chain(requests, [None]):
+            for given in chain(requests, [None]):
+                following = given and self._named(given)
                 ready = waiting
                 waiting = pool.submit(self._prepare, following) if following else None
                 if current is not None and ready is not None:
                     yield self._settle(current, ready)
                 current = following
+
+    def _named(self, request: Request) -> Request:
+        """The request under a name that no earlier one has: seconds are added up by name."""
+        self._names[request.name] += 1
+        again = self._names[request.name]
+        return request if again == 1 else replace(request, name=f"{request.name} ({again})".strip())
 
     def _settle(self, request: Request, ready: Future[Any]) -> Answer | SegMoError:
         try:

@@ -25,7 +25,7 @@ class Launch:
     Attributes:
         ranks: of the job; a single process has rank 0 of 1.
         device: where this rank's model belongs.
-        options: for :func:`segmo.compile`, beside the user's own; empty where the defaults do.
+        options: for :func:`segmo.compile`, beside the user's own; where there are several ranks, that they share.
     """
 
     ranks: Ranks
@@ -96,7 +96,7 @@ def launched(
     ranks = join(timeout, place)
     finished = False
     try:
-        yield Launch(ranks, place, options)
+        yield Launch(ranks, place, {"ranks": "all", **options} if ranks.world > 1 else options)
         finished = True
     finally:
         if ranks.group is not None and not found:
