@@ -30,6 +30,7 @@ from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import segmo
+from segmo.compat import flags
 from segmo.runtime.schedule import attention_schedule, visible_pairs
 
 LAYERS, HIDDEN, INNER, HEADS, GROUPS, VOCABULARY = 4, 896, 4864, 14, 2, 1024
@@ -251,6 +252,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("out/prefill.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    flags.hold()  # for inductor's row: one graph there too, and no word of breaks
     console = Console(width=130)
     rows: list[dict[str, Any]] = []
     machine = {"processor": platform.processor() or platform.machine(), "threads": arguments.threads}

@@ -31,7 +31,7 @@ from segmo.runtime.kernels import question as generated_question
 from segmo.runtime.kernels import scan as generated_scan
 from segmo.runtime.kernels.render import render
 from segmo.runtime.lowering import kernel_name, runs_generated
-from segmo.runtime.register import operator
+from segmo.runtime.register import one_dtype, operator
 
 
 @operator("valid_tokens")
@@ -368,8 +368,8 @@ def segment_attention(
     ``implementation`` is a name from :func:`segmo.runtime.attention.choice.choose`; a generated kernel's name
     holds the hash of its source.
     """
-    out = attention_implementation(implementation)(q_BAKD, k_BGKD, v_BGKD, schedule, scale)
-    return out.transpose(1, 2).contiguous().transpose(1, 2)  # free where it is laid out so already
+    out = attention_implementation(implementation)(*one_dtype(q_BAKD, k_BGKD, v_BGKD), schedule, scale)
+    return out.to(q_BAKD.dtype).transpose(1, 2).contiguous().transpose(1, 2)  # free where it is laid out so already
 
 
 @segment_attention.register_fake

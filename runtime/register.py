@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -14,8 +15,34 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
-    """Makes a function the operator ``torch.ops.segmo.NAME``, which changes none of its arguments."""
-    return torch.library.custom_op(f"segmo::{name}", mutates_args=())
+    """Makes a function the operator ``torch.ops.segmo.NAME``, which changes none of its arguments.
+
+    It computes as it is written under autocast too, which would take the products inside of it to another dtype.
+    """
+
+    def make(function: Callable[..., Any]) -> CustomOpDef:
+        schema = torch.library.infer_schema(function, mutates_args=())
+        return torch.library.custom_op(f"segmo::{name}", _outside_autocast(function), mutates_args=(), schema=schema)
+
+    return make
+
+
+def _outside_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        device = next((value.device.type for value in args if isinstance(value, torch.Tensor)), "cpu")
+        if not torch.is_autocast_enabled(device):
+            return function(*args, **kwargs)
+        with torch.autocast(device, enabled=False):
+            return function(*args, **kwargs)
+
+    return run
+
+
+def one_dtype(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Tensors in the shortest dtype among them: under autocast values come in another one than rotated queries."""
+    dtype = min((tensor.dtype for tensor in tensors), key=lambda found: found.itemsize)
+    return tuple(tensor.to(dtype) for tensor in tensors)
 
 
 def fake(op: CustomOpDef) -> Callable[[_Function], _Function]:

@@ -186,6 +186,9 @@ def test_copies_and_pickles_are_compiled_too() -> None:
         with torch.no_grad():
             copied.lm_head.weight.neg_()  # a copy runs with its own weights
         out = generate(copied, inputs, 1)
+        frames = segmo.last_report().frames
+        assert frames is not None
+        assert len(frames.kept[0]) == 4
         assert held(out.past_key_values) == [inputs["input_ids"].shape[1] - 16] * LAYERS
         assert not torch.equal(out.sequences[:, -1], expected.sequences[:, -3])
         assert torch.equal(generate(segmo.uncompile(copied), inputs, 1).sequences[:, :-1], inputs["input_ids"])

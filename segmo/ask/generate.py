@@ -79,10 +79,17 @@ def generate(
     first = end if clock.first is None else clock.first
     # The prefill's graph is made before the first token, the graph of single tokens after it.
     early = compiling if clock.first is None else clock.compiled - compiled
-    seconds = {"compile": compiling, "prefill": first - start - early, "generate": end - first - (compiling - early)}
-    places = {"compile": (start, start + early), "prefill": (start + early, first), "generate": (first, end)}
-    for stage, busy in seconds.items():
-        if stage != "compile" or compiling > 0:
-            timeline.add(label + stage, *places[stage], request, busy=max(0.0, busy))
+    late = compiling - early
+    stages = (
+        ("compile", start, start + early),
+        ("prefill", start + early, first),
+        ("compile", first, first + late),
+        ("generate", first + late, end),
+    )
+    seconds = {"compile": 0.0, "prefill": 0.0, "generate": 0.0}
+    for stage, begin, finish in stages:
+        seconds[stage] += max(0.0, finish - begin)
+        if stage != "compile" or finish > begin:
+            timeline.add(label + stage, begin, max(begin, finish), request)
     text = processor.tokenizer.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return Generated(text.strip(), clock.tokens, seconds)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from segmo.calls.attention import attention_of
+from segmo.calls.hooks import Hooks
 from segmo.calls.inputs import by_name, encoded, joined
 from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit
 from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
@@ -17,7 +18,7 @@ from segmo.compiler.capture import called
 from segmo.errors import CompileError, SegMoError
 from segmo.options import Options
 from segmo.runtime.cuts import call_and_mark
-from segmo.runtime.distributed.session import check_dealt, memory_explained
+from segmo.runtime.distributed.session import check_dealt, memory_explained, words_known
 from segmo.upstream.encoder import FrameEncoder, encoding
 from segmo.upstream.prompt import prompt_known
 
@@ -30,6 +31,8 @@ class Call:
         compiled: its forward, as Dynamo runs it.
         options: that it was compiled with.
         attention: the implementations that the model was loaded with.
+        hooks: accelerate's, where the model has any.
+        notes: for the report of each graph.
         encoder: what chooses frames before the vision encoder; None where every frame is encoded.
     """
 
@@ -39,7 +42,10 @@ class Call:
         self.options = options
         self.sizes = Sizes() if dynamic is None else nullcontext
         self.attention = attention_of(model)
+        self.hooks = Hooks(model)
         self.encoder = FrameEncoder(model, options) if options.frames < 1 else None
+        loaded = self.attention.decoder
+        self.notes = (f"attention was loaded as {loaded}; the decoder uses sdpa while this runs",) if loaded else ()
         self.__signature__ = inspect.signature(model.forward)
         # Where a function around the model is compiled too, this is not inlined there: it compiles for itself.
         self.run = torch.compiler.disable(self._run)
@@ -56,15 +62,27 @@ class Call:
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         named = by_name(self.model, args, kwargs)
-        with called(self.model), plain_errors(), memory_explained():
+        with called(self.model, self.notes), plain_errors(), memory_explained(self.options.ranks):
             inputs = self.before(named)
-            with self.sizes(inputs):
-                result = call_and_mark(self.compiled, inputs)
+            with self.sizes(inputs), words_known(inputs.get("input_ids")):
+                result = self.hooks.call(self._marked, inputs)
             self.after(inputs, result)
             return result
 
+    def _marked(self, **inputs: Any) -> Any:
+        return call_and_mark(self.compiled, inputs)
+
     def before(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The steps before the graph: the arguments that it is called with."""
+        """The steps before the graph: the arguments that it is called with.
+
+        Raises:
+            CompileError: attention weights are asked for, which the model as it was loaded would give.
+        """
+        if inputs.get("output_attentions") and self.attention.decoder is not None:
+            raise CompileError(
+                f"sdpa gives no attention weights; the decoder was loaded with {self.attention.decoder} and uses sdpa "
+                "while it is compiled. Leave output_attentions out, or segmo.uncompile(model) first"
+            )
         prompt = prompt_known(inputs) if self.encoder is None else encoding(self.encoder, inputs)
         with prompt:
             return joined(encoded(self.model, inputs))
@@ -72,7 +90,7 @@ class Call:
     def after(self, inputs: dict[str, Any], result: Any) -> None:
         """The steps after the graph."""
         del result
-        check_dealt(inputs)
+        check_dealt(inputs, self.options.ranks)
 
 
 class Sizes:

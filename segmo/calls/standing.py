@@ -65,9 +65,14 @@ class Standing:
         vars(self).update(state)
         vars(self.model)["_compiled_call_impl"] = self._again
 
+    def stand(self) -> None:
+        """Compiles the model if it is a copy that has not been called yet."""
+        if self.model._compiled_call_impl == self._again:
+            self.attention.back()
+            self.model.compile(backend="segmo", **self.how)
+
     def _again(self, *args: Any, **kwargs: Any) -> Any:
-        self.attention.back()
-        self.model.compile(backend="segmo", **self.how)
+        self.stand()
         return self.model(*args, **kwargs)
 
 
@@ -99,6 +104,8 @@ def leave(model: torch.nn.Module) -> None:
 def standing_call(model: torch.nn.Module) -> Call | None:
     """The compilation in place; None for a model that is as it was."""
     untyped: Any = model
+    if STANDING in vars(model):
+        vars(model)[STANDING].stand()
     found = untyped._compiled_call_impl
     found = found.in_place if isinstance(found, Door) else found
     return found if isinstance(found, Call) else None

@@ -16,7 +16,7 @@ from segmo.compat.dynamo import RestartAnalysis, trace_structured_artifact
 from segmo.compat.generation import chunks
 from segmo.compat.inductor import compile_graph, mode_settings
 from segmo.compat.stored_tensors import stored_tensors
-from segmo.compiler.capture import calling_line, calling_model, chooses_frames, set_up_dynamo
+from segmo.compiler.capture import calling_line, calling_model, calling_notes, chooses_frames, set_up_dynamo
 from segmo.compiler.chat import Chat, chat_of
 from segmo.errors import CompileError, NotRewrittenError, OptionError, PromptError, SegMoError
 from segmo.options import Options
@@ -76,6 +76,7 @@ def _compile(
     facts = replace(facts, frames_chosen=chooses_frames(model), called_from=calling_line())
     chat = chat_of(model) if facts.merge is not None else Chat(ChatTokens(), "")
     result = run_pipeline(gm, replace(facts, chat=chat.tokens), options, passes, model)
+    result.notes.extend(calling_notes())
     _refuse_missing_frames(facts, result, options)
     run = _lower(gm, example_inputs, options, settings)
     report = report_for(model, options, SETUP)
@@ -171,7 +172,7 @@ def _recording(
         if "index" in recorded:
             tell(Cut(recorded["frame"].shape[1], recorded["index"], spread))
         report.prefill = Prefill(recorded, current_shown(), asked)
-        report.plan = last_plan() if sharded else None
+        report.plan = last_plan(report.options.ranks) if sharded else None
         prefilled(report)
         report.save()
         return outputs[:-count]

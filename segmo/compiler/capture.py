@@ -33,13 +33,13 @@ def set_up_dynamo() -> Setup:
     return setup
 
 
-_CALLED: ContextVar[torch.nn.Module | None] = ContextVar("segmo_called", default=None)
+_CALLED: ContextVar[tuple[torch.nn.Module | None, tuple[str, ...]]] = ContextVar("segmo_called", default=(None, ()))
 
 
 @contextmanager
-def called(model: torch.nn.Module) -> Iterator[None]:
-    """Inside the block, graphs come from this model."""
-    token = _CALLED.set(model)
+def called(model: torch.nn.Module, notes: tuple[str, ...] = ()) -> Iterator[None]:
+    """Inside the block, graphs come from this model, and their reports hold these notes."""
+    token = _CALLED.set((model, notes))
     try:
         yield
     finally:
@@ -53,8 +53,9 @@ def calling_model() -> torch.nn.Module | None:
     Where a function of the user's was compiled, it is the outermost module of a known family that is being called, or
     else the outermost module that has a transformers config.
     """
-    if _CALLED.get() is not None:
-        return _CALLED.get()
+    model, _ = _CALLED.get()
+    if model is not None:
+        return model
     candidates: list[torch.nn.Module] = []
     frame = sys._getframe()
     while frame is not None:
@@ -64,6 +65,11 @@ def calling_model() -> torch.nn.Module | None:
         frame = frame.f_back  # type: ignore[assignment]  # None at the end
     watching = [module for module in candidates if takes_video(module)]
     return (watching or candidates or [None])[-1]
+
+
+def calling_notes() -> tuple[str, ...]:
+    """What :func:`called` was told for the report."""
+    return _CALLED.get()[1]
 
 
 # Between a user's line and the backend lies nothing but these.

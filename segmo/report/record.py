@@ -141,7 +141,8 @@ class Record:
     def __str__(self) -> str:
         lines = [f"SegMo report{': ' + self.model if self.model else ''}"]
         lines += [
-            f"  torch._dynamo.config.{flag} was set, so that every prefill is compiled" for flag in self.setup.flags
+            f"  torch._dynamo.config.{flag} is set while it runs, so that every prefill is one graph"
+            for flag in self.setup.flags
         ]
         if not self.setup.one_graph_for_all_lengths:
             lines.append("  this version of torch compiles again for every length of video")

@@ -1,0 +1,138 @@
+"""SegMo's operators under other conditions: right, or refused."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from eager_reference import cut_logits
+from models import FAMILIES, LAYERS, build, prompt
+
+import segmo
+from segmo.compiler import backend
+from segmo.runtime import ops
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+def logits(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        out: torch.Tensor = model(**inputs, logits_to_keep=1).logits[:, -1]
+    return out
+
+
+def generate(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    ids: torch.Tensor = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    return ids
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_autocast(family: str) -> None:
+    model, inputs = build(family), prompt(family)
+    autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+    with autocast():
+        expected = logits(model, inputs)
+    segmo.compile(model, keep=1.0, segments=1, strict=True)
+    with autocast():
+        torch.testing.assert_close(logits(model, inputs), expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+    segmo.compile(model, keep=0.5, segments=2, strict=True)
+    with autocast():
+        found = logits(model, inputs)
+        prefill = segmo.last_report().prefill
+        assert prefill is not None
+        expected = cut_logits(segmo.uncompile(model), inputs, prefill)
+    torch.testing.assert_close(found.float(), expected.float(), rtol=0.05, atol=0.05 * float(expected.abs().max()))
+
+
+def test_inference_mode_and_none() -> None:
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl")
+    segmo.compile(model, keep=0.5, segments=2)
+    expected = logits(model, inputs)
+    with torch.inference_mode():
+        assert torch.equal(model(**inputs, logits_to_keep=1).logits[:, -1], expected)
+        first = generate(model, inputs)
+    assert torch.equal(generate(model, inputs), first)
+
+
+def test_gradients_are_right_or_refused() -> None:
+    """Weights want gradients, as a model's do that was just loaded, and nobody said no_grad."""
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl")
+    expected = model(**inputs).logits[:, -1]
+    weight = model.model.language_model.layers[0].self_attn.v_proj.weight
+    (wanted,) = torch.autograd.grad(expected.sum(), weight)
+    segmo.compile(model, keep=1.0, segments=1)
+    found = model(**inputs, logits_to_keep=1).logits[:, -1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(torch.autograd.grad(found.sum(), weight)[0], wanted, rtol=1e-3, atol=1e-3)
+    segmo.compile(model, keep=0.5, segments=2)
+    found = model(**inputs, logits_to_keep=1).logits[:, -1]
+    torch.testing.assert_close(found.detach(), logits(model, inputs), rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match="autograd"):
+        torch.autograd.grad(found.sum(), weight)
+
+
+@pytest.mark.parametrize("scorer", ["embedding", "attention"])
+def test_deterministic_algorithms(scorer: str) -> None:
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl")
+    segmo.compile(model, keep=0.5, scorer=scorer, layer=1)
+    expected = logits(model, inputs)
+    torch.use_deterministic_algorithms(True)
+    try:
+        torch.testing.assert_close(logits(segmo.compile(model, keep=0.5, scorer=scorer, layer=1), inputs), expected)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("options", [{"segments": 2}, {"frames": 0.5}], ids=str)
+def test_a_model_that_is_moved_to_another_dtype(options: dict[str, Any]) -> None:
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl")
+    segmo.compile(model, keep=0.5, strict=True, **options)
+    logits(model, inputs)
+    model.to(torch.bfloat16)
+    expected = logits(segmo.compile(build("qwen2_vl", torch.bfloat16), keep=0.5, **options), inputs)
+    assert torch.equal(logits(model, inputs), expected)
+
+
+def test_a_second_model_with_other_options() -> None:
+    inputs = prompt("qwen2_vl", frames=8)
+    models = {keep: segmo.compile(build("qwen2_vl"), keep=keep, strict=True) for keep in (0.25, 0.5)}
+    for keep in (0.25, 0.5, 0.25):
+        out = models[keep].generate(**inputs, max_new_tokens=1, return_dict_in_generate=True)
+        kept = inputs["input_ids"].shape[1] - 32 + int(32 * keep)
+        assert [layer.keys.shape[2] for layer in out.past_key_values.layers] == [kept] * LAYERS
+
+
+@contextmanager
+def interrupted(monkeypatch: pytest.MonkeyPatch, place: Any, name: str) -> Iterator[None]:
+    """Ctrl-C when a function is called."""
+
+    def interrupt(*args: Any, **kwargs: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, interrupt)
+        yield
+
+
+@pytest.mark.parametrize("compile_", [segmo.compile, lambda m, **o: torch.compile(m, backend="segmo", options=o)])
+def test_ctrl_c_while_a_prefill_compiles_and_while_it_runs(
+    compile_: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl")
+    model.set_attn_implementation("eager")
+    options = {"keep": 0.5, "segments": 2, "strict": True}
+    expected = generate(segmo.compile(build("qwen2_vl"), **options), inputs)
+    compiled = compile_(model, **options)
+    with interrupted(monkeypatch, backend, "run_pipeline"), pytest.raises(KeyboardInterrupt):
+        generate(compiled, inputs)
+    assert torch.equal(generate(compiled, inputs), expected)
+    with interrupted(monkeypatch, ops, "attention_implementation"), pytest.raises(KeyboardInterrupt):
+        generate(compiled, inputs)
+    assert torch.equal(generate(compiled, inputs), expected)
+    assert not torch._dynamo.config.capture_scalar_outputs
+    if compiled is not model:
+        assert model.config.get_text_config()._attn_implementation == "eager"
