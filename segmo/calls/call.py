@@ -12,6 +12,7 @@ import torch
 from segmo.calls.attention import attention_of
 from segmo.calls.hooks import Hooks
 from segmo.calls.inputs import by_name, encoded, joined
+from segmo.calls.length import warn_if_too_long
 from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit
 from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
 from segmo.compiler.capture import called
@@ -64,6 +65,7 @@ class Call:
         named = by_name(self.model, args, kwargs)
         with called(self.model, self.notes), plain_errors(), memory_explained(self.options.ranks):
             inputs = self.before(named)
+            warn_if_too_long(self.model, inputs)
             with self.sizes(inputs), words_known(inputs.get("input_ids")):
                 result = self.hooks.call(self._marked, inputs)
             self.after(inputs, result)

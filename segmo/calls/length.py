@@ -1,0 +1,114 @@
+"""Prompts with more positions than the model was trained for: kept tokens keep the places of the whole prompt.
+
+Legend: B batch, N tokens of the call, V of them video.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from segmo.families import family_of
+
+
+@dataclass(frozen=True)
+class Need:
+    """Positions that a call needs, of those that there are.
+
+    Attributes:
+        needed, limit: positions.
+        frames: of its videos, as they are sampled; None where that is not known.
+        fits: so many of them have positions beside the text, at the same rate.
+    """
+
+    needed: int
+    limit: int
+    frames: int | None = None
+    fits: int = 0
+
+    def __str__(self) -> str:
+        text = (
+            f"this prompt needs {self.needed:,} positions, and the model is made for {self.limit:,} "
+            "(max_position_embeddings of its config). Dropping tokens does not change that: those that are kept keep "
+            "their positions. Answers may be nonsense"
+        )
+        if self.frames is None:
+            return f"{text}; show fewer frames"
+        if not self.fits:
+            return f"{text}; no frame fits beside the text"
+        return f"{text}; {self.fits:,} of the {self.frames:,} frames fit (segmo run: --max-frames {self.fits})"
+
+
+def warn_if_too_long(model: Any, inputs: Mapping[str, Any]) -> None:
+    """One warning for a call with more positions than the model has. A decode step is not looked at."""
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.shape[1] == 1:
+        return
+    need = needed(model, inputs)
+    if need is not None and need.needed > need.limit:
+        warnings.warn(str(need), stacklevel=2)
+
+
+def needed(model: Any, inputs: Mapping[str, Any]) -> Need | None:
+    """What a call needs; None where the model's config names no limit.
+
+    Args:
+        model: a transformers Video LLM.
+        inputs: of its forward by name: ``input_ids`` (B, N), and ``position_ids`` (..., B or 1, N) where it has M-RoPE.
+    """
+    config = getattr(model, "config", None)
+    limit = position_limit(config)
+    if limit is None:
+        return None
+    ids, positions, cache = inputs["input_ids"], inputs.get("position_ids"), inputs.get("past_key_values")
+    video = ids == getattr(config, "video_token_id", -1)
+    if positions is None:
+        start = int(cache.get_seq_length()) if cache is not None else 0
+        positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
+    if positions.dim() == 3:  # M-RoPE: time, height, width; a row of text positions may stand before them
+        positions = positions[-3:]
+    total = int(positions.max()) + 1
+    places = video[0].nonzero()[:, 0]
+    if total <= limit or not places.numel():
+        return Need(total, limit)
+    around = int(places[0]) + ids.shape[1] - 1 - int(places[-1])  # text before and behind the videos
+    if positions.dim() == 2:
+        frames, joined = _frames_by_cells(model, places.numel()), 1
+        if frames is None:
+            return Need(total, limit)
+        step = one = places.numel() / frames
+        span = places.numel()
+    else:
+        inside = positions[:, 0, places]
+        starts = torch.cat([inside.new_zeros(1), (inside[0].diff() != 0).nonzero()[:, 0] + 1])
+        frames, joined = len(starts), int(getattr(getattr(config, "vision_config", None), "temporal_patch_size", 1))
+        first = inside[:, : int(starts[1])] if frames > 1 else inside
+        one = int(first.max() - first.min()) + 1  # a frame takes a position for each row or column
+        span = int(inside.max() - inside.min()) + 1
+        step = float(inside[0, starts[-1]] - inside[0, 0]) / (frames - 1) if frames > 1 else one
+    room, last = limit - (total - span), span - (frames - 1) * step
+    fits = math.floor((room - last) / step) + 1 if one <= room and around + one <= limit else 0
+    return Need(total, limit, frames * joined, min(fits, frames) * joined)
+
+
+def position_limit(config: Any) -> int | None:
+    """Positions that a model is made for; where its rotary embedding was stretched (YaRN and the like), for then."""
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit: int | None = getattr(text, "max_position_embeddings", None)
+    rope = getattr(text, "rope_parameters", None) or {}
+    if limit is None or not isinstance(rope, Mapping):
+        return limit
+    original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+    return max(limit, int(original * factor)) if original and factor else limit
+
+
+def _frames_by_cells(model: Any, tokens: int) -> int | None:
+    family = family_of(model)
+    cells = family.cells_per_frame(model.config) if family is not None and family.cells_per_frame else 0
+    return tokens // cells if cells else None
