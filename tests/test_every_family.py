@@ -27,6 +27,10 @@ NO_SEGMENTS = {
     "molmo2": "foreign-mask",  # frame tokens see each other both ways
     "gemma4_unified": "foreign-mask",
 }
+# One family for each kind of decoder; with --exhaustive, segments are tried on all.
+KINDS = (
+    "qwen3_vl_moe", "qwen3_5", "gemma4", "lfm3_vl", "kimi_k25", "nemotron_h_omni", "llava_next_video", *NO_SEGMENTS,
+)  # fmt: skip
 
 
 def compiled_prefill(model: Any, **options: Any) -> Any:
@@ -105,8 +109,10 @@ def test_the_cut_is_the_decoder_on_the_kept_tokens(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", CUT)
-def test_segments_are_the_dense_mask(family: str) -> None:
+def test_segments_are_the_dense_mask(family: str, request: pytest.FixtureRequest) -> None:
     """In the layers with full attention; local and recurrent layers run as they are."""
+    if family not in KINDS and not request.config.getoption("--exhaustive"):
+        pytest.skip("one family for each kind of decoder is enough")
     model, inputs = build(family), prompt(family, 9)
     out = generate(compiled_prefill(model, keep=1.0, segments=3), inputs, 1)
     report = segmo.last_report()
@@ -119,7 +125,8 @@ def test_segments_are_the_dense_mask(family: str) -> None:
     prefill = report.prefill
     assert prefill is not None
     assert prefill.segment is not None
-    assert int(prefill.segment.max()) == 2
+    if int(prefill.frame.max()) > 0:  # a video of several frames has several segments
+        assert int(prefill.segment.max()) == 2
     segmo.uncompile(model)
     context = None if prefill.context is None else prefill.context[0]
     with dense_attention(model, dense_mask(prefill.segment[0], context)):
