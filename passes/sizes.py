@@ -55,6 +55,10 @@ def reshaped_dims(old_in: Sequence[int], new_in: Sequence[int], old_out: Sequenc
 def _settle(new_out: list[int], group: tuple[int, int], old: int, new: int, changed: int) -> None:
     """Rescales the one output size of a group that is a multiple of the old length."""
     places = [d for d in range(*group) if new_out[d] % old == 0]
+    parts = [d for d in range(*group) if new_out[d] * new % old == 0 and new_out[d] > 1]
+    if changed == 1 and not places and len(parts) == 1:  # several rows for each token, one after the other
+        new_out[parts[0]] = new_out[parts[0]] * new // old
+        return
     if changed != 1 or not places:
         raise ValueError("the shortened dimension is split")
     exact = [d for d in places if new_out[d] == old]

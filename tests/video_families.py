@@ -304,7 +304,7 @@ def _part(name: str, default: PretrainedConfig, case: Case) -> dict[str, Any]:
     if "model_type" in own:
         default = CONFIG_MAPPING[own["model_type"]]()
     small = _TEXT if text else {} if name == "audio_config" else _VISION
-    sizes = {key: value for key, value in small.items() if key in vars(default)}
+    sizes = {key: value for key, value in small.items() if vars(default).get(key) is not None or value is None}
     kinds = _kinds(default) if text else {}
     return copy.deepcopy(
         {"model_type": default.model_type, **sizes, **kinds, **own}
