@@ -78,7 +78,10 @@ class Facts:
     @property
     def mask_miss(self) -> Miss | None:
         """Why no attention can be replaced, None if some can."""
-        return None if self.replaceable or not self.attentions else self.attentions[0].miss
+        misses = [attention.miss for attention in self.attentions if attention.miss]
+        if self.replaceable or not misses:
+            return None
+        return next((miss for miss in misses if not miss.expected), misses[0])
 
 
 def analyse(gm: GraphModule, config: Any = None, stored: Collection[str] = ()) -> Facts:

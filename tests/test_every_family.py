@@ -29,7 +29,7 @@ NO_SEGMENTS = {
 }
 # One family for each kind of decoder; with --exhaustive, segments are tried on all.
 KINDS = (
-    "qwen3_vl_moe", "qwen3_5", "gemma4", "lfm3_vl", "kimi_k25", "nemotron_h_omni", "llava_next_video", *NO_SEGMENTS,
+    "qwen3_vl_moe", "qwen3_5", "gemma4", "lfm3_vl", "kimi_k25", "nemotron_h_omni", "llava_next_video", "gemma4_unified",
 )  # fmt: skip
 
 
