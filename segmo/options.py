@@ -38,7 +38,7 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _group_name(value: object) -> object:
+def _group_name(value: Any) -> Any:
     """Name of a process group, or of that of a device mesh; anything else stays and is refused by the check."""
     if hasattr(value, "get_group"):
         if value.ndim != 1:
