@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
 
 from segmo.errors import OptionError
-from segmo.integrations.lmms.model import SegmoChat, generation, parse_options
+from segmo.integrations.lmms.model import SegmoChat
 from segmo.sceneqa.files import write_sample
 from segmo.sceneqa.model import MODEL_PATH
 from segmo.sceneqa.task import DIFFICULTIES, make_sample
@@ -42,6 +45,16 @@ metadata:
 """
 
 
+FUNCTIONS = """
+def to_visual(doc):
+    return [doc["video"]]
+
+
+def to_text(doc, lmms_eval_specific_kwargs):
+    return lmms_eval_specific_kwargs["start"] + ": " + doc["question"]
+"""
+
+
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a yaml task over a JSON file and a rendered video."""
@@ -54,18 +67,18 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if question.kind in ("retrieve", "moment")
     ]
     (folder / "test.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    (folder / "sceneqa_task.py").write_text('def to_visual(doc):\n    return [doc["video"]]\n')
+    (folder / "sceneqa_task.py").write_text(FUNCTIONS)
     (folder / "segmo_sceneqa.yaml").write_text(TASK.format(data=folder / "test.jsonl"))
     return folder
 
 
-def _run(task: Path, **options: Any) -> dict[str, Any]:
+def _run(task: Path, tasks: str = "segmo_sceneqa", **options: Any) -> dict[str, Any]:
     manager = TaskManager(include_path=str(task), include_defaults=False)
     given = {"pretrained": str(MODEL_PATH), **options}
     found: dict[str, Any] = evaluator.simple_evaluate(
         model="segmo",
         model_args=",".join(f"{name}={value}" for name, value in given.items()),
-        tasks=["segmo_sceneqa"],
+        tasks=[tasks],
         batch_size=1,
         device="cpu",
         task_manager=manager,
@@ -101,11 +114,84 @@ def test_the_baseline_and_a_quarter_of_the_tokens_run_on_a_local_task(task: Path
         assert all(len(answer.split()) == 1 for answer in _answers(found))
 
 
-def test_model_arguments_are_segmos_options() -> None:
-    assert parse_options({"keep": 1, "use_cache": True}).segments == 1
-    assert parse_options({"keep": 1, "segments": "equal:4"}).segments == "equal:4"
-    assert parse_options({"keep": 0.25}).segments == "scene"
+@pytest.mark.parametrize("shard", [False, True])
+def test_two_processes_share_out_the_requests(task: Path, tmp_path: Path, shard: bool) -> None:
+    """The same answers as one process gives; with ``shard`` each prompt is answered by both."""
+    alone = _run(task, keep=0.5)
+    program = tmp_path / "two.py"  # "evaluate" is a package
+    program.write_text(TWO)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    arguments = [str(task), f"pretrained={MODEL_PATH},keep=0.5,shard={shard}", str(tmp_path / "found.json")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["answers"] == dict(zip(_questions(alone), _answers(alone), strict=True))
+    assert found["metric"] == alone["results"]["segmo_sceneqa"]["exact_match,none"]
+    ranks = [json.loads((tmp_path / f"found.json.{rank}").read_text()) for rank in range(2)]
+    assert [rank["requests"] for rank in ranks] == [(len(found["answers"]) + 1 - rank) // 2 for rank in range(2)]
+    assert [rank["sharded"] for rank in ranks] == [shard, shard]
+
+
+TWO = """
+import json, sys
+from pathlib import Path
+import torch.distributed as dist
+import segmo
+from lmms_eval import evaluator
+from lmms_eval.tasks import TaskManager
+from segmo.integrations.lmms.model import SegmoChat
+
+answered = []
+original = SegmoChat._asked
+SegmoChat._asked = lambda self, request: answered.append(request.args[3]) or original(self, request)
+folder, arguments, out = sys.argv[1:]
+found = evaluator.simple_evaluate(
+    model="segmo", model_args=arguments, tasks=["segmo_sceneqa"], batch_size=1, device="cpu",
+    task_manager=TaskManager(include_path=folder, include_defaults=False), log_samples=True, bootstrap_iters=0,
+)
+rank = dist.get_rank()
+passes = {record["name"]: record["matches"] for record in segmo.last_report().to_dict()["passes"]}
+state = {"requests": len(set(answered)), "sharded": passes.get("shard-segments", 0) > 0}
+Path(f"{out}.{rank}").write_text(json.dumps(state))
+if rank == 0:
+    samples = found["samples"]["segmo_sceneqa"]
+    answers = {sample["doc"]["question"]: sample["filtered_resps"][0] for sample in samples}
+    metric = found["results"]["segmo_sceneqa"]["exact_match,none"]
+    Path(out).write_text(json.dumps({"answers": answers, "metric": metric}))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+def _questions(found: dict[str, Any]) -> list[str]:
+    return [sample["doc"]["question"] for sample in found["samples"]["segmo_sceneqa"]]
+
+
+def test_sharding_needs_processes() -> None:
+    with pytest.raises(OptionError, match="start several"):
+        SegmoChat(str(MODEL_PATH), device="cpu", shard=True)
+    with pytest.raises(OptionError, match="must be True or False"):
+        SegmoChat(str(MODEL_PATH), device="cpu", shard="yes")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="did you mean 'keep'"):
-        parse_options({"kep": 0.5})
-    assert generation({"temperature": 0, "max_new_tokens": 16}) == {"max_new_tokens": 16, "do_sample": False}
-    assert generation({"temperature": 0.7, "num_beams": 2})["do_sample"] is True
+        SegmoChat(str(MODEL_PATH), device="cpu", kep=0.5)
+
+
+def test_a_task_asks_a_family_in_its_own_way(task: Path) -> None:
+    """Prompts and generation settings of the family's name, as lmms-eval gives them to its own model of it."""
+    text = TASK.format(data=task / "test.jsonl").replace("segmo_sceneqa", "segmo_family")
+    text = text.replace('"{{question}}"', "!function sceneqa_task.to_text")
+    extra = "lmms_eval_specific_kwargs:\n  default:\n    start: which\n  qwen2_5_vl:\n    start: what\n"
+    extra += "model_specific_generation_kwargs:\n  default: {}\n  qwen2_5_vl:\n    max_new_tokens: 3\n"
+    (task / "segmo_family.yaml").write_text(text + extra)
+    seen: list[Any] = []
+    original = SegmoChat._answer
+    try:
+        SegmoChat._answer = lambda self, asked: seen.append(asked) or original(self, asked)  # type: ignore[method-assign]
+        _run(task, tasks="segmo_family", keep=1)
+    finally:
+        SegmoChat._answer = original  # type: ignore[method-assign]
+    assert seen
+    for asked in seen:
+        assert asked.messages[-1]["content"][-1]["text"].startswith("what: which ")
+        assert asked.settings["max_new_tokens"] == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 from transformers import AutoProcessor
 from video_files import noise_shots, write_file
 
-from segmo.errors import PromptError
+from segmo.errors import OptionError, PromptError
+from segmo.integrations.lmms.arguments import family_names, generation, of_family, parse_options, stopped
 from segmo.integrations.lmms.prompts import Sampling, chat_inputs, show
+from segmo.options import Options
 from segmo.sceneqa.model import MODEL_PATH
 
 
@@ -65,3 +68,49 @@ def test_a_chat_with_a_video(film: str) -> None:
     assert int((inputs["input_ids"] == video).sum()) == 4 * 6
     with pytest.raises(PromptError, match="type 'audio'"):
         chat_inputs(processor, [{"role": "user", "content": [{"type": "audio", "url": "x.wav"}]}], Sampling())
+
+
+def test_model_arguments_are_segmos_options() -> None:
+    assert parse_options({"keep": 1, "use_cache": True}).segments == 1
+    assert parse_options({"keep": 1, "segments": "equal:4"}).segments == "equal:4"
+    assert parse_options({"keep": 0.25}).segments == "scene"
+    with pytest.raises(OptionError, match="did you mean 'keep'"):
+        parse_options({"kep": 0.5})
+    assert generation({"temperature": 0, "max_new_tokens": 16}) == {"max_new_tokens": 16, "do_sample": False}
+    assert generation({"temperature": 0.7, "num_beams": 2})["do_sample"] is True
+
+
+def test_texts_of_a_command_line_are_understood() -> None:
+    """lmms-eval leaves quotes and brackets as they are."""
+    found = parse_options({"disable": '"trim-last-layer, reuse-buffers"', "pipeline": "'select-tokens'"})
+    assert found.disable == ("trim-last-layer", "reuse-buffers")
+    assert found.pipeline == "select-tokens"
+    assert parse_options({"disable": "[trim-last-layer]"}).disable == ("trim-last-layer",)
+    for name in (field.name for field in dataclasses.fields(Options)):
+        default = getattr(Options(), name)
+        assert getattr(parse_options({name: default}), name) == default
+
+
+@pytest.mark.parametrize(
+    ("until", "expected"),
+    [
+        (["\n\n"], "One.\n\nTwo. END three"),
+        ("\n\n", "One.\n\nTwo. END three"),
+        (["\n\n", "END"], "One.\n\nTwo. "),
+        ("END", "One.\n\nTwo. "),
+        ([""], "One.\n\nTwo. END three"),
+        (None, "One.\n\nTwo. END three"),
+        (["Two", "One"], ""),
+    ],
+)
+def test_the_separator_of_examples_is_no_stop(until: Any, expected: str) -> None:
+    assert stopped("One.\n\nTwo. END three", until) == expected
+
+
+def test_settings_of_a_family() -> None:
+    names = family_names("qwen3_vl_moe")
+    assert of_family({"default": {"a": 1}, "qwen3_vl": {"a": 2}}, names) == {"a": 2}
+    assert of_family({"segmo": {"a": 3}, "qwen3_vl": {"a": 2}}, names) == {"a": 3}
+    assert of_family({"default": {"a": 1}, "qwen_vl": {"a": 2}}, names) is None
+    assert of_family({"llava_hf": {"a": 4}}, family_names("llava_onevision")) == {"a": 4}
+    assert of_family(None, names) is None

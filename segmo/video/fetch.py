@@ -40,7 +40,7 @@ def fetch(
     """
     source = as_source(source)
     index = build_index(source) if index is None else index
-    picture = Picture(size or fitted(*index.size, max_pixels))
+    picture = Picture(size or fitted(*index.size, max_pixels), index.stored, index.transfer)
     frames: list[NDArray[np.uint8]] = []
     for start, wanted in _stretches(index, seconds):
         found = _shown_at(source, index, start, wanted, picture)

@@ -112,7 +112,8 @@ def _first(source: File, number: int) -> tuple[float | None, dict[str, Any]]:
         for frame in decoded_frames(container, stream, Damage()):
             stamp = None if frame.pts is None else float(frame.pts * frame.time_base)
             size = shown_size(frame, stream.sample_aspect_ratio)
-            return stamp, {"size": size, "stored": (frame.width, frame.height)}
+            transfer = int(stream.codec_context.color_trc)
+            return stamp, {"size": size, "stored": (frame.width, frame.height), "transfer": transfer}
     raise stage_error(source, "has no frame that can be decoded")
 
 

@@ -80,14 +80,15 @@ class Picture:
     Args:
         size: (width, height) of the upright picture.
         stored: (width, height) of the file's first frame.
+        transfer: of the file, where the installed PyAV does not tell that of a frame.
 
     Attributes:
         notes: what was done beyond scaling, in words.
     """
 
-    def __init__(self, size: tuple[int, int], stored: tuple[int, int] | None = None) -> None:
+    def __init__(self, size: tuple[int, int], stored: tuple[int, int] | None = None, transfer: int = 2) -> None:
         self.notes: dict[str, None] = {}
-        self._size, self._stored = size, stored
+        self._size, self._stored, self._transfer = size, stored, transfer
         self._convert: Any = av.video.reformatter.VideoReformatter()
         self._clear: dict[str, bool] = {}
 
@@ -96,7 +97,7 @@ class Picture:
         turn = turn_of(frame)
         width, height = turn.size(*self._size)
         self._look(frame)
-        transfer = getattr(frame, "color_trc", None)
+        transfer = getattr(frame, "color_trc", self._transfer)
         if transfer in TRANSFERS:
             self._note(f"the picture is HDR ({TRANSFERS[transfer]}) and was brought to standard range")
             pixels = standard_range(self._scaled(frame, width, height, "rgb48le"), transfer)

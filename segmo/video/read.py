@@ -82,7 +82,7 @@ def read(
     pictures: list[Picture] = []
 
     def run(span: Span) -> Chunk:
-        pictures.append(Picture(target, index.stored))
+        pictures.append(Picture(target, index.stored, index.transfer))
         return read_chunk(source, index, span, samples, frames, pictures[-1], scenes, step, timeline)
 
     spans = plan_spans(index, len(os.sched_getaffinity(0)) if workers is None else workers, start, end)

@@ -24,6 +24,7 @@ class Index:
         end: seconds at which the last frame ends.
         size: (width, height) of a frame as a player shows it: upright, its pixels square.
         stored: the same as the first frame is stored.
+        transfer: how the file's signal becomes light, by the numbers of ITU-T H.273.
         slack: seconds by which a time may be off, because stamps are rounded.
         seeks: decoding can start at a keyframe. Otherwise the file is decoded from its start.
         counted: a frame's time is that of its number in ``times``, and not by its stamp.
@@ -39,6 +40,7 @@ class Index:
     end: float
     size: tuple[int, int]
     stored: tuple[int, int]
+    transfer: int = 2  # not said
     slack: float = SLACK
     seeks: bool = True
     counted: bool = False

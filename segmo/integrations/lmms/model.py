@@ -5,11 +5,14 @@ This module needs lmms-eval (``pip install 'segmo[lmms]'``); only lmms-eval impo
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from lmms_eval.api.instance import GenerationResult, TokenCounts
 from lmms_eval.api.model import lmms
 from lmms_eval.models.model_utils.gen_metrics import log_metrics
@@ -18,28 +21,26 @@ from rich.progress import track
 
 import segmo
 from segmo.errors import OptionError
+from segmo.integrations.lmms.arguments import family_names, generation, of_family, parse_options, stopped, truth
 from segmo.integrations.lmms.prompts import Sampling, chat_inputs
 from segmo.options import Options
 
-IGNORED = ("max_batch_size", "device_map", "use_cache")  # what lmms-eval passes to every model, or users are used to
+_SHARD = "shard-segments"
 
 
-def parse_options(given: dict[str, Any]) -> Options:
-    """SegMo's options from model arguments.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A prompt on its way to the model."""
 
-    ``keep=1`` without more is the baseline, the model as it is: then ``segments`` is 1 unless it is given too.
-
-    Raises:
-        OptionError: an unknown option, or a wrong value.
-    """
-    options = {name: value for name, value in given.items() if name not in IGNORED}
-    if options.get("keep") == 1 and options.get("frames", 1) == 1:
-        options.setdefault("segments", 1)
-    return Options.parse(options)
+    messages: list[Any]
+    settings: dict[str, Any]
 
 
 class SegmoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
     """A Video LLM that is compiled by SegMo.
+
+    Several processes (``accelerate launch`` or ``torchrun``) share out the requests, as lmms-eval's own models do. With
+    ``shard=True`` they answer each request together instead, its segments spread over them.
 
     Args:
         pretrained: folder (or name) of a model of a known family, with its processor.
@@ -48,6 +49,7 @@ class SegmoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         batch_size: 1; prompts are answered one at a time.
         fps, max_num_frames: how frames are taken from video files.
         system_prompt: put in front of every chat.
+        shard: spread one prompt over all processes.
         **options: SegMo's own, such as ``keep=0.25``; see :class:`segmo.options.Options`.
 
     Raises:
@@ -65,6 +67,7 @@ class SegmoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         fps: float = 2.0,
         max_num_frames: int = 64,
         system_prompt: str | None = None,
+        shard: bool = False,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -72,50 +75,85 @@ class SegmoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
             raise OptionError(
                 f"batch_size={batch_size}: prompts of different lengths are answered one at a time; use 1"
             )
+        self.options = parse_options(options)
+        if self.options.scorer == "external":
+            raise OptionError('scorer="external" takes scores from a program; use "embedding" or "attention"')
+        self.shard = truth("shard", shard)
+        self.sampling = Sampling(float(fps), int(max_num_frames))
+        self.system_prompt = system_prompt
+        self.device = self._join(device)
+        self._load(pretrained, dtype)
+        self._names = family_names(self.model.config.model_type)
+
+    def _join(self, device: str | None) -> torch.device:
+        """Joins the other processes, if there are any; the device of this one."""
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            if self.shard:
+                raise OptionError("shard=True spreads a prompt over processes; start several (accelerate, torchrun)")
+            return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        from accelerate import Accelerator
+
+        self.accelerator = Accelerator()
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        return torch.device(device) if device and device != "cuda" else self.accelerator.device
+
+    def _load(self, pretrained: str, dtype: str) -> None:
         from transformers import AutoModelForImageTextToText, AutoProcessor
 
         auto_model: Any = AutoModelForImageTextToText
         auto_processor: Any = AutoProcessor
-        self.options = parse_options(options)
-        if self.options.scorer == "external":
-            raise OptionError('scorer="external" takes scores from a program; use "embedding" or "attention"')
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.processor = auto_processor.from_pretrained(pretrained)
         self.model = auto_model.from_pretrained(pretrained, dtype=dtype).to(self.device).eval()
-        self.sampling = Sampling(float(fps), int(max_num_frames))
-        self.system_prompt = system_prompt
-        segmo.compile(self.model, **self.options.as_dict())
+        segmo.compile(self.model, **_spread(self.options, self._world_size > 1 and not self.shard).as_dict())
 
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:
         """An answer for each request."""
         found, tokens, seconds = [], 0, 0.0
-        for request in track(requests, description="segmo"):
-            context, to_messages, settings, number, task, split = request.args
-            text, made, took = self._answer(to_messages(self.task_dict[task][split][number]), dict(settings))
+        # As many for every process where they answer together; lmms-eval fills up those that have fewer.
+        for request in track(requests, description="segmo", disable=self._rank != 0):
+            text, made, took = self._answers(self._asked(request))
             tokens, seconds = tokens + made, seconds + took
-            self.cache_hook.add_partial("generate_until", (context, settings), text)
+            self.cache_hook.add_partial("generate_until", (request.args[0], request.args[2]), text)
             found.append(GenerationResult(text=text, token_counts=TokenCounts(output_tokens=made)))
         speed = tokens / seconds if seconds else 0.0
         log_metrics(total_gen_tokens=tokens, total_elapsed_time=seconds, avg_speed=speed)
         return found
 
-    @torch.no_grad()
-    def _answer(self, messages: list[Any], settings: dict[str, Any]) -> tuple[str, int, float]:
-        """The answer, its number of tokens, and the seconds of ``generate``."""
+    def _asked(self, request: Any) -> Asked:
+        """The chat and the generation settings of a request, those of the model's family where the task has some."""
+        _, to_messages, settings, number, task, split = request.args
+        settings = dict(settings)
+        owner = getattr(to_messages, "__self__", None)  # the task
+        if owner is not None:
+            prompts = of_family(getattr(owner, "lmms_eval_specific_kwargs", None), self._names)
+            if prompts is not None:
+                owner.lmms_eval_specific_kwargs = prompts
+            config = getattr(owner, "config", None)
+            settings |= of_family(getattr(config, "model_specific_generation_kwargs", None), self._names) or {}
+        messages = to_messages(self.task_dict[task][split][number])
         if self.system_prompt:
             messages = self._apply_system_prompt(messages, self.system_prompt)
-        chat = ChatMessages(messages=messages).model_dump()["messages"]
-        _, inputs = chat_inputs(self.processor, chat, self.sampling)
+        return Asked(ChatMessages(messages=messages).model_dump()["messages"], settings)
+
+    def _answers(self, own: Asked) -> tuple[str, int, float]:
+        """The answer to this process's prompt; with ``shard``, after all have answered the prompts of each."""
+        if not self.shard:
+            return self._answer(own)
+        everyone: list[Any] = [None] * self._world_size
+        dist.all_gather_object(everyone, own)
+        return [self._answer(asked) for asked in everyone][self._rank]
+
+    @torch.no_grad()
+    def _answer(self, asked: Asked) -> tuple[str, int, float]:
+        """The answer, its number of tokens, and the seconds of ``generate``."""
+        _, inputs = chat_inputs(self.processor, asked.messages, self.sampling)
         inputs = inputs.to(self.device, self.model.dtype)
         start = time.perf_counter()
-        ids = self.model.generate(**inputs, **generation(settings))
+        ids = self.model.generate(**inputs, **generation(asked.settings))
         took = time.perf_counter() - start
         answer = ids[0, inputs["input_ids"].shape[1] :]
         text = str(self.processor.tokenizer.decode(answer, skip_special_tokens=True)).strip()
-        stops = settings.get("until") or []
-        for stop in [stops] if isinstance(stops, str) else stops:
-            text = text.split(stop)[0]
-        return text, len(answer), took
+        return stopped(text, asked.settings.get("until")), len(answer), took
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Not offered: SegMo drops tokens by the question, so the likelihood of a given answer is another model's."""
@@ -126,11 +164,7 @@ class SegmoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         raise NotImplementedError("the model segmo answers one round")
 
 
-def generation(settings: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of ``generate`` from a task's generation settings; greedy unless a temperature is set."""
-    found: dict[str, Any] = {"max_new_tokens": int(settings.get("max_new_tokens", 128)), "do_sample": False}
-    if (settings.get("temperature") or 0) > 0:
-        found.update(do_sample=True, temperature=settings["temperature"], top_p=settings.get("top_p"))
-    if (settings.get("num_beams") or 1) > 1:
-        found["num_beams"] = settings["num_beams"]
-    return found
+def _spread(options: Options, alone: bool) -> Options:
+    """The options of a process that answers prompts by itself, though there are others."""
+    named = options.pipeline is None or _SHARD in options.pipeline
+    return dataclasses.replace(options, disable=(*options.disable, _SHARD)) if alone and named else options
