@@ -9,6 +9,8 @@ segment) that the token belongs to. Short text in front of a frame, such as Qwen
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -67,6 +69,23 @@ def _frame_starts_counted(video_BN: Tensor, run_start_BN: Tensor, cells: int, tr
     return video_BN & (offset_BN % cells == 0) & (offset_BN < framed_BN)
 
 
+def _frame_starts_shared(video_BN: Tensor, run_start_BN: Tensor, frames: Sequence[int] | None) -> Tensor:
+    """A run of video tokens is a frame, or a video that its frames share evenly; the last one takes the rest."""
+    heads = run_start_BN.flatten().nonzero()[:, 0].tolist()
+    if frames is not None and heads and len(heads) != len(frames) and sum(frames) % len(heads) == 0:
+        frames = [sum(frames) // len(heads)] * len(heads)  # frames that were encoded one by one, or runs of one frame
+    if frames is None or len(heads) != len(frames):
+        return run_start_BN
+    ends = (_run_ends(video_BN).flatten().nonzero()[:, 0] + 1).tolist()
+    start_M = torch.zeros_like(video_BN).flatten()
+    for head, end, count in zip(heads, ends, frames, strict=True):
+        cells = (end - head) // count if count > 0 else 0
+        if not cells:
+            return run_start_BN  # what is known of the call is of another video
+        start_M[torch.arange(count, device=start_M.device) * cells + head] = True
+    return start_M.view_as(video_BN)
+
+
 def _between_videos(video_N: Tensor, start_N: Tensor, marks_N: Tensor | None, tagged: bool) -> Tensor:
     """Whether a token stands between two videos, and not between two frames of one, (N,) bool.
 
@@ -115,8 +134,12 @@ def video_layout(
     cells_per_frame: int,
     trailing: int,
     marks_BN: Tensor | None = None,
+    frames: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Frame and cell of every prompt token.
+
+    Without M-RoPE positions and tokens per frame, every run of video tokens is a frame, unless there are as many runs
+    as videos: then each run is shared out among the frames of its video.
 
     Args:
         video_BN: True at video tokens, (B, N) bool.
@@ -124,6 +147,7 @@ def video_layout(
         cells_per_frame: tokens of a frame; read only without ``positions_RBN``.
         trailing: video tokens after a video's last frame; read only without ``positions_RBN``.
         marks_BN: True where a turn of the chat begins or ends, as far as that is known.
+        frames: frames of each video of the batch, in order of the prompt, if they are known before the graph.
 
     Returns:
         ``frame`` (B, N) int64: frame index, ``SINK``, ``TURN`` or ``QUERY``; frames are counted through the whole row.
@@ -139,16 +163,15 @@ def video_layout(
             "keeps the same number of tokens in every row: run such prompts one at a time"
         )
     run_start_BN = video_BN & ~torch.nn.functional.pad(video_BN[:, :-1], (1, 0))
-    if positions_RBN is None and not cells_per_frame:
-        start_BN = run_start_BN  # every run of video tokens is a frame
-    elif positions_RBN is not None:
+    if positions_RBN is not None:
         start_BN = _frame_starts_mrope(video_BN, run_start_BN, positions_RBN)
-    else:
+    elif cells_per_frame:
         start_BN = _frame_starts_counted(video_BN, run_start_BN, cells_per_frame, trailing)
+    else:
+        start_BN = _frame_starts_shared(video_BN, run_start_BN, frames)
+    tagged = positions_RBN is not None or not cells_per_frame
     between = [
-        _between_videos(
-            video_BN[row], start_BN[row], None if marks_BN is None else marks_BN[row], positions_RBN is not None
-        )
+        _between_videos(video_BN[row], start_BN[row], None if marks_BN is None else marks_BN[row], tagged)
         for row in range(video_BN.shape[0])
     ]
     return roles(video_BN, start_BN, torch.stack(between))

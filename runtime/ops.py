@@ -32,6 +32,7 @@ from segmo.runtime.kernels import scan as generated_scan
 from segmo.runtime.kernels.render import render
 from segmo.runtime.lowering import kernel_name, runs_generated
 from segmo.runtime.register import one_dtype, operator
+from segmo.runtime.videos import current_frames
 
 
 @operator("valid_tokens")
@@ -99,7 +100,7 @@ def video_layout(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`segmo.runtime.layout.video_layout`; ``chat`` is :class:`segmo.runtime.question.ChatTokens` as text."""
     marks_BN = None if ids_BN is None else question.turn_marks(ids_BN, question.ChatTokens.parse(chat))
-    return layout.video_layout(video_BN, positions_RBN, cells_per_frame, trailing, marks_BN)
+    return layout.video_layout(video_BN, positions_RBN, cells_per_frame, trailing, marks_BN, current_frames())
 
 
 @video_layout.register_fake

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from segmo.api import compile, uncompile  # noqa: A004  # the name that torch uses too
     from segmo.compiler.launch import launched
     from segmo.errors import SegMoError
+    from segmo.families import describe
     from segmo.memory.live import LiveAnswer, live
     from segmo.memory.memory import Memory, watch
     from segmo.options import Options
@@ -54,6 +55,7 @@ __all__ = [
     "SegMoError",
     "collect_reports",
     "compile",
+    "describe",
     "external_scores",
     "last_report",
     "launched",
@@ -67,6 +69,7 @@ __all__ = [
 # Imported on first use, so that "import segmo" does not import torch.
 _HOMES = {
     "compile": "segmo.api",
+    "describe": "segmo.families",
     "uncompile": "segmo.api",
     "SegMoError": "segmo.errors",
     "LiveAnswer": "segmo.memory.live",

@@ -12,6 +12,7 @@ from segmo.commands.calibrate import calibrate
 from segmo.commands.demo import demo
 from segmo.commands.doctor import doctor
 from segmo.commands.eval import evaluate
+from segmo.commands.families import families
 from segmo.commands.frames import frames
 from segmo.commands.inspect import inspect
 from segmo.commands.kernels import kernels
@@ -38,7 +39,7 @@ def _program(
     """SegMo makes prefill of Video LLMs fast on long video."""
 
 
-for command in (run, frames, demo, inspect, kernels, calibrate, plan, simulate, doctor):
+for command in (run, frames, demo, inspect, families, kernels, calibrate, plan, simulate, doctor):
     app.command()(command)
 app.command("eval")(evaluate)
 

@@ -7,9 +7,13 @@ more than can be inferred; any other model that takes video is described by :fun
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from segmo.errors import OptionError
+
+_Model = TypeVar("_Model", bound=object)
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ _PLACEHOLDERS = ("video_token_id", "video_token_index", "image_token_id", "image
 
 def takes_video(model: object) -> bool:
     """Whether a model generates text from a prompt that its own vision encoder's features enter."""
-    if family_of(model) is not None:
+    if family_of(model) is not None or description_of(model).placeholder is not None:
         return True
     can_generate = getattr(type(model), "can_generate", None)
     if can_generate is None or not can_generate():
@@ -83,6 +87,61 @@ def takes_video(model: object) -> bool:
     return any(hasattr(part, name) for part in parts for name in _ENCODERS) or any(
         getattr(config, name, None) is not None for name in _PLACEHOLDERS
     )
+
+
+@dataclass(frozen=True)
+class Description:
+    """What :func:`describe` was told of a model.
+
+    Attributes:
+        frames: of each video of a call: one number for all, one for each, or a function of the call's arguments.
+        placeholder: id of the token that a video's features take the place of.
+    """
+
+    frames: int | Sequence[int] | Callable[[Mapping[str, Any]], Sequence[int]] | None = None
+    placeholder: int | None = None
+
+
+_TOLD = "_segmo_description"  # attribute of a model
+
+
+def describe(
+    model: _Model,
+    *,
+    frames: int | Sequence[int] | Callable[[Mapping[str, Any]], Sequence[int]] | None = None,
+    placeholder: int | None = None,
+) -> _Model:
+    """Says of a model what SegMo cannot infer: how many frames its videos have, and which token stands for them.
+
+    Most models need none of it. It is for models whose prompt is one row of 1-D tokens for a whole video and whose call
+    does not tell the number of frames, and for models whose config names no placeholder.
+
+    Args:
+        model: a Video LLM, transformers' or the user's own; call this before :func:`segmo.compile`.
+        frames: of each video of a call: one number for all, one for each, or a function of the call's arguments.
+        placeholder: id of the token that a video's features take the place of.
+
+    Returns:
+        The same model.
+
+    Raises:
+        OptionError: a number that is not positive, or nothing was said.
+    """
+    numbers = [frames] if isinstance(frames, int) else [] if frames is None or callable(frames) else list(frames)
+    if any(not isinstance(number, int) or number < 1 for number in numbers):
+        raise OptionError(f"frames is {frames!r}; it must be a number of frames, one for each video, or a function")
+    if placeholder is not None and (not isinstance(placeholder, int) or placeholder < 0):
+        raise OptionError(f"placeholder is {placeholder!r}; it must be the id of a token")
+    if frames is None and placeholder is None:
+        raise OptionError("say something of the model: describe(model, frames=..., placeholder=...)")
+    vars(model)[_TOLD] = Description(frames, placeholder)
+    return model
+
+
+def description_of(model: object) -> Description:
+    """What was said of a model; nothing, if nothing was."""
+    found = vars(model).get(_TOLD) if hasattr(model, "__dict__") else None
+    return found if isinstance(found, Description) else Description()
 
 
 def family_of(model: object) -> Family | None:

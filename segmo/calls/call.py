@@ -13,6 +13,7 @@ from segmo.calls.attention import attention_of
 from segmo.calls.hooks import Hooks
 from segmo.calls.inputs import by_name, encoded, joined
 from segmo.calls.length import warn_if_too_long
+from segmo.calls.videos import frames_of
 from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit
 from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
 from segmo.compiler.capture import called
@@ -20,6 +21,7 @@ from segmo.errors import CompileError, SegMoError
 from segmo.options import Options
 from segmo.runtime.cuts import call_and_mark
 from segmo.runtime.distributed.session import check_dealt, memory_explained, words_known
+from segmo.runtime.videos import frames_known
 from segmo.upstream.encoder import FrameEncoder, encoding
 from segmo.upstream.prompt import prompt_known
 
@@ -66,7 +68,8 @@ class Call:
         with called(self.model, self.notes), plain_errors(), memory_explained(self.options.ranks):
             inputs = self.before(named)
             warn_if_too_long(self.model, inputs)
-            with self.sizes(inputs), words_known(inputs.get("input_ids")):
+            frames = frames_of(self.model, {**inputs, **named})
+            with self.sizes(inputs), words_known(inputs.get("input_ids")), frames_known(frames):
                 result = self.hooks.call(self._marked, inputs)
             self.after(inputs, result)
             return result

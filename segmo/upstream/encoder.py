@@ -20,7 +20,8 @@ from torch.fx import GraphModule
 
 from segmo.compiler.capture import calling_line
 from segmo.compiler.chat import chat_of
-from segmo.families import family_of
+from segmo.errors import OptionError
+from segmo.families import Family, family_for
 from segmo.options import Options
 from segmo.passes.analyse import Facts
 from segmo.passes.pipeline import build_pass
@@ -43,12 +44,27 @@ NAME = "get_video_features"
 SCENES_PER_FRAME = 2
 
 
+def chooses_frames_of(model: Any, family: Family) -> bool:
+    """Whether frames can be told apart in what goes into a model's vision encoder and in what comes out."""
+    encode = getattr(model.base_model, NAME, None)
+    own = getattr(model.config, "video_token_id", None) or getattr(model.config, "video_token_index", None)
+    if encode is None or own is None:
+        return False
+    patches = "video_grid_thw" in inspect.signature(encode).parameters
+    merges = isinstance(getattr(model.config.vision_config, "spatial_merge_size", None), int)
+    return merges if patches else family.cells_per_frame is not None
+
+
 class FrameEncoder:
     """What stands in front of one model's vision encoder."""
 
     def __init__(self, model: Any, options: Options) -> None:
-        family = family_of(model)
-        assert family is not None
+        family = family_for(model.config)
+        if not chooses_frames_of(model, family):
+            raise OptionError(
+                f"frames={options.frames:g}: SegMo cannot tell which rows of a {family.model_type!r} video belong to "
+                "which frame in front of its vision encoder; set frames=1"
+            )
         self.model = model
         self.options = options
         self.tower = Tower(model, family)

@@ -1,0 +1,98 @@
+"""Frames and cells without a family's own rule: from the call, from what was said of the model, and from the prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from test_every_family import AS_IT_IS, NO_SEGMENTS
+from typer.testing import CliRunner
+from video_families import FAMILIES, build, prompt
+
+import segmo
+from segmo.calls.videos import frames_of
+from segmo.cli import app
+from segmo.errors import OptionError
+from segmo.inspection.support import TESTED, families, markdown
+from segmo.runtime.layout import video_layout
+
+ONE_RUN = ("llava_next_video", "video_llava", "perception_lm")  # 1-D positions, a video is one run of tokens
+
+
+@given(
+    videos=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(0, 1)), min_size=1, max_size=3),
+)
+def test_a_run_is_shared_out_among_the_frames_of_its_video(videos: list[tuple[int, int, int]]) -> None:
+    row, frame, cell, start = [False], [-1], [-1], 0
+    for at, (count, cells, rest) in enumerate(videos):
+        rest = rest if cells > 1 or count > 1 else 0
+        row += [True] * (count * cells + rest * (count > 1))
+        for number in range(count):
+            size = cells + (rest if number == count - 1 and count > 1 else 0)
+            frame += [start + number] * size
+            cell += range(size)
+        start += count
+        row += [False] * 30
+        frame += [-3 if at < len(videos) - 1 else -2] * 30
+        cell += [-1] * 30
+    frame_BN, cell_BN = video_layout(torch.tensor([row]), None, 0, 0, None, [count for count, _, _ in videos])
+    assert frame_BN.tolist() == [frame]
+    assert cell_BN.tolist() == [cell]
+
+
+def test_runs_that_are_frames_stay_frames_and_their_tags_stay_with_them() -> None:
+    row = [False] * 3 + [False, False, True, True, True] * 4 + [False] * 2
+    for known in (None, [4], [2, 2]):
+        frame_BN, _ = video_layout(torch.tensor([row]), None, 0, 0, None, known)
+        assert frame_BN[0, 3:].tolist() == [-1, -1, 0, 0, 0, *[1] * 5, *[2] * 5, *[3] * 5, -2, -2]
+
+
+@pytest.mark.parametrize("family", ONE_RUN)
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_frames_are_told_before_the_graph(family: str) -> None:
+    model, frames = build(family), 6
+    inputs = prompt(family, frames)
+    segmo.compile(model, keep=0.5, segments=1)
+    with torch.no_grad():
+        model.generate(**inputs, max_new_tokens=1, do_sample=False)
+    prefill: Any = segmo.last_report().prefill
+    video = prefill.cell[0] >= 0
+    assert int(prefill.frame[0, video].max()) == frames - 1
+    sizes = prefill.frame[0, video].bincount()
+    assert (sizes == int(video.sum()) // frames).all()
+
+
+def test_what_was_said_of_a_model_comes_first() -> None:
+    model = torch.nn.Linear(1, 1)
+    assert frames_of(model, {"video_grid_thw": torch.tensor([[3, 4, 4], [2, 4, 4]])}) == [3, 2]
+    assert frames_of(model, {"pixel_values_videos": torch.zeros(2, 5, 3, 4, 4)}) == [5, 5]
+    rows = SimpleNamespace(last_hidden_state=torch.zeros(6, 4, 8), pooler_output=torch.zeros(2, 12, 8))
+    assert frames_of(model, {"mm_encoder_outputs": {"video": rows}}) == [3, 3]
+    assert frames_of(model, {}) is None
+    assert segmo.describe(model, frames=4) is model
+    assert frames_of(model, {"video_grid_thw": torch.tensor([[3, 4, 4]])}) == [4]
+    segmo.describe(model, frames=lambda call: [len(call["clips"])])
+    assert frames_of(model, {"clips": [1, 2]}) == [2]
+
+
+@pytest.mark.parametrize("said", [{}, {"frames": 0}, {"frames": [2, -1]}, {"placeholder": "<video>"}])
+def test_a_description_that_says_nothing_is_refused(said: dict[str, Any]) -> None:
+    with pytest.raises(OptionError):
+        segmo.describe(torch.nn.Linear(1, 1), **said)
+
+
+def test_the_table_is_what_the_tests_run() -> None:
+    rows = {row.family: row for row in families()}
+    assert set(rows) == set(FAMILIES)
+    assert {name for name, row in rows.items() if row.cas != TESTED} == set(AS_IT_IS)
+    assert {name for name, row in rows.items() if row.lsp != TESTED} == {*AS_IT_IS, *NO_SEGMENTS}
+    page = Path(__file__).parent.parent / "docs" / "families.md"
+    assert page.read_text(encoding="utf-8") == markdown(), "segmo families --markdown > docs/families.md"
+    shown = CliRunner().invoke(app, ["families"])
+    assert shown.exit_code == 0
+    assert "qwen3_5" in shown.output
