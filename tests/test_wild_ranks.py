@@ -71,7 +71,8 @@ def sharded_weights(rank: int, world: int) -> Any:
     for layer in model.model.language_model.layers:
         fully_shard(layer)
     segmo.compile(model, keep=0.5, segments=2)
-    return generate(model, rank)
+    with pytest.warns(UserWarning, match="left a prefill graph as it was"):
+        return generate(model, rank)
 
 
 def no_group(rank: int, world: int) -> str:
@@ -106,9 +107,9 @@ def test_prompts_of_their_own_with_ranks_are_an_error_that_names_the_option(crew
         assert "option ranks" in str(error)
 
 
-def test_sharded_weights_change_no_answer(crew: Crew) -> None:
+def test_sharded_weights_run_as_the_model_was_and_that_is_said(crew: Crew) -> None:
     for rank, ids in enumerate(crew.run(sharded_weights)):
-        assert torch.equal(ids, generate(compiled(), rank))
+        assert torch.equal(ids, generate(build("qwen2_vl"), rank))
 
 
 def test_what_is_no_group_is_refused(crew: Crew) -> None:
