@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
+from segmo.compat.groups import FileStore
 from segmo.runtime.cost.device import Device
 from segmo.runtime.distributed.ranks import Ranks
 
@@ -41,7 +42,7 @@ def measure_link(ranks: Ranks, device: torch.device) -> tuple[float, float]:
 def _pair(rank: int, folder: str, kind: str) -> None:
     cuda = kind == "cuda"
     device = torch.device("cuda", rank) if cuda else torch.device("cpu")
-    store = dist.FileStore(f"{folder}/store", 2)
+    store = FileStore(f"{folder}/store", 2)
     backend = "nccl" if cuda else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=2, timeout=timedelta(minutes=10))
     latency, rate = measure_link(Ranks.of(), device)

@@ -17,11 +17,10 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import Store
 from torch.distributed import _functional_collectives as collectives
 from torch.distributed.device_mesh import DeviceMesh
 
-from segmo.compat.groups import default_store, group_of
+from segmo.compat.groups import Store, default_store, group_of
 from segmo.errors import OptionError, RankError
 
 _Result = TypeVar("_Result")

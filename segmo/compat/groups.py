@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch.distributed.distributed_c10d as c10d
-from torch._C._distributed_c10d import PrefixStore, ProcessGroup, Store, _resolve_process_group
+from torch._C._distributed_c10d import FileStore, PrefixStore, ProcessGroup, Store, _resolve_process_group
+
+__all__ = ["FileStore", "ProcessGroup", "Store", "default_store", "fits", "group_of"]
 
 WHAT = "torch.distributed's _resolve_process_group and _get_default_store"
 VERSIONS = "torch 2.11 to 2.15; a name has a type of its own from 2.10 on, and is a str before"
@@ -15,7 +19,7 @@ def group_of(name: str) -> ProcessGroup:
     Raises:
         RuntimeError: there is none.
     """
-    typed = getattr(c10d, "GroupName", str)
+    typed: Any = getattr(c10d, "GroupName", str)
     return _resolve_process_group(typed(name))
 
 
