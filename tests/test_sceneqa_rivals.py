@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from rivals.diversity import cdpruner, echoprune, greedy_determinant, vidcom2
 from rivals.fastvid import ANCHOR_WEIGHT, fastvid, segment_starts
-from rivals.selectors import evs, random_tokens, uniform_frames
+from rivals.selectors import evs, last_frames, random_tokens, uniform_frames
 
 keeps = st.sampled_from([0.5, 0.25, 0.125, 0.0625])
 shapes = st.tuples(st.integers(16, 60), st.integers(2, 9), st.integers(0, 1000))
@@ -25,7 +26,14 @@ def test_kept_tokens_are_distinct_ascending_and_as_many_as_the_budget(shape: tup
     features = _features(shape)
     total = shape[0] * shape[1]
     saliency = torch.rand(shape[0], shape[1], generator=torch.Generator().manual_seed(1))
-    for kept in (random_tokens(features, keep, 3), fastvid(features, saliency, keep)[0]):
+    question = torch.randn(4, 8, generator=torch.Generator().manual_seed(2))
+    for kept in (
+        random_tokens(features, keep, 3),
+        fastvid(features, saliency, keep)[0],
+        vidcom2(features, keep, 0),
+        cdpruner(features, question, keep),
+        echoprune(features, question, keep),
+    ):
         assert kept.tolist() == sorted(set(kept.tolist()))
         assert len(kept) == math.floor(keep * total)
     kept = evs(features, keep, 0)
@@ -76,3 +84,35 @@ def test_fastvid_budget_follows_segment_length(keep: float) -> None:
     kept, _ = fastvid(torch.cat([long, short]) + noise, torch.rand(32, 4), keep)
     share = float((kept < 24 * 4).float().mean())
     assert abs(share - 0.75) < 0.1
+
+
+def test_last_frames_are_the_last_ones() -> None:
+    assert last_frames(torch.zeros(16, 2, 4), 0.25, 0).tolist() == list(range(24, 32))
+
+
+def test_the_greedy_determinant_takes_the_largest_at_every_step() -> None:
+    features = torch.randn(9, 12, generator=torch.Generator().manual_seed(0)).double()
+    kernel, taken = features @ features.T, []
+    for _ in range(4):
+        left = [n for n in range(9) if n not in taken]
+        taken.append(max(left, key=lambda n: float(torch.linalg.det(kernel[[*taken, n]][:, [*taken, n]]))))
+    assert greedy_determinant(kernel, 4).tolist() == sorted(taken)
+
+
+def test_cdpruner_takes_what_is_asked_for_and_each_thing_once() -> None:
+    features = torch.eye(6)[[0, 0, 1, 1, 2, 2, 3, 3]].reshape(4, 2, 6)
+    kept = cdpruner(features, torch.eye(6)[[1, 2]], 0.25)
+    assert len({int(n) // 2 for n in kept}) == 2
+    assert {int(n) // 2 for n in kept} == {1, 2}
+
+
+def test_echoprune_drops_what_the_frame_before_says_in_another_place() -> None:
+    features = torch.eye(8)[[0, 1, 2, 1, 2, 0, 2, 0, 5]].reshape(3, 3, 8)
+    assert echoprune(features, torch.zeros(1, 8), 4 / 9).tolist() == [0, 1, 2, 8]
+
+
+def test_vidcom2_gives_more_to_the_frame_that_is_unlike_the_video() -> None:
+    features = torch.eye(6)[[0] * 20].reshape(5, 4, 6).clone()
+    features[2] = torch.eye(6)[[2, 3, 4, 5]]
+    kept = vidcom2(features, 0.25, 0)
+    assert ((kept >= 8) & (kept < 12)).sum() >= 2

@@ -22,6 +22,13 @@ def uniform_frames(features_FCH: Tensor, keep: float, seed: int) -> Tensor:
     return (chosen[:, None] * cells + torch.arange(cells)).flatten()
 
 
+def last_frames(features_FCH: Tensor, keep: float, seed: int) -> Tensor:
+    """The last ``floor(keep * F)`` frames, whole: what a streaming method must beat."""
+    frames, cells, _ = features_FCH.shape
+    count = max(1, math.floor(keep * frames))
+    return torch.arange((frames - count) * cells, frames * cells)
+
+
 def random_tokens(features_FCH: Tensor, keep: float, seed: int) -> Tensor:
     """``floor(keep * F * C)`` tokens, each as likely as any other."""
     total = features_FCH.shape[0] * features_FCH.shape[1]
