@@ -16,6 +16,7 @@ from segmo.commands.families import families
 from segmo.commands.frames import frames
 from segmo.commands.inspect import inspect
 from segmo.commands.kernels import kernels
+from segmo.commands.memory import ask, chat, watch
 from segmo.commands.plan import plan
 from segmo.commands.run import run
 from segmo.commands.simulate import simulate
@@ -39,7 +40,7 @@ def _program(
     """SegMo makes prefill of Video LLMs fast on long video."""
 
 
-for command in (run, frames, demo, inspect, families, kernels, calibrate, plan, simulate, doctor):
+for command in (run, frames, demo, inspect, families, kernels, calibrate, plan, simulate, doctor, watch, ask, chat):
     app.command()(command)
 app.command("eval")(evaluate)
 

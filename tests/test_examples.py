@@ -33,7 +33,7 @@ def example(name: str) -> ModuleType:
 
 
 def test_every_example_is_here_or_has_a_test_of_its_own() -> None:
-    tested = {"generate", "families", "custom_scorer", "custom_pass", "inspecting", "two_ranks"}
+    tested = {"generate", "families", "custom_scorer", "custom_pass", "inspecting", "two_ranks", "memory"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -92,3 +92,9 @@ def test_the_custom_pass_changes_no_number_and_touches_nothing_strided() -> None
     again_record = run_pipeline(gm, Facts("other"), Options(), [drop]).records[0]
     assert again_record.matches == 0
     assert again_record.misses[0].reason == "no reshape is followed by contiguous()"
+
+
+def test_one_memory_answers_several_questions(capsys: pytest.CaptureFixture[str]) -> None:
+    found = example("memory").main(questions=3)
+    assert sum(answer == right for _, answer, right in found) >= 2
+    assert "from disk: {" in capsys.readouterr().out

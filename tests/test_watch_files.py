@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -231,6 +234,28 @@ def test_a_save_that_is_broken_off_leaves_the_old_memory(
     memory.save(tmp_path)
     assert segmo.Memory.load(model, tmp_path).summary() == memory.summary()
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_process_that_is_killed_leaves_a_whole_memory(loaded: dict[str, Loaded], tmp_path: Path) -> None:
+    model, processor = loaded["qwen2_vl"]
+    keep_out = tmp_path / "model.safetensors"
+    keep_out.write_text("not a memory's")
+    segmo.watch(model, processor, frames_of(2), place="disk", folder=tmp_path)
+    for round_number in range(3):
+        child = os.fork()
+        if child == 0:
+            memory = segmo.Memory.load(model, tmp_path, processor, place="disk")
+            for seed in range(1000):
+                memory.extend(frames_of(1, seed=seed))
+            os._exit(0)
+        time.sleep(0.5 + 0.17 * round_number)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        back = segmo.Memory.load(model, tmp_path, processor, place="disk")
+        summary = back.summary()
+        assert summary["held_video_tokens"] == summary["video_tokens"] == 16 * summary["frames"]
+        assert back.ask("What?", max_new_tokens=1) is not None
+    assert keep_out.exists()
 
 
 def test_a_camera_is_asked_now_and_then(loaded: dict[str, Loaded]) -> None:

@@ -24,11 +24,12 @@ from shared import answer_full_shared
 from torch import Tensor
 
 from segmo.sceneqa.evaluate import build_set, evaluate, time_methods
-from segmo.sceneqa.methods import Method, answer_full, both_method, cas_method, lsp_method
+from segmo.sceneqa.methods import Method, answer_full, both_method, cas_method, lsp_method, memory_method
 from segmo.sceneqa.model import MODEL_PATH, load_model
 from segmo.sceneqa.task import DIFFICULTIES, make_sample
 
 BUDGETS = (0.5, 0.25, 0.125, 0.0625)
+MEMORY_BUDGETS = (0.25, 0.125, 0.0625, 0.03125)  # of a video that was watched once
 SEGMENTS = (2, 4, 8)
 # Questions about a video; few digits of a video are shown once, so of *order* all there are (a pair in both orders).
 PER_KIND = {"retrieve": 4, "moment": 4, "order": 10, "count": 4, "cross-scene": 4}
@@ -52,7 +53,8 @@ def segmo_methods() -> list[Method]:
         both_method(0.25, "CAS+LSP, heads alone", tails=0),
         both_method(0.25, "CAS+LSP, tails alone", context=0),
     ]
-    return [*found, lsp_method("scene", False), lsp_method("scene", True)]
+    found += [lsp_method("scene", False), lsp_method("scene", True)]
+    return [*found, both_method(MEMORY_BUDGETS[-1]), *(memory_method(keep) for keep in MEMORY_BUDGETS)]
 
 
 def all_methods(saliency: Mapping[int, Tensor]) -> list[Method]:

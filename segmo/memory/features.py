@@ -11,22 +11,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-PIXELS, GRID = "pixel_values_videos", "video_grid_thw"
+PIXELS, GRID, ENCODED = "pixel_values_videos", "video_grid_thw", "mm_encoder_outputs"
 PATCHES = 8192  # patches that are encoded at a time, at most, unless a single frame has more
 FRAMES = 8  # frames that are encoded at a time where they are not cut into patches beforehand
 
 
 @torch.no_grad()
-def encode(model: Any, pixels: Mapping[str, Tensor], trailing: int) -> tuple[Tensor, list[Tensor]]:
+def encode(model: Any, pixels: Mapping[str, Any], trailing: int) -> tuple[Tensor, list[Tensor]]:
     """Features (V, H) of frames, and those of the same shape that are added again in the first layers.
 
     The encoders of all known families treat frames apart from each other, so parts give what the whole gives.
 
     Args:
         model: of a known family.
-        pixels: of one video, as its processor makes them.
+        pixels: of one video, as its processor makes them, or what the vision encoder made of them.
         trailing: features that a family puts behind a video; they come once, at the end.
     """
+    if ENCODED in pixels:
+        output = pixels[ENCODED]["video"]
+        return _rows(output.pooler_output), [
+            _rows(layer) for layer in getattr(output, "deepstack_features", None) or ()
+        ]
     features: list[Tensor] = []
     layers: list[list[Tensor]] = []
     for part in _parts(pixels):
@@ -43,7 +48,7 @@ def _rows(features: Any) -> Tensor:
     return features.flatten(0, -2) if isinstance(features, Tensor) else torch.cat(tuple(features))
 
 
-def _parts(pixels: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+def _parts(pixels: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
     grid = pixels.get(GRID)
     if grid is None:  # (1, F, channels, height, width)
         for part in pixels[PIXELS].split(FRAMES, dim=1):

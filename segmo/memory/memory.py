@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,20 @@ Video = str | Path | NDArray[np.uint8] | Tensor | Mapping[str, Any]
 Question = str | Sequence[int] | Tensor
 
 
+@dataclass(frozen=True)
+class Glance:
+    """A scene that an answer looked at.
+
+    Attributes:
+        start, end: seconds of the video.
+        tokens: of the scene that the question saw.
+    """
+
+    start: float
+    end: float
+    tokens: int
+
+
 class Memory:
     """A video's keys and values, and a conversation about it. Made by :func:`watch` and :meth:`load`.
 
@@ -44,7 +58,7 @@ class Memory:
     Attributes:
         model, processor: of transformers; the processor may be None where prompts come as ids.
         options: how it was watched.
-        turns: of the conversation so far.
+        looked: scenes that the last question of :meth:`ask` saw something of, in order; of the first one in a batch.
     """
 
     def __init__(self, model: Any, processor: Any, options: MemoryOptions, fps: float) -> None:
@@ -57,6 +71,7 @@ class Memory:
         self.talk = Conversation()
         self._weights = versions(model)
         self._surveyed: Survey | None = None
+        self.looked: tuple[Glance, ...] = ()
         self.identity: dict[str, Any] | None = None
 
     # watching
@@ -166,25 +181,33 @@ class Memory:
             PromptError: the question is empty or holds the model's video token.
         """
         options = self.options.question(keep=keep, balance=balance)
-        several = isinstance(question, (list, tuple)) and bool(question) and isinstance(question[0], str)
-        questions: list[Any] = list(question) if several else [question]
+        several = _are_several(question)
         with self.lock:
-            self._check_weights()
-            asked = level([self.talk.follow(self, each) for each in questions])
-            seen = [look(self.model, self._survey(), turn.words, options) for turn in asked]
-            inputs = self._inputs(asked, seen)
+            asked, seen, inputs = self._asked(self.talk, question, options)
+            self.looked = self._glances(seen[0])
         return self.talk.answer(self, asked, seen, inputs, generation, several)
 
-    def inputs(self, question: Question, keep: float | None = None, balance: float | None = None) -> dict[str, Any]:
-        """Arguments of the model's ``generate`` for one question behind the video, without the conversation.
+    def inputs(
+        self, question: Question | Sequence[Question], keep: float | None = None, balance: float | None = None
+    ) -> dict[str, Any]:
+        """Arguments of the model's ``generate`` for a question behind the video, or for several in one batch.
 
-        What comes before the question in ``input_ids`` are the tokens that it sees, as many as the cache holds.
+        They stand without the conversation. What comes before the question in ``input_ids`` are the tokens that it
+        sees, as many as the cache holds.
         """
         options = self.options.question(keep=keep, balance=balance)
         with self.lock:
-            self._check_weights()
-            turn = Conversation().follow(self, question)
-            return self._inputs([turn], [look(self.model, self._survey(), turn.words, options)])
+            return self._asked(Conversation(), question, options)[2]
+
+    def _asked(
+        self, talk: Conversation, question: Any, options: Options
+    ) -> tuple[list[Turn], list[Seen], dict[str, Any]]:
+        """Questions behind a conversation, what each sees, and arguments of ``generate``."""
+        self._check_weights()
+        questions = list(question) if _are_several(question) else [question]
+        asked = level([talk.follow(self, each) for each in questions])
+        seen = [look(self.model, self._survey(), turn.words, options) for turn in asked]
+        return asked, seen, self._inputs(asked, seen)
 
     def cache(self, question: Question, keep: float | None = None, balance: float | None = None) -> MemoryCache:
         """What a question sees, as a cache for ``model.generate(**inputs, past_key_values=memory.cache(question))``.
@@ -237,6 +260,14 @@ class Memory:
     def turns(self) -> tuple[Message, ...]:
         """The conversation so far, as for a processor's chat template."""
         return tuple(self.talk.turns)
+
+    def _glances(self, seen: Seen) -> tuple[Glance, ...]:
+        seconds = [*self.watcher.seconds, self.watcher.seconds[-1] + self.watcher.each]
+        ends = [*self._survey().starts.tolist()[1:], len(seconds) - 1]
+        end_of = dict(zip(self._survey().starts.tolist(), ends, strict=True))
+        return tuple(
+            Glance(seconds[start], seconds[end_of[start]], count) for start, count in seen.scenes.items() if count
+        )
 
     def _survey(self) -> Survey:
         """What all questions have in common; found once until the video goes on."""
@@ -311,6 +342,11 @@ class Memory:
             f"Memory({known['seconds']:.1f} s of video, {known['held_video_tokens']:,} of {known['video_tokens']:,} "
             f"video tokens in {known['segments']} segments, {known['bytes'] / 1e6:.1f} MB on {known['place']})"
         )
+
+
+def _are_several(question: Any) -> bool:
+    """Whether these are questions, and not one as text or as ids."""
+    return isinstance(question, (list, tuple)) and bool(question) and not isinstance(question[0], int)
 
 
 def watch(

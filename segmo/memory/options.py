@@ -43,7 +43,7 @@ class MemoryOptions:
                 )
         if self.options.scorer == "attention":
             raise OptionError('a memory takes scorer="embedding" or scorer="external", not "attention"')
-        if not (isinstance(self.watch_keep, (int, float)) and 0 < self.watch_keep <= 1):
+        if not 0 < self.watch_keep <= 1:
             raise OptionError(f"watch_keep is {self.watch_keep!r}; it must be a number with 0 < watch_keep <= 1")
         if self.place not in PLACES:
             raise OptionError(f"place is {self.place!r}; it must be one of {', '.join(PLACES)}")

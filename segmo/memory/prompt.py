@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmo.errors import PromptError
-from segmo.memory.features import GRID, PIXELS
+from segmo.memory.features import ENCODED, GRID, PIXELS
 
 FPS = 2.0  # what frames are taken for when nobody says, as the families' processors sample
 _INTERVALS = ("second_per_grid_ts",)
@@ -31,7 +31,7 @@ class Part:
         sinks: ids of the text in front of the video, (T,); empty for a further part.
         ids: from there to the last video token, (T,).
         suffix: what stands behind it, (T,).
-        pixels: arguments of ``get_video_features``.
+        pixels: arguments of ``get_video_features``, or what it has made of them.
         intervals: arguments of ``get_rope_index`` that belong to the video.
         seconds: when each frame of the language model is shown, (F,).
         each: seconds from one to the next.
@@ -40,7 +40,7 @@ class Part:
     sinks: Tensor
     ids: Tensor
     suffix: Tensor
-    pixels: dict[str, Tensor]
+    pixels: dict[str, Any]
     intervals: dict[str, Any]
     seconds: tuple[float, ...]
     each: float
@@ -61,7 +61,8 @@ def from_outputs(outputs: Mapping[str, Any], video_token: int, fps: float) -> Pa
     """A processor's outputs for a prompt with one video, whatever is asked there.
 
     Args:
-        outputs: for ``generate``; ``input_ids`` (1, N), ``pixel_values_videos`` and what belongs to them.
+        outputs: for ``generate``; ``input_ids`` (1, N), ``pixel_values_videos`` and what belongs to them, or
+            ``mm_encoder_outputs`` in their place.
         video_token: id of the video placeholder.
         fps: sampled frames per second.
 
@@ -69,8 +70,12 @@ def from_outputs(outputs: Mapping[str, Any], video_token: int, fps: float) -> Pa
         PromptError: it is not one prompt with one video and no image.
     """
     ids = outputs.get("input_ids")
-    if ids is None or outputs.get(PIXELS) is None:
-        raise PromptError("a processor's outputs for a memory need input_ids and pixel_values_videos")
+    encoded = outputs.get(ENCODED) is not None and outputs.get(GRID) is not None
+    if ids is None or (outputs.get(PIXELS) is None and not encoded):
+        raise PromptError(
+            "a processor's outputs for a memory need input_ids and pixel_values_videos (or mm_encoder_outputs with "
+            "video_grid_thw)"
+        )
     ids = torch.as_tensor(ids).cpu()
     grid = outputs.get(GRID)
     if ids.shape[0] != 1 or outputs.get("pixel_values") is not None or (grid is not None and len(grid) != 1):
@@ -81,7 +86,10 @@ def from_outputs(outputs: Mapping[str, Any], video_token: int, fps: float) -> Pa
     if not len(places):
         raise PromptError(f"the prompt holds no video token (id {video_token})")
     first, last = int(places[0]), int(places[-1])
-    pixels = {name: torch.as_tensor(outputs[name]).cpu() for name in (PIXELS, GRID) if outputs.get(name) is not None}
+    given = (GRID,) if encoded else (PIXELS, GRID)
+    pixels: dict[str, Any] = {n: torch.as_tensor(outputs[n]).cpu() for n in given if outputs.get(n) is not None}
+    if encoded:
+        pixels[ENCODED] = outputs[ENCODED]
     intervals = {name: outputs[name] for name in _INTERVALS if outputs.get(name) is not None}
     each = float(torch.as_tensor(intervals[_INTERVALS[0]])[0]) if intervals else (2 if GRID in pixels else 1) / fps
     frames = int(pixels[GRID][0, 0]) if GRID in pixels else pixels[PIXELS].shape[1]

@@ -22,13 +22,13 @@ from segmo.errors import CacheError
 from segmo.memory.block import Block
 
 INDEX = "memory.json"
-SUFFIX = ".safetensors"
+PREFIX, SUFFIX, PARTIAL = "memory-", ".safetensors", ".partial"
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> str:
     """Tensors in a new file of a folder; its name."""
-    name = f"{uuid.uuid4().hex}{SUFFIX}"
-    partial = folder / f"{name}.partial"
+    name = f"{PREFIX}{uuid.uuid4().hex}{SUFFIX}"
+    partial = folder / f"{name}{PARTIAL}"
     save_file({key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}, partial)
     _sync(partial)
     partial.replace(folder / name)
@@ -66,12 +66,12 @@ _NAMES = [field.name for field in fields(Block) if field.name != "file"]
 
 def write_index(folder: Path, index: Mapping[str, Any], names: Sequence[str]) -> None:
     """Puts the index in place, then takes away files that it does not name."""
-    partial = folder / f"{INDEX}.{uuid.uuid4().hex}.partial"
+    partial = folder / f"{PREFIX}{uuid.uuid4().hex}{PARTIAL}"
     partial.write_text(json.dumps(index), encoding="utf-8")
     _sync(partial)
     partial.replace(folder / INDEX)
-    for path in folder.iterdir():
-        if path.name not in names and (path.suffix == SUFFIX or path.name.endswith(".partial")):
+    for path in folder.glob(f"{PREFIX}*"):  # whatever else is in the folder is not ours
+        if path.name not in names and path.suffix in (SUFFIX, PARTIAL):
             path.unlink(missing_ok=True)
 
 

@@ -18,7 +18,7 @@ import segmo
 from segmo.errors import SegMoError
 from segmo.options import Options
 from segmo.runtime.schedule import attention_schedule, visible_pairs
-from segmo.sceneqa.model import Prompts
+from segmo.sceneqa.model import Prompts, VideoFeatures
 
 LSP_PASSES = ("segment-attention", "inject-context")
 
@@ -147,3 +147,30 @@ def lsp_method(segments: int | str, context: bool, name: str = "", **options: An
 def both_method(keep: float, name: str = "CAS+LSP", **options: Any) -> Method:
     """Token selection and segment attention, the product's defaults unless options say otherwise."""
     return segmo_method(name, keep=keep, **options)
+
+
+def memory_method(keep: float, name: str = "memory", **options: Any) -> Method:
+    """The video watched once, and each question on the keys that are chosen for it; work is that of the question."""
+    seen: list[tuple[Prompts, segmo.Memory]] = []
+
+    @torch.no_grad()
+    def answer(model: Qwen2VLForConditionalGeneration, prompts: Prompts) -> Answers:
+        if not seen or seen[0][0] is not prompts:
+            video = VideoFeatures(pooler_output=(prompts.features,))
+            first = {"input_ids": prompts.input_ids[:1], "video_grid_thw": prompts.grid}
+            memory = segmo.watch(model, None, {**first, "mm_encoder_outputs": {"video": video}}, **options)
+            seen[:] = [(prompts, memory)]
+        memory = seen[0][1]
+        behind = memory.watcher.length
+        inputs = memory.inputs([row[behind:] for row in prompts.input_ids], keep=keep)
+        rows = prompts.input_ids.shape[1] - behind
+        held = inputs["input_ids"].shape[1] - rows
+        # generate feeds what the cache has not seen; here the model itself is called.
+        new = {name: inputs[name][..., held:] for name in ("input_ids", "position_ids")}
+        logits = model(**inputs | new, logits_to_keep=1).logits[:, -1]
+        layers = model.config.get_text_config().num_hidden_layers
+        pairs = rows * held + causal_pairs(rows)
+        kept = min(int(keep * len(prompts.features)), memory.summary()["held_video_tokens"])
+        return Answers(logits, kept, prefill_flops(model, [rows] * layers, [pairs] * layers))
+
+    return Method(name, keep, answer)

@@ -1,0 +1,50 @@
+"""``segmo watch``, ``segmo ask`` and ``segmo chat`` on a file, with the model that ships."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+from video_files import noise_shots, write_file
+
+from segmo.cli import app
+from segmo.errors import CacheError
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_file(tmp_path_factory.mktemp("film") / "film.mp4", noise_shots([30, 45, 20, 30], 48, 32))
+
+
+def run(*arguments: str, text: str = "") -> str:
+    """What a command prints."""
+    done = CliRunner().invoke(app, list(arguments), input=text)
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done.output
+
+
+@pytest.fixture(scope="module")
+def memory(film: Path) -> Path:
+    out = film.with_suffix(".memory")
+    assert f"{out.name}: " in run("watch", str(film)).replace("\n", "")
+    return out
+
+
+def test_a_watched_video_is_asked_without_the_film(memory: Path) -> None:
+    out = run("ask", str(memory), "which digit does the tile show ?", "--max-new-tokens", "2")
+    assert "answer:" in out
+    assert "looked at 0:00.0-" in out
+
+
+def test_a_chat_goes_on_until_an_empty_line(film: Path, memory: Path) -> None:
+    for start in (film, memory):
+        out = run("chat", str(start), "--max-new-tokens", "2", text="which digit ?\nforget\nand then ?\n\nnot asked\n")
+        assert out.count("answer:") == 2
+        assert out.count("looked at") == 2
+
+
+def test_a_folder_without_a_memory_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="holds no memory"):
+        run("ask", str(tmp_path), "what ?")
