@@ -64,8 +64,10 @@ def novelty_inside(features_VH: Tensor, novelty_T: Tensor, frame_T: Tensor, cell
     video_T, device = cell_T >= 0, features_VH.device
     at_V = torch.arange(features_VH.shape[0], device=device)
     known = (x[video_T].to(device) for x in (novelty_T, frame_T, cell_T, scene_T))
+    first_F = torch.zeros(int(frame_T.max()) + 1, dtype=torch.bool, device=device)
+    first_F[0] = True  # there is one video
     found_T = torch.zeros_like(novelty_T)
-    found_T[video_T] = novel_tokens(features_VH, at_V, *known).cpu()
+    found_T[video_T] = novel_tokens(features_VH, at_V, *known, first_F).cpu()
     return found_T
 
 
