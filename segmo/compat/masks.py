@@ -21,7 +21,8 @@ from segmo.errors import CacheError
 WHAT = "transformers.masking_utils._preprocess_mask_arguments"
 VERSIONS = "transformers 5.18 to 5.24"
 
-_NEEDED = ("config", "attention_mask", "past_key_values", "layer_idx")
+_NEEDED = ("config", "attention_mask", "layer_idx")
+_CACHE = ("past_key_values", "cache")  # its name up to transformers 5.23, and from 5.24 on
 
 
 def ask_cut_caches() -> bool:
@@ -32,12 +33,13 @@ def ask_cut_caches() -> bool:
     if getattr(original, "segmo", False):
         return True
     names = list(inspect.signature(original).parameters)
+    cache = next(name for name in _CACHE if name in names)
     embeds = next(name for name in names if name.endswith("embeds"))
 
     @functools.wraps(original)
     def preprocess(*args: Any, **kwargs: Any) -> Any:
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        layers = getattr(given["past_key_values"], "layers", None)
+        layers = getattr(given[cache], "layers", None)
         layer = layers[given["layer_idx"] or 0] if layers else None
         if getattr(layer, "kept_BK", None) is not None:  # segmo.runtime.cache.CutLayer and its like
             given["attention_mask"] = _mask(layer, given["attention_mask"], given["config"], given[embeds])
@@ -82,7 +84,10 @@ def fits() -> str | None:
     found = _original()
     if found is None:
         return f"{WHAT} is not there" if installed("transformers") else None
-    missing = [name for name in _NEEDED if name not in inspect.signature(found).parameters]
-    if not any(name.endswith("embeds") for name in inspect.signature(found).parameters):
+    names = inspect.signature(found).parameters
+    missing = [name for name in _NEEDED if name not in names]
+    if not any(name in names for name in _CACHE):
+        missing.append(" or ".join(_CACHE))
+    if not any(name.endswith("embeds") for name in names):
         missing.append("inputs_embeds")
     return f"{found.__name__} has no {', '.join(missing)}" if missing else None
