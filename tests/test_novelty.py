@@ -13,6 +13,7 @@ from torch import Tensor
 
 from segmo.runtime.features import CHUNK, scan_video
 from segmo.runtime.kernels import scan as generated
+from segmo.runtime.layout import QUERY
 from segmo.runtime.novelty import BACK, FARTHEST, PICKS, distance_to, farthest_first, scene_novelty
 from segmo.runtime.scenes import find_scenes
 from segmo.runtime.selection import kept_count, row_budgets, select_tokens
@@ -139,7 +140,7 @@ def test_a_scene_that_goes_on_after_an_interruption_is_not_new() -> None:
     budgets = row_budgets(found, scene[0], torch.tensor([1.0, 0, 0]), 4, 0.5, keep_last=False)
     assert budgets[2] == 0
     x, frame, cell, scene = (torch.cat([t[:, :12], t[:, :1], t[:, 12:]], 1) for t in (x, frame, cell, scene))
-    cell[0, 12], frame[0, 12], scene[0, 12] = -1, 3, 2  # text in front of the fourth frame: another video
+    cell[0, 12], frame[0, 12], scene[0, 12] = -1, QUERY, QUERY  # a turn in front of the fourth frame: another video
     novelty, _ = scan_video(x, frame, cell)
     assert scene_novelty(x, novelty, frame, cell, scene)[0, 13:17].tolist() == [FARTHEST, 1, 1, 1]
 
