@@ -24,6 +24,7 @@ from segmo.compat import flags
 from segmo.compiler.capture import called
 from segmo.inspection.models import build, load_config, shrink
 from segmo.inspection.prompts import synthetic_prompt
+from segmo.runtime.cuts import call_and_mark
 
 FAMILY = "llava_onevision"
 
@@ -58,9 +59,9 @@ class Decode:
 
 
 def bare(call: Call, inputs: dict[str, Any]) -> Any:
-    """The graph alone, as ``torch.compile`` runs it."""
+    """The graph alone, and the mark on its cache."""
     with called(call.model):
-        return call.compiled(**inputs)
+        return call_and_mark(call.compiled, inputs)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -98,8 +98,7 @@ def analyse(gm: GraphModule, config: Any = None, stored: Collection[str] = ()) -
     roots = [merge.node] if merge else []
     attentions = find_attentions(gm, downstream(roots) if roots else None)
     if not attentions:
-        implementation = getattr(config, "_attn_implementation", None)
-        return Facts("other", merge=merge, miss=_why_no_decoder(gm, merge, implementation))
+        return Facts("other", merge=merge, miss=_why_no_decoder(gm, merge, _decoder_attention(config)))
     kind = _kind(attentions[0])
     if kind == "decode":
         return Facts("decode", attentions, miss=Miss.of("decode", node=attentions[0].node))
@@ -137,6 +136,12 @@ def _why_not(
             return Miss.of("text-only", node=lookup)
         return Miss.of("no-merge", "the graph is a piece of the decoder", attentions[0].node)
     return _filled_cache(attentions)
+
+
+def _decoder_attention(config: Any) -> str | None:
+    """The attention implementation of the decoder, whose config may stand inside the model's."""
+    text = config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+    return getattr(text, "_attn_implementation", None)
 
 
 def _why_no_decoder(gm: GraphModule, merge: Merge | None, implementation: str | None) -> Miss:

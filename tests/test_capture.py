@@ -123,16 +123,12 @@ def test_strict_turns_that_into_an_error() -> None:
         generate(model, inputs)
 
 
-def test_an_unknown_family_is_left_alone_and_named() -> None:
+def test_a_family_without_an_entry_is_compiled_by_inference() -> None:
     model, inputs = build("qwen2_vl"), prompt("qwen2_vl")
-    expected = generate(model, inputs)
     model.config.model_type = "owl_vl"
-    model.compile(backend="segmo", dynamic=True)
-    with pytest.warns(UserWarning, match="'owl_vl' is not known; known: qwen2_vl"):
-        ids = generate(model, inputs)
-    assert torch.equal(ids, expected)
-    with pytest.raises(OptionError, match="owl_vl"):
-        segmo.compile(model)
+    segmo.compile(model, keep=0.5, strict=True)
+    generate(model, inputs)
+    assert segmo.last_report().to_dict()["tokens"]["kept"] == 12
 
 
 def test_text_only_prompts_run_exactly_and_without_a_warning() -> None:

@@ -80,7 +80,7 @@ def test_any_program_gives_the_same(steps: list[tuple[str, int, int]]) -> None:
         for node in gm.graph.nodes:  # every value of these programs has one shape
             node.meta["example_value"] = torch.empty(4, 4)
         merge = next(iter(gm.graph.nodes))
-        rewrite = Rewrite(gm.graph, Facts("prefill", merge=Merge(merge, merge, merge)), segmo.Options())
+        rewrite = Rewrite(gm.graph, Facts("prefill", merge=Merge(merge, merge, merge, None)), segmo.Options())
         ReuseBuffers().run(rewrite)
     gm.recompile()
     torch.testing.assert_close(gm(x), expected, rtol=0, atol=0)

@@ -58,7 +58,7 @@ class MemoryCache(DynamicCache):  # type: ignore[misc]  # transformers has no ty
         self.video_token = video_token
         kept_BK = tokens.at[None].to(tokens.keys.device)
         for layer in filled_cache(tokens.keys[:, None], tokens.values[:, None]).layers:
-            self.layers.append(MemoryLayer(layer, self.seen - len(tokens), kept_BK))
+            self.layers.append(MemoryLayer(layer, self.seen, kept_BK))
 
     def inputs(self, given: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the model's forward, for tokens behind the video.
