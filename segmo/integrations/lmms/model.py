@@ -93,7 +93,8 @@ class SegmoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
             return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         from accelerate import Accelerator
 
-        self.accelerator = Accelerator()
+        # Without GPUs accelerate joins processes only when told to.
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
         return torch.device(device) if device and device != "cuda" else self.accelerator.device
 
