@@ -151,8 +151,9 @@ found = evaluator.simple_evaluate(
     task_manager=TaskManager(include_path=folder, include_defaults=False), log_samples=True, bootstrap_iters=0,
 )
 rank = dist.get_rank()
-passes = {record["name"]: record["matches"] for record in segmo.last_report().to_dict()["passes"]}
-state = {"requests": len(set(answered)), "sharded": passes.get("shard-segments", 0) > 0}
+passes = [record for graph in segmo.last_report().graphs for record in graph.passes]
+sharded = any(record.name == "shard-segments" and record.matches for record in passes)
+state = {"requests": len(set(answered)), "sharded": sharded}
 Path(f"{out}.{rank}").write_text(json.dumps(state))
 if rank == 0:
     samples = found["samples"]["segmo_sceneqa"]

@@ -23,9 +23,6 @@ import segmo
 from segmo.errors import OptionError
 from segmo.integrations.lmms.arguments import family_names, generation, of_family, parse_options, stopped, truth
 from segmo.integrations.lmms.prompts import Sampling, chat_inputs
-from segmo.options import Options
-
-_SHARD = "shard-segments"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +102,8 @@ class SegmoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         auto_processor: Any = AutoProcessor
         self.processor = auto_processor.from_pretrained(pretrained)
         self.model = auto_model.from_pretrained(pretrained, dtype=dtype).to(self.device).eval()
-        segmo.compile(self.model, **_spread(self.options, self._world_size > 1 and not self.shard).as_dict())
+        ranks = {"ranks": dist.group.WORLD} if self.shard else {}
+        segmo.compile(self.model, **self.options.as_dict() | ranks)
 
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:
         """An answer for each request."""
@@ -163,9 +161,3 @@ class SegmoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Not offered: a video has to be in the first prompt of a cache."""
         raise NotImplementedError("the model segmo answers one round")
-
-
-def _spread(options: Options, alone: bool) -> Options:
-    """The options of a process that answers prompts by itself, though there are others."""
-    named = options.pipeline is None or _SHARD in options.pipeline
-    return dataclasses.replace(options, disable=(*options.disable, _SHARD)) if alone and named else options
