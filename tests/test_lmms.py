@@ -182,8 +182,8 @@ def test_a_task_asks_a_family_in_its_own_way(task: Path) -> None:
     """Prompts and generation settings of the family's name, as lmms-eval gives them to its own model of it."""
     text = TASK.format(data=task / "test.jsonl").replace("segmo_sceneqa", "segmo_family")
     text = text.replace('"{{question}}"', "!function sceneqa_task.to_text")
-    extra = "lmms_eval_specific_kwargs:\n  default:\n    start: which\n  qwen2_5_vl:\n    start: what\n"
-    extra += "model_specific_generation_kwargs:\n  default: {}\n  qwen2_5_vl:\n    max_new_tokens: 3\n"
+    extra = "lmms_eval_specific_kwargs:\n  default:\n    start: which\n  qwen2_vl:\n    start: what\n"
+    extra += "model_specific_generation_kwargs:\n  default: {}\n  qwen2_vl:\n    max_new_tokens: 3\n"
     (task / "segmo_family.yaml").write_text(text + extra)
     seen: list[Any] = []
     original = SegmoChat._answer

@@ -138,7 +138,7 @@ class SegmoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         """The answer to this process's prompt; with ``shard``, after all have answered the prompts of each."""
         if not self.shard:
             return self._answer(own)
-        everyone: list[Any] = [None] * self._world_size
+        everyone: list[Asked] = [own] * self._world_size
         dist.all_gather_object(everyone, own)
         return [self._answer(asked) for asked in everyone][self._rank]
 
