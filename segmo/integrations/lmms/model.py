@@ -140,7 +140,8 @@ class SegmoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
             return self._answer(own)
         everyone: list[Asked] = [own] * self._world_size
         dist.all_gather_object(everyone, own)
-        return [self._answer(asked) for asked in everyone][self._rank]
+        found: list[tuple[str, int, float]] = [self._answer(asked) for asked in everyone]
+        return found[self._rank]
 
     @torch.no_grad()
     def _answer(self, asked: Asked) -> tuple[str, int, float]:
