@@ -162,7 +162,7 @@ def run_out_of_memory(rank: int, world: int) -> None:
         ranks.group.group_name, PRESETS["qwen2-0.5b"], (DEVICES["h100"],) * world, "balanced", True, "gather"
     )
     _plan(row, settings)
-    with memory_explained():
+    with memory_explained("all"):
         torch.empty(2**60, dtype=torch.uint8)
 
 
