@@ -16,7 +16,9 @@ if __name__ == "__main__":
         segmo.compile(model, keep=0.5, segments=3, **launch.options)
         inputs = encode_video(model, models.prompt("qwen2_vl", frames=9), launch.ranks)
         ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)
-        print(
-            f"rank {launch.ranks.rank} {'speaks' if launch.speaks else 'listens'}: {ids[0, -4:].tolist()}", flush=True
+        # One write, so that what two ranks say at the same time stays two lines.
+        sys.stdout.write(
+            f"rank {launch.ranks.rank} {'speaks' if launch.speaks else 'listens'}: {ids[0, -4:].tolist()}\n"
         )
+        sys.stdout.flush()
     assert not dist.is_initialized()

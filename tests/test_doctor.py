@@ -32,7 +32,7 @@ def test_where_all_is_well_it_is_one_screen_and_nothing_to_do() -> None:
     for topic in ("segmo", "python", "torch", "transformers", "backend", "inside", "cpu", "triton", "decoder", "cache"):
         assert any(line.startswith(topic) for line in lines), topic
     assert torch.__version__.partition("+")[0] in out.output
-    assert "segmo.compiler.backend:segmo" in out.output
+    assert "segmo.calls.backend:segmo" in out.output
 
 
 def found(monkeypatch: pytest.MonkeyPatch, **other: str | None) -> list[Fact]:
