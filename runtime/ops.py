@@ -31,7 +31,7 @@ from segmo.runtime.kernels import question as generated_question
 from segmo.runtime.kernels import scan as generated_scan
 from segmo.runtime.kernels.render import render
 from segmo.runtime.lowering import kernel_name, runs_generated
-from segmo.runtime.register import one_dtype, operator
+from segmo.runtime.register import fake, one_dtype, operator
 from segmo.runtime.videos import current_frames
 
 
@@ -62,8 +62,8 @@ def valid_tokens(attention_mask_BN: Tensor | None, positions: Tensor | None, lik
     return valid_BN
 
 
-@valid_tokens.register_fake
-def _(attention_mask_BN: Tensor | None, positions: Tensor | None, like_BN: Tensor) -> Tensor:
+@fake(valid_tokens)
+def _(like_BN: Tensor) -> Tensor:
     return like_BN.new_empty(like_BN.shape, dtype=torch.bool)
 
 
@@ -84,8 +84,8 @@ def video_tokens(mask: Tensor, total: int | None) -> Tensor:
     return video_BN
 
 
-@video_tokens.register_fake
-def _(mask: Tensor, total: int | None) -> Tensor:
+@fake(video_tokens)
+def _(mask: Tensor) -> Tensor:
     return mask.new_empty(mask.shape[:2])
 
 
@@ -103,15 +103,8 @@ def video_layout(
     return layout.video_layout(video_BN, positions_RBN, cells_per_frame, trailing, marks_BN, current_frames())
 
 
-@video_layout.register_fake
-def _(
-    video_BN: Tensor,
-    positions_RBN: Tensor | None,
-    cells_per_frame: int,
-    trailing: int,
-    ids_BN: Tensor | None = None,
-    chat: str = "",
-) -> tuple[Tensor, Tensor]:
+@fake(video_layout)
+def _(video_BN: Tensor) -> tuple[Tensor, Tensor]:
     return (
         video_BN.new_empty(video_BN.shape, dtype=torch.long),
         video_BN.new_empty(video_BN.shape, dtype=torch.long),
@@ -126,8 +119,8 @@ def question_tokens(
     return question.question_tokens(ids_BN, frame_BN, cell_BN, valid_BN, question.ChatTokens.parse(chat))
 
 
-@question_tokens.register_fake
-def _(ids_BN: Tensor | None, frame_BN: Tensor, cell_BN: Tensor, valid_BN: Tensor | None, chat: str) -> Tensor:
+@fake(question_tokens)
+def _(frame_BN: Tensor) -> Tensor:
     return frame_BN.new_empty(frame_BN.shape, dtype=torch.bool)
 
 
@@ -137,8 +130,8 @@ def encoded_tokens(embeds_BNH: Tensor, cell_BN: Tensor) -> Tensor:
     return encoded.encoded_tokens(embeds_BNH, cell_BN)
 
 
-@encoded_tokens.register_fake
-def _(embeds_BNH: Tensor, cell_BN: Tensor) -> Tensor:
+@fake(encoded_tokens)
+def _(cell_BN: Tensor) -> Tensor:
     return cell_BN.new_empty(cell_BN.shape, dtype=torch.bool)
 
 
@@ -148,8 +141,8 @@ def encoded_cells(cell_BN: Tensor, encoded_BN: Tensor) -> Tensor:
     return torch.where(encoded_BN, cell_BN, -1)
 
 
-@encoded_cells.register_fake
-def _(cell_BN: Tensor, encoded_BN: Tensor) -> Tensor:
+@fake(encoded_cells)
+def _(cell_BN: Tensor) -> Tensor:
     return torch.empty_like(cell_BN)
 
 
@@ -159,7 +152,7 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
     return x.index_select(0, rows)
 
 
-@take_rows.register_fake
+@fake(take_rows)
 def _(x: Tensor, rows: Tensor) -> Tensor:
     return x.new_empty((rows.shape[0], *x.shape[1:]))
 
@@ -170,8 +163,8 @@ def place_rows(kept: Tensor, rows: Tensor, total: int) -> Tensor:
     return encoded.place_rows(kept, rows, total)
 
 
-@place_rows.register_fake
-def _(kept: Tensor, rows: Tensor, total: int) -> Tensor:
+@fake(place_rows)
+def _(kept: Tensor, total: int) -> Tensor:
     return kept.new_empty((total, *kept.shape[1:]))
 
 
@@ -196,10 +189,8 @@ def scan_video(
     return encoded.scan_encoded(scan, embeds_BNH, frame_BN, cell_BN, encoded_BN)
 
 
-@scan_video.register_fake
-def _(
-    embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor, encoded_BN: Tensor | None, implementation: str
-) -> tuple[Tensor, Tensor]:
+@fake(scan_video)
+def _(embeds_BNH: Tensor, frame_BN: Tensor) -> tuple[Tensor, Tensor]:
     shape = frame_BN.shape
     return embeds_BNH.new_empty(shape, dtype=torch.float32), embeds_BNH.new_empty(shape, dtype=torch.float32)
 
@@ -225,16 +216,8 @@ def token_distance(embeds_BNH: Tensor, implementation: str) -> novelty.Compare:
     return generated_scan.distance_to if generated else novelty.distance_to
 
 
-@scene_novelty.register_fake
-def _(
-    embeds_BNH: Tensor,
-    novelty_BN: Tensor,
-    frame_BN: Tensor,
-    cell_BN: Tensor,
-    scene_BN: Tensor,
-    encoded_BN: Tensor | None,
-    implementation: str,
-) -> Tensor:
+@fake(scene_novelty)
+def _(novelty_BN: Tensor) -> Tensor:
     return torch.empty_like(novelty_BN)
 
 
@@ -248,10 +231,8 @@ def find_scenes(
     return encoded.find_encoded_scenes(scenes.find_scenes, similarity_BN, frame_BN, cell_BN, encoded_BN, max_scenes)
 
 
-@find_scenes.register_fake
-def _(
-    similarity_BN: Tensor, frame_BN: Tensor, cell_BN: Tensor, max_scenes: int, encoded_BN: Tensor | None = None
-) -> Tensor:
+@fake(find_scenes)
+def _(frame_BN: Tensor) -> Tensor:
     return torch.empty_like(frame_BN)
 
 
@@ -263,8 +244,8 @@ def embedding_relevance(
     return relevance.embedding_relevance(embeds_BNH, scene_BN, cell_BN, question_BN, max_scenes)
 
 
-@embedding_relevance.register_fake
-def _(embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, question_BN: Tensor, max_scenes: int) -> Tensor:
+@fake(embedding_relevance)
+def _(embeds_BNH: Tensor, scene_BN: Tensor, max_scenes: int) -> Tensor:
     return embeds_BNH.new_empty((scene_BN.shape[0], max_scenes), dtype=torch.float32)
 
 
@@ -296,18 +277,8 @@ def attention_relevance(
     return relevance.attention_relevance(*arguments)
 
 
-@attention_relevance.register_fake
-def _(
-    q_BAND: Tensor,
-    k_BGND: Tensor,
-    scene_BN: Tensor,
-    cell_BN: Tensor,
-    question_BN: Tensor,
-    valid_BN: Tensor | None,
-    scale: float,
-    max_scenes: int,
-    implementation: str,
-) -> Tensor:
+@fake(attention_relevance)
+def _(q_BAND: Tensor, scene_BN: Tensor, max_scenes: int) -> Tensor:
     return q_BAND.new_empty((scene_BN.shape[0], max_scenes), dtype=torch.float32)
 
 
@@ -317,8 +288,8 @@ def external_relevance(scene_BN: Tensor, frame_BN: Tensor, cell_BN: Tensor, max_
     return relevance.external_relevance(external.current_scores(), scene_BN, frame_BN, cell_BN, max_scenes)
 
 
-@external_relevance.register_fake
-def _(scene_BN: Tensor, frame_BN: Tensor, cell_BN: Tensor, max_scenes: int) -> Tensor:
+@fake(external_relevance)
+def _(scene_BN: Tensor, max_scenes: int) -> Tensor:
     return scene_BN.new_empty((scene_BN.shape[0], max_scenes), dtype=torch.float32)
 
 
@@ -328,8 +299,8 @@ def segment_ids(frame_BK: Tensor, scene_BK: Tensor, mode: str) -> Tensor:
     return segments.segment_ids(frame_BK, scene_BK, mode)
 
 
-@segment_ids.register_fake
-def _(frame_BK: Tensor, scene_BK: Tensor, mode: str) -> Tensor:
+@fake(segment_ids)
+def _(frame_BK: Tensor) -> Tensor:
     return torch.empty_like(frame_BK)
 
 
@@ -341,10 +312,8 @@ def context_tokens(
     return segments.context_tokens(frame_BK, scene_BK, segment_BK, relevance_BS, scenes, tails)
 
 
-@context_tokens.register_fake
-def _(
-    frame_BK: Tensor, scene_BK: Tensor, segment_BK: Tensor, relevance_BS: Tensor | None, scenes: int, tails: int
-) -> Tensor:
+@fake(context_tokens)
+def _(frame_BK: Tensor) -> Tensor:
     return frame_BK.new_empty(frame_BK.shape, dtype=torch.bool)
 
 
@@ -354,8 +323,8 @@ def attention_schedule(segment_BK: Tensor, context_BK: Tensor | None, valid_BK: 
     return schedule.attention_schedule(segment_BK, context_BK, valid_BK)
 
 
-@attention_schedule.register_fake
-def _(segment_BK: Tensor, context_BK: Tensor | None, valid_BK: Tensor | None) -> Tensor:
+@fake(attention_schedule)
+def _() -> Tensor:
     size = torch.library.get_ctx().new_dynamic_size()
     return torch.empty(size, dtype=torch.long)
 
@@ -373,7 +342,7 @@ def segment_attention(
     return out.to(q_BAKD.dtype).transpose(1, 2).contiguous().transpose(1, 2)  # free where it is laid out so already
 
 
-@segment_attention.register_fake
-def _(q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float, implementation: str) -> Tensor:
+@fake(segment_attention)
+def _(q_BAKD: Tensor, v_BGKD: Tensor) -> Tensor:
     batch, heads, length, _ = q_BAKD.shape
     return q_BAKD.new_empty((batch, length, heads, v_BGKD.shape[3])).transpose(1, 2)

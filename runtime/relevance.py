@@ -8,7 +8,7 @@ Every scorer returns (B, S) fp32 with -inf for scenes that do not exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -21,6 +21,14 @@ ROWS = 64  # question tokens scored at a time, so that memory stays linear in th
 
 def _empty(scene_BN: Tensor, max_scenes: int) -> Tensor:
     return torch.full((scene_BN.shape[0], max_scenes), -torch.inf, device=scene_BN.device)
+
+
+def rows_with_video(cell_BN: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Each row that holds video, and where its video tokens stand, (V,); a row without has no scene to score."""
+    for row in range(cell_BN.shape[0]):
+        video_V = (cell_BN[row] >= 0).nonzero()[:, 0]
+        if video_V.numel():
+            yield row, video_V
 
 
 def _scene_mean(score_V: Tensor, scene_V: Tensor) -> Tensor:
@@ -88,10 +96,7 @@ def embedding_relevance(
     frequency.
     """
     out_BS = _empty(scene_BN, max_scenes)
-    for row in range(scene_BN.shape[0]):
-        video_V = (cell_BN[row] >= 0).nonzero()[:, 0]
-        if video_V.numel() == 0:
-            continue
+    for row, video_V in rows_with_video(cell_BN):
         scene_V = scene_BN[row, video_V]
         scenes = int(scene_V.max()) + 1
         question = embeds_BNH[row, question_BN[row]]
@@ -139,10 +144,7 @@ def attention_relevance(
     """
     out_BS = _empty(scene_BN, max_scenes)
     heads, groups = q_BAND.shape[1], k_BGND.shape[1]
-    for row in range(scene_BN.shape[0]):
-        video_V = (cell_BN[row] >= 0).nonzero()[:, 0]
-        if video_V.numel() == 0:
-            continue
+    for row, video_V in rows_with_video(cell_BN):
         valid_N = None if valid_BN is None else valid_BN[row]
         question_Q = asking_rows(question_BN[row], cell_BN[row], valid_N)
         score_N = torch.zeros(k_BGND.shape[2], device=q_BAND.device)

@@ -113,6 +113,41 @@ def row_budgets(
     return scene_budgets(share, size, total, least)
 
 
+def row_video(row: int, cell_N: Tensor, encoded_BN: Tensor | None, kept: int) -> tuple[Tensor, int, bool]:
+    """What can be chosen from in one row: its video tokens, how many of them are kept, whether the last one must be.
+
+    Args:
+        row: number of the row.
+        cell_N: of the row; text has cell -1.
+        encoded_BN: False at video tokens whose frame was never encoded; None where all were.
+        kept: K.
+
+    Returns:
+        ``video_V``: positions of the video tokens that are there, (V,). Then the number kept, and whether the prompt
+        ends in its video.
+
+    Raises:
+        PromptError: the row's video tokens do not fit ``kept``, or a video at its end has no last token.
+    """
+    inside_N = cell_N >= 0
+    there_N = inside_N if encoded_BN is None else inside_N & encoded_BN[row]
+    video_V = there_N.nonzero()[:, 0]
+    length, video = cell_N.shape[0], video_V.numel()
+    total, ends_in_video = kept - (length - int(inside_N.sum())), bool(inside_N[-1])
+    if ends_in_video and not bool(there_N[-1]):
+        raise PromptError(
+            f"row {row} ends in a video whose last frame was not encoded, so there is no next token to predict; "
+            "put the question behind the video, or set frames=1"
+        )
+    if not ends_in_video <= total <= video:
+        raise PromptError(
+            f"row {row} has {video} video tokens of {length}, which does not fit {kept} kept tokens: every row of a "
+            "batch must hold equally many video tokens, and a prompt that ends in a video must keep at least one of "
+            "them"
+        )
+    return video_V, total, ends_in_video
+
+
 def _select_row(
     novelty_V: Tensor, scene_V: Tensor, relevance_S: Tensor, total: int, balance: float, keep_last: bool
 ) -> Tensor:
@@ -162,21 +197,7 @@ def select_tokens(
     index_BK = torch.empty(batch, kept, dtype=torch.long, device=frame_BN.device)
     for row in range(batch):
         keep_N = cell_BN[row] < 0
-        there_N = ~keep_N if encoded_BN is None else ~keep_N & encoded_BN[row]
-        video_V = there_N.nonzero()[:, 0]
-        video, total = video_V.numel(), kept - int(keep_N.sum())
-        ends_in_video = not bool(keep_N[-1])
-        if ends_in_video and not bool(there_N[-1]):
-            raise PromptError(
-                f"row {row} ends in a video whose last frame was not encoded, so there is no next token to predict; "
-                "put the question behind the video, or set frames=1"
-            )
-        if not ends_in_video <= total <= video:
-            raise PromptError(
-                f"row {row} has {video} video tokens of {keep_N.numel()}, which does not fit {kept} kept "
-                "tokens: every row of a batch must hold equally many video tokens, and a prompt that ends in "
-                "a video must keep at least one of them"
-            )
+        video_V, total, ends_in_video = row_video(row, cell_BN[row], encoded_BN, kept)
         if total:
             keep_N[video_V] = _select_row(
                 novelty_BN[row, video_V],

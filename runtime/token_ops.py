@@ -14,7 +14,7 @@ from segmo.runtime import selection
 from segmo.runtime.kernels.compact import Source, compact, compact_kernel, payload_of, selection_runs
 from segmo.runtime.kernels.specs import Payload
 from segmo.runtime.lowering import kernel_name, runs_generated
-from segmo.runtime.register import operator
+from segmo.runtime.register import fake, operator
 
 
 def _kept_count(frame_BN: Tensor, total: int, keep: float) -> int:
@@ -43,18 +43,8 @@ def select_tokens(
     return selection.select_tokens(novelty_BN, frame_BN, cell_BN, scene_BN, relevance_BS, kept, balance, encoded_BN)
 
 
-@select_tokens.register_fake
-def _(
-    novelty_BN: Tensor,
-    frame_BN: Tensor,
-    cell_BN: Tensor,
-    scene_BN: Tensor,
-    relevance_BS: Tensor,
-    total: int,
-    keep: float,
-    balance: float,
-    encoded_BN: Tensor | None = None,
-) -> Tensor:
+@fake(select_tokens)
+def _(frame_BN: Tensor, total: int, keep: float) -> Tensor:
     return frame_BN.new_empty((frame_BN.shape[0], _kept_count(frame_BN, total, keep)))
 
 
@@ -87,21 +77,8 @@ def select_and_gather(
     return [index_BK, *cut.values()]
 
 
-@select_and_gather.register_fake
-def _(
-    novelty_BN: Tensor,
-    frame_BN: Tensor,
-    cell_BN: Tensor,
-    scene_BN: Tensor,
-    relevance_BS: Tensor,
-    total: int,
-    keep: float,
-    balance: float,
-    encoded_BN: Tensor | None,
-    sources: list[Tensor],
-    dims: list[int],
-    implementation: str,
-) -> list[Tensor]:
+@fake(select_and_gather)
+def _(frame_BN: Tensor, total: int, keep: float, sources: list[Tensor], dims: list[int]) -> list[Tensor]:
     index_BK = frame_BN.new_empty((frame_BN.shape[0], _kept_count(frame_BN, total, keep)))
     return [index_BK, *(_gathered(x, index_BK, dim) for x, dim in zip(sources, dims, strict=True))]
 
@@ -137,7 +114,7 @@ def _gathered(x: Tensor, index_BK: Tensor, dim: int) -> Tensor:
     return x.new_empty(size)
 
 
-@gather_tokens.register_fake
+@fake(gather_tokens)
 def _(x: Tensor, index_BK: Tensor, dim: int) -> Tensor:
     return _gathered(x, index_BK, dim)
 
@@ -156,8 +133,8 @@ def scatter_tokens(x: Tensor, index_BK: Tensor, length: int, dim: int) -> Tensor
     return out.scatter_(dim, index_BK.view(shape).expand_as(x), x)
 
 
-@scatter_tokens.register_fake
-def _(x: Tensor, index_BK: Tensor, length: int, dim: int) -> Tensor:
+@fake(scatter_tokens)
+def _(x: Tensor, length: int, dim: int) -> Tensor:
     size = list(x.shape)
     size[dim] = length
     return x.new_empty(size)
@@ -181,7 +158,7 @@ def gather_rows(features_RH: Tensor, mask_BN: Tensor, index_BK: Tensor) -> Tenso
     return features_RH[rows]
 
 
-@gather_rows.register_fake
+@fake(gather_rows)
 def _(features_RH: Tensor, mask_BN: Tensor, index_BK: Tensor) -> Tensor:
     rows = features_RH.shape[0] - index_BK.shape[0] * (mask_BN.shape[1] - index_BK.shape[1])
     return features_RH.new_empty((rows, *features_RH.shape[1:]))

@@ -96,15 +96,7 @@ def rank_scene_novelty(
 
 
 @fake(rank_scene_novelty)
-def _(
-    embeds_BNH: Tensor,
-    novelty_BN: Tensor,
-    frame_BN: Tensor,
-    cell_BN: Tensor,
-    scene_BN: Tensor,
-    group: str,
-    implementation: str,
-) -> Tensor:
+def _(novelty_BN: Tensor) -> Tensor:
     return torch.empty_like(novelty_BN)
 
 

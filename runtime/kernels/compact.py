@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segmo.errors import KernelError, PromptError
+from segmo.errors import KernelError
 from segmo.runtime.kernels.device import architecture
 from segmo.runtime.kernels.render import Kernel, render
 from segmo.runtime.kernels.specs import CompactSpec, Payload
-from segmo.runtime.selection import row_budgets
+from segmo.runtime.selection import row_budgets, row_video
 
 _TYPES = {
     torch.bfloat16: "bf16",
@@ -61,26 +61,11 @@ def selection_runs(
     key_BN = novelty_BN.float().masked_fill(cell_BN < 0, torch.inf)
     table: list[list[int]] = []
     for row in range(frame_BN.shape[0]):
-        inside_N = cell_BN[row] >= 0
-        there_N = inside_N if encoded_BN is None else inside_N & encoded_BN[row]
-        video_V = there_N.nonzero()[:, 0]
-        length, video = frame_BN.shape[1], video_V.numel()
-        total = kept - (length - int(inside_N.sum()))
-        ends_in_video = bool(inside_N[-1])
-        if ends_in_video and not bool(there_N[-1]):
-            raise PromptError(
-                f"row {row} ends in a video whose last frame was not encoded, so there is no next token to predict; "
-                "put the question behind the video, or set frames=1"
-            )
-        key_BN[row, inside_N & ~there_N] = -torch.inf  # below every budget
-        if not ends_in_video <= total <= video:
-            raise PromptError(
-                f"row {row} has {video} video tokens of {length}, which does not fit {kept} kept tokens: every row "
-                "of a batch must hold equally many video tokens, and a prompt that ends in a video must keep at "
-                "least one of them"
-            )
+        video_V, total, ends_in_video = row_video(row, cell_BN[row], encoded_BN, kept)
+        if encoded_BN is not None:
+            key_BN[row, (cell_BN[row] >= 0) & ~encoded_BN[row]] = -torch.inf  # below every budget
         budget_S: list[int] = []
-        if video:
+        if video_V.numel():
             scene_V = scene_BN[row, video_V]
             budget_S = [0] * (int(scene_V.max()) + 1)
         if total:

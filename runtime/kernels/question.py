@@ -19,7 +19,7 @@ from segmo.runtime.kernels.configs import question_spec
 from segmo.runtime.kernels.device import architecture
 from segmo.runtime.kernels.render import render
 from segmo.runtime.kernels.specs import QuestionSpec, dtype_name
-from segmo.runtime.relevance import asking_rows
+from segmo.runtime.relevance import asking_rows, rows_with_video
 from segmo.runtime.runs import runs
 
 
@@ -104,10 +104,7 @@ def attention_relevance(
     spec = spec or spec_for(q_BAND, k_BGND)
     q_BAND, k_BGND = dense_heads(q_BAND), dense_heads(k_BGND)
     out_BS = torch.full((scene_BN.shape[0], max_scenes), -torch.inf, device=q_BAND.device)
-    for row in range(scene_BN.shape[0]):
-        video_V = (cell_BN[row] >= 0).nonzero()[:, 0]
-        if video_V.numel() == 0:
-            continue
+    for row, video_V in rows_with_video(cell_BN):
         counts_S = torch.bincount(scene_BN[row, video_V])
         first_key = 0 if valid_BN is None else int(valid_BN[row].int().argmax())
         question_Q = asking_rows(question_BN[row], cell_BN[row], None if valid_BN is None else valid_BN[row])
