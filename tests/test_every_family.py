@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 # Families whose code decides in Python by what tensors hold, so that Dynamo breaks it into several graphs and the video
 # enters in another one than the decoder: ERNIE asks in every mixture of experts whether there is any vision token, and
 # Qwen4's indexer loops over the tokens. They run as they are, with a warning.
-AS_IT_IS = ("ernie4_5_vl_moe", "qwen4_exp")
+AS_IT_IS = ("qwen4_exp",)
 CUT = [family for family in FAMILIES if family not in AS_IT_IS]
 # Where no layer can be cut into segments, and why: their masks hold more than causality.
 NO_SEGMENTS = {

@@ -13,7 +13,6 @@ TESTED, INFERRED = "tested", "inferred"
 # One row a family: its model_type, and what differs from most.
 _OWN_RULES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision")
 _SEVERAL_GRAPHS = {
-    "ernie4_5_vl_moe": "its experts ask for vision tokens in Python, which parts the graph",
     "qwen4_exp": "its indexer loops over tokens in Python, which parts the graph",
 }
 _FOREIGN_MASK = {
@@ -27,7 +26,7 @@ _OTHERS = (
     *("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen2_5_omni", "qwen3_omni_moe", "llava_next_video", "video_llava"),
     *("video_llama_3", "internvl", "smolvlm", "perception_lm", "glm4v", "glm4v_moe", "glm46v", "glmga", "gemma4"),
     *("minicpmv4_6", "minicpmv4_7", "hyperclovax_vision_v2", "exaone4_5", "cohere_compass", "cosmos3_edge"),
-    *("cosmos3_omni", "muse_glimmer", "muse_spark", "lfm3_vl", "kimi_k25", "nemotron_h_omni"),
+    *("ernie4_5_vl_moe", "cosmos3_omni", "muse_glimmer", "muse_spark", "lfm3_vl", "kimi_k25", "nemotron_h_omni"),
 )
 _NO_ENTRY = "no entry in segmo.families says how its video is laid out in front of the graph"
 
