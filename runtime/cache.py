@@ -32,6 +32,9 @@ class _Cut(DynamicLayer):  # type: ignore[misc]  # transformers has no types
 
     def __init__(self, layer: CacheLayerMixin, seen: int, kept_BK: Tensor) -> None:
         self.__dict__.update(layer.__dict__)
+        # At the first decode step there are as many keys as kept tokens; Dynamo would take the two sizes for one, and
+        # compile the second step anew.
+        torch._dynamo.maybe_mark_dynamic(kept_BK, 1)
         self.kept_BK: Tensor | None = kept_BK
         self.dropped = seen - kept_BK.shape[1]
 
