@@ -82,7 +82,7 @@ def test_every_family_is_rewritten(name: str) -> None:
 def test_the_tree_shows_ops_and_reasons() -> None:
     out = run("qwen2_vl", "--layers", "2", "--disable", "segment-attention")
     assert "graph 0: prefill, rewritten" in out
-    assert "✓ select-tokens (approximate): 1 match" in out
+    assert "segmo.select_tokens.default +1" in re.sub(r"\s*\n[│\s]*", " ", out)  # long lines are broken
     assert "not applied (no-segments)" in out
     assert "to change that: see why segment-attention did not apply" in out
     assert "graph 1: decode, runs as it was" in out
@@ -114,12 +114,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return calls
 
 
-_PIECES = pytest.mark.xfail(
-    reason="small graphs in front of Qwen3-VL's prefill run when it is only looked at", strict=False
-)
-
-
-@pytest.mark.parametrize("name", [pytest.param("qwen3_vl", marks=_PIECES), "llava_onevision"])
+@pytest.mark.parametrize("name", ["qwen3_vl", "llava_onevision"])
 def test_a_graph_that_is_only_looked_at_never_runs(name: str, ran: list[Any]) -> None:
     given = subject(name, frames=8, layers=1)
     seen = capture_subject(given, {"keep": 0.5}, stop_after="segment-attention")

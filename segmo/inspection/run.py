@@ -104,6 +104,7 @@ def capture_subject(given: Subject, options: Mapping[str, Any], stop_after: str 
         OptionError: a wrong option, or ``stop_after`` is not in the pipeline.
     """
     import segmo
+    from segmo.compat import flags
     from segmo.compat.dynamo import BackendCompilerFailed
     from segmo.compiler.backend import segmo as rewrite
 
@@ -117,6 +118,7 @@ def capture_subject(given: Subject, options: Mapping[str, Any], stop_after: str 
 
     segmo.uncompile(given.model)
     given.model.compile(backend=backend, dynamic=True)
+    undo = flags.hold()  # a backend that is not segmo itself has no call around it that sets Dynamo up
     try:
         _generate(given, 1)
     except BackendCompilerFailed as failure:
@@ -125,6 +127,7 @@ def capture_subject(given: Subject, options: Mapping[str, Any], stop_after: str 
         if not isinstance(failure.inner_exception, _Captured):
             raise failure.inner_exception from None
     finally:
+        undo()
         segmo.uncompile(given.model)
     return segmo.last_report()
 
