@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, Dynam
 from segmo.errors import CacheError
 
 
-class _Cut(DynamicLayer):  # type: ignore[misc]  # transformers has no types
+class _Cut(DynamicLayer):  # type: ignore[no-untyped-call]  # of transformers
     """What layers of every kind keep and answer after a cut.
 
     Args:
@@ -29,6 +29,8 @@ class _Cut(DynamicLayer):  # type: ignore[misc]  # transformers has no types
         seen: N.
         kept_BK: positions in the prompt of the keys that were kept, ascending, (B, K) int64.
     """
+
+    keys: Tensor  # a prefill has filled it
 
     def __init__(self, layer: CacheLayerMixin, seen: int, kept_BK: Tensor) -> None:
         self.__dict__.update(layer.__dict__)
@@ -115,7 +117,7 @@ class _Cut(DynamicLayer):  # type: ignore[misc]  # transformers has no types
         super().reset()
         self.dropped, self.kept_BK = 0, None
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Takes the rows ``beam_idx``, (B,)."""
         super().reorder_cache(beam_idx)
         if self.kept_BK is not None:
@@ -134,7 +136,7 @@ class _Cut(DynamicLayer):  # type: ignore[misc]  # transformers has no types
             self.kept_BK = self.kept_BK[indices, ...]
 
 
-class CutLayer(_Cut):
+class CutLayer(_Cut):  # type: ignore[no-untyped-call]  # of transformers
     """The keys and values of one decoder layer after some tokens of the prompt were dropped.
 
     It behaves as the layer that it took the place of, for a conversation of :attr:`seen` tokens. Takes
@@ -150,14 +152,14 @@ class CutLayer(_Cut):
 
     def get_seq_length(self) -> int:
         """:attr:`seen`, as transformers asks for it."""
-        return super().get_seq_length() + self.dropped  # type: ignore[no-any-return]
+        return super().get_seq_length() + self.dropped
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns of a mask for ``query_length`` new tokens, and the number of the first."""
         return super().get_seq_length() + query_length, self.dropped
 
 
-class CutSlidingLayer(_Cut, DynamicSlidingWindowLayer):  # type: ignore[misc]  # transformers has no types
+class CutSlidingLayer(_Cut, DynamicSlidingWindowLayer):  # type: ignore[no-untyped-call]  # of transformers
     """The same for a layer with a sliding window: it holds the last of the kept keys.
 
     The window is one of positions in the conversation. Dropped tokens count in it, so fewer held keys than the window's
@@ -186,7 +188,7 @@ class CutSlidingLayer(_Cut, DynamicSlidingWindowLayer):  # type: ignore[misc]  #
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns of a mask for ``query_length`` new tokens, and the number of the first had nothing been dropped."""
         if not self.is_initialized:
-            return super().get_mask_sizes(query_length)  # type: ignore[no-any-return]
+            return super().get_mask_sizes(query_length)
         return self.keys.shape[-2] + query_length, self.cumulative_length - self.keys.shape[-2]
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -196,7 +198,7 @@ class CutSlidingLayer(_Cut, DynamicSlidingWindowLayer):  # type: ignore[misc]  #
         self.cumulative_length = left  # transformers counts the keys that are held
 
 
-class SpreadLayer(CutLayer):
+class SpreadLayer(CutLayer):  # type: ignore[no-untyped-call]  # of transformers
     """One rank's part of a layer whose keys stayed on the ranks that made them (``shard-segments{cache=sharded}``).
 
     The answer goes on from it token by token, on all ranks together. It takes no further turn.
@@ -204,7 +206,7 @@ class SpreadLayer(CutLayer):
 
     def __init__(self, layer: CacheLayerMixin, seen: int, kept_BK: Tensor) -> None:
         super().__init__(layer, seen, kept_BK)
-        self.dropped = seen - layer.keys.shape[-2]
+        self.dropped = seen - self.keys.shape[-2]
 
     @property
     def positions(self) -> Tensor:

@@ -76,6 +76,7 @@ def _call_and_mark(run: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
         from segmo.runtime.cache import find_cache, mark_cut  # imports transformers
 
         cache = find_cache(inputs, result)
-        for cut in cuts if cache is not None else ():
-            mark_cut(cache, cut.seen, cut.index_BK, spread=cut.spread)
+        if cache is not None:
+            for cut in cuts:
+                mark_cut(cache, cut.seen, cut.index_BK, spread=cut.spread)
     return result

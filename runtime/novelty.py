@@ -43,7 +43,7 @@ def distance_to(embeds_NH: Tensor, at_T: Tensor, other_T: Tensor, frame_T: Tenso
         frame_T: frame of each token, which this implementation does not need.
     """
     distance_T = torch.ones(at_T.shape[0], device=embeds_NH.device)
-    for chunk in (other_T >= 0).nonzero()[:, 0].split(CHUNK):
+    for chunk in torch.split((other_T >= 0).nonzero()[:, 0], CHUNK):
         now, other = embeds_NH[at_T[chunk]].float(), embeds_NH[at_T[other_T[chunk]]].float()
         norm = torch.linalg.vecdot(now, now) * torch.linalg.vecdot(other, other)
         distance_T[chunk] -= torch.linalg.vecdot(now, other) / norm.sqrt_().clamp_(min=1e-12)
@@ -154,7 +154,9 @@ def scene_novelty(
         there_N = cell_BN[row] >= 0 if encoded_BN is None else (cell_BN[row] >= 0) & encoded_BN[row]
         at_T = there_N.nonzero()[:, 0]
         if at_T.numel():
-            of_tokens = (x[row, at_T] for x in (novelty_BN, frame_BN, cell_BN, scene_BN))
+            novelty_T, frame_T, cell_T, scene_T = (x[row, at_T] for x in (novelty_BN, frame_BN, cell_BN, scene_BN))
             first_F = video_starts(frame_BN[row], cell_BN[row])
-            out_BN[row, at_T] = novel_tokens(embeds_BNH[row], at_T, *of_tokens, first_F, compare)
+            out_BN[row, at_T] = novel_tokens(
+                embeds_BNH[row], at_T, novelty_T, frame_T, cell_T, scene_T, first_F, compare
+            )
     return out_BN

@@ -338,7 +338,8 @@ def segment_attention(
     ``implementation`` is a name from :func:`segmo.runtime.attention.choice.choose`; a generated kernel's name
     holds the hash of its source.
     """
-    out = attention_implementation(implementation)(*one_dtype(q_BAKD, k_BGKD, v_BGKD), schedule, scale)
+    q, k, v = one_dtype(q_BAKD, k_BGKD, v_BGKD)
+    out = attention_implementation(implementation)(q, k, v, schedule, scale)
     return out.to(q_BAKD.dtype).transpose(1, 2).contiguous().transpose(1, 2)  # free where it is laid out so already
 
 

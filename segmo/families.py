@@ -127,10 +127,13 @@ def describe(
     Raises:
         OptionError: a number that is not positive, or nothing was said.
     """
-    numbers = [frames] if isinstance(frames, int) else [] if frames is None or callable(frames) else list(frames)
+    # Whoever calls this may not run a type checker.
+    told: Any = frames
+    numbers: list[Any] = [told] if isinstance(told, int) else [] if told is None or callable(told) else list(told)
+    token: Any = placeholder
     if any(not isinstance(number, int) or number < 1 for number in numbers):
         raise OptionError(f"frames is {frames!r}; it must be a number of frames, one for each video, or a function")
-    if placeholder is not None and (not isinstance(placeholder, int) or placeholder < 0):
+    if token is not None and (not isinstance(token, int) or token < 0):
         raise OptionError(f"placeholder is {placeholder!r}; it must be the id of a token")
     if frames is None and placeholder is None:
         raise OptionError("say something of the model: describe(model, frames=..., placeholder=...)")

@@ -158,8 +158,9 @@ def scene_novelty_spread(
     mine = own.stop - own.start
     found_T = torch.zeros(0, device=embeds_NH.device)
     if mine:
-        known = (x_N[in_row_T] for x_N in (novelty_N, frame_N, cell_N, scene_N))
-        found_T = novel_tokens(source, at_T, *known, video_starts(frame_N, cell_N), compare)[-mine:]
+        novelty_T, frame_T, cell_T, scene_T = (x_N[in_row_T] for x_N in (novelty_N, frame_N, cell_N, scene_N))
+        first_F = video_starts(frame_N, cell_N)
+        found_T = novel_tokens(source, at_T, novelty_T, frame_T, cell_T, scene_T, first_F, compare)[-mine:]
     out_N = torch.zeros_like(novelty_N)
     if spread.frames:
         out_N[spread.video_V] = spread.gather_frames(found_T, 0, "novelty")

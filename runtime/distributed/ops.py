@@ -91,8 +91,10 @@ def rank_scene_novelty(
     session = session_of(group)
     spread = Spread.of(frame_BN[0], cell_BN[0], session.ranks)
     compare = token_distance(embeds_BNH, implementation)
-    row = (x_BN[0] for x_BN in (embeds_BNH, novelty_BN, frame_BN, cell_BN, scene_BN))
-    return scene_novelty_spread(*row, spread, session.spread, compare)[None]
+    found_N = scene_novelty_spread(
+        embeds_BNH[0], novelty_BN[0], frame_BN[0], cell_BN[0], scene_BN[0], spread, session.spread, compare
+    )
+    return found_N[None]
 
 
 @fake(rank_scene_novelty)

@@ -51,7 +51,7 @@ class Call:
         self.notes = (f"attention was loaded as {loaded}; the decoder uses sdpa while this runs",) if loaded else ()
         self.__signature__ = inspect.signature(model.forward)
         # Where a function around the model is compiled too, this is not inlined there: it compiles for itself.
-        self.run = torch.compiler.disable(self._run)
+        self.run = torch.compiler.disable(self._run)  # type: ignore[no-untyped-call]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's own forward."""

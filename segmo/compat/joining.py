@@ -89,7 +89,7 @@ def join(backend: Callable[..., Any], handler: Handler) -> None:
         return handler(Asked(target, found.kwargs.get("options"), found.kwargs.get("mode"), self, plain))
 
     __call__.segmo = True  # type: ignore[attr-defined]  # joined already
-    OptimizeContext.__call__ = __call__  # type: ignore[method-assign]
+    OptimizeContext.__call__ = __call__  # type: ignore[assignment, method-assign]
 
 
 def _wrapper(context: Any) -> Any:
@@ -104,7 +104,7 @@ def fits() -> str | None:
         del inputs
         return gm
 
-    context = torch._dynamo.optimize(torch._TorchCompileWrapper(backend, None, {"keep": 1}, None))  # type: ignore[no-untyped-call]
+    context = torch._dynamo.optimize(torch._TorchCompileWrapper(backend, None, {"keep": 1}, None))
     if not isinstance(context, OptimizeContext):
         return "torch.compile makes another kind of context"
     found = _wrapper(context)

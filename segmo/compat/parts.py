@@ -3,54 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import Protocol
+from importlib import import_module
+from types import ModuleType
 
-from segmo.compat import (
-    arguments,
-    attention_config,
-    chunk_loops,
-    dynamo,
-    flags,
-    generation,
-    groups,
-    inductor,
-    joining,
-    masks,
-    operators,
-    placeholder_check,
-    stored_tensors,
-    symbolic_messages,
+_NAMES = (
+    "arguments",
+    "attention_config",
+    "chunk_loops",
+    "dynamo",
+    "flags",
+    "generation",
+    "groups",
+    "inductor",
+    "joining",
+    "masks",
+    "operators",
+    "placeholder_check",
+    "stored_tensors",
+    "symbolic_messages",
 )
-
-
-class Part(Protocol):
-    """A file of this package: what it leans on, for which versions, and whether that still fits."""
-
-    WHAT: str
-    VERSIONS: str
-
-    @property
-    def fits(self) -> Callable[[], str | None]:
-        """The probe: None, or what is different."""
-
-
-PARTS: tuple[Part, ...] = (
-    arguments,
-    attention_config,
-    chunk_loops,
-    dynamo,
-    flags,
-    generation,
-    groups,
-    inductor,
-    joining,
-    masks,
-    operators,
-    placeholder_check,
-    stored_tensors,
-    symbolic_messages,
-)
+# Each says what it leans on (WHAT), for which releases it was written (VERSIONS), and whether it still fits (fits():
+# None, or what is different).
+PARTS: tuple[ModuleType, ...] = tuple(import_module(f"segmo.compat.{name}") for name in _NAMES)
 
 
 def misfits() -> dict[str, str]:

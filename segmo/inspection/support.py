@@ -59,11 +59,11 @@ assert len(HEADINGS) == len(fields(Support))
 
 def families() -> list[Support]:
     """Every family that was tried, those with rules of their own first."""
-    rows = [Support(family, *[TESTED] * 6) for family in _OWN_RULES]
+    rows = [Support(family, TESTED, TESTED, TESTED, TESTED, TESTED, TESTED) for family in _OWN_RULES]
     for family in sorted((*_OTHERS, *_FOREIGN_MASK, *_SEVERAL_GRAPHS)):
         apart = _SEVERAL_GRAPHS.get(family)
         if apart:
-            rows.append(Support(family, *[apart] * 4, _NO_ENTRY, _NO_ENTRY))
+            rows.append(Support(family, apart, apart, apart, apart, _NO_ENTRY, _NO_ENTRY))
             continue
         lsp = _FOREIGN_MASK.get(family, TESTED)
         ranks = INFERRED if lsp == TESTED else lsp

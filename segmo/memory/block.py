@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,13 +90,12 @@ def join(blocks: Sequence[Block]) -> Block:
     if len(blocks) == 1:
         return blocks[0]
     dims = {"position": 1, "keys": 2, "values": 2}
-    return Block(
-        **{
-            field.name: torch.cat([getattr(block, field.name) for block in blocks], dims.get(field.name, 0))
-            for field in fields(Block)
-            if field.name != "file"
-        }
-    )
+    joined: dict[str, Any] = {
+        field.name: torch.cat([getattr(block, field.name) for block in blocks], dims.get(field.name, 0))
+        for field in fields(Block)
+        if field.name != "file"
+    }
+    return Block(**joined)
 
 
 def columns(blocks: Sequence[Block]) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from segmo.runtime.cache import CutLayer
 _VIDEO = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "mm_encoder_outputs", "mm_token_type_ids")
 
 
-class MemoryLayer(CutLayer):
+class MemoryLayer(CutLayer):  # type: ignore[no-untyped-call]  # of transformers
     """A layer of a :class:`MemoryCache`; it repeats its rows for beams and several answers."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -38,7 +38,7 @@ class MemoryLayer(CutLayer):
         return super().update(key_states, value_states, *args, **kwargs)
 
 
-class MemoryCache(DynamicCache):  # type: ignore[misc]  # transformers has no types
+class MemoryCache(DynamicCache):
     """Keys and values that one question sees of a video.
 
     Args:
@@ -57,7 +57,8 @@ class MemoryCache(DynamicCache):  # type: ignore[misc]  # transformers has no ty
         self.seen, self.first, self.rows = watcher.length, watcher.behind, watcher.positions.rows
         self.video_token = video_token
         kept_BK = tokens.at[None].to(tokens.keys.device)
-        for layer in filled_cache(tokens.keys[:, None], tokens.values[:, None]).layers:
+        layers: list[Any] = filled_cache(tokens.keys[:, None], tokens.values[:, None]).layers
+        for layer in layers:
             self.layers.append(MemoryLayer(layer, self.seen, kept_BK))
 
     def inputs(self, given: dict[str, Any]) -> dict[str, Any]:

@@ -63,11 +63,11 @@ def novelty_inside(features_VH: Tensor, novelty_T: Tensor, frame_T: Tensor, cell
     """How new each video token is within its scene, as far as that is still there, (T,) fp32; 0 for text."""
     video_T, device = cell_T >= 0, features_VH.device
     at_V = torch.arange(features_VH.shape[0], device=device)
-    known = (x[video_T].to(device) for x in (novelty_T, frame_T, cell_T, scene_T))
+    novelty_V, frame_V, cell_V, scene_V = (x[video_T].to(device) for x in (novelty_T, frame_T, cell_T, scene_T))
     first_F = torch.zeros(int(frame_T.max()) + 1, dtype=torch.bool, device=device)
     first_F[0] = True  # there is one video
     found_T = torch.zeros_like(novelty_T)
-    found_T[video_T] = novel_tokens(features_VH, at_V, *known, first_F).cpu()
+    found_T[video_T] = novel_tokens(features_VH, at_V, novelty_V, frame_V, cell_V, scene_V, first_F).cpu()
     return found_T
 
 

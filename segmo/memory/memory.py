@@ -249,7 +249,8 @@ class Memory:
             CacheError: there is no memory, or it is stale: other weights, dtype, config, family, options, version of
                 SegMo, or a version of transformers that lays prompts out otherwise.
         """
-        return read_memory(cls, model, Path(path), processor, options)
+        memory: Memory = read_memory(cls, model, Path(path), processor, options)
+        return memory
 
     def forget(self) -> None:
         """Begins a new conversation; the video stays."""

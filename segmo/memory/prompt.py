@@ -49,7 +49,7 @@ class Part:
     def grid(self) -> tuple[int, int, int] | None:
         """Patches in time, height and width; None where a family has none."""
         grid = self.pixels.get(GRID)
-        return None if grid is None else tuple(grid[0].tolist())  # type: ignore[return-value]  # it has three
+        return None if grid is None else tuple(grid[0].tolist())
 
     @property
     def frames(self) -> int:
@@ -242,7 +242,8 @@ class Script:
         size = [side * patch for side in self.grid]
         pictures = torch.from_numpy(frames).movedim(-1, 1)
         found = functional.resize(pictures, size, InterpolationMode.BICUBIC, antialias=True)
-        return found.movedim(1, -1).numpy()
+        resized: NDArray[np.uint8] = found.movedim(1, -1).numpy()
+        return resized
 
 
 def user(text: str, video: bool = False) -> Message:

@@ -27,26 +27,26 @@ def decoder_of(model: Any) -> Any:
     return model.base_model.language_model
 
 
-class SharedLayer(DynamicLayer):  # type: ignore[misc]  # transformers has no types
+class SharedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of transformers
     """A layer whose rows are repeated when the rows that come are: beams and several answers to one question."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """As transformers' own."""
-        rows, here = key_states.shape[0], self.keys.shape[0] if self.is_initialized else key_states.shape[0]
+        rows, here = key_states.shape[0], key_states.shape[0] if self.keys is None else self.keys.shape[0]
         if rows != here and rows % here == 0:
             self.batch_repeat_interleave(rows // here)
-        return super().update(key_states, value_states, *args, **kwargs)  # type: ignore[no-any-return]
+        return super().update(key_states, value_states, *args, **kwargs)
 
 
 def filled_cache(keys: Tensor, values: Tensor, kind: type[DynamicLayer] = DynamicLayer) -> DynamicCache:
     """A cache that holds keys and values (L, B, G, P, D)."""
-    cache: Any = DynamicCache()
+    cache = DynamicCache()
     for key, value in zip(keys, values, strict=True):
         layer = kind()
         if key.shape[2]:
             layer.update(key, value)
         cache.layers.append(layer)
-    return cache  # type: ignore[no-any-return]
+    return cache
 
 
 @torch.no_grad()

@@ -103,7 +103,7 @@ def read_memory(kind: Any, model: Any, folder: Path, processor: Any, given: dict
     if memory.script is not None:
         for name in _SCRIPT:
             setattr(memory.script, name, index["script"][name])
-        memory.script.grid = memory.script.grid and tuple(memory.script.grid)  # type: ignore[assignment]
+        memory.script.grid = memory.script.grid and tuple(memory.script.grid)
         memory.script.last = state["frames"].clone().numpy() if "frames" in state else None
     memory.talk.turns = index["turns"]
     return memory

@@ -10,7 +10,7 @@ import json
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,8 @@ def write_block(folder: Path, block: Block) -> str:
 def read_block(folder: Path, name: str) -> Block:
     """A block of a folder, memory-mapped."""
     path = folder.resolve() / name
-    return replace(Block(**read_tensors(path)), file=path)
+    tensors: dict[str, Any] = read_tensors(path)
+    return Block(**tensors, file=path)
 
 
 _NAMES = [field.name for field in fields(Block) if field.name != "file"]

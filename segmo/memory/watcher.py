@@ -84,7 +84,7 @@ class Watcher:
 
     def __init__(self, model: Any, family: Family, options: MemoryOptions, put: Put, intervals: dict[str, Any]) -> None:
         self.model, self.family, self.options, self.put = model, family, options, put
-        self.positions = Positions(model, family.mrope, intervals)
+        self.positions = Positions(model, bool(family.mrope), intervals)
         self.detector = SceneDetector(options.longest)
         self.closed: list[Block] = []
         self.open: list[Block] = []
@@ -212,7 +212,7 @@ class Watcher:
         embeds = embed(rows.ids.to(device)).detach()
         embeds[video.to(device)] = rows.features
         seen = None
-        if past is not None and sum(map(len, past)):
+        if past is not None and any(len(block) for block in past):
             seen = tuple(torch.cat([getattr(b, name) for b in past], 2).to(device) for name in ("keys", "values"))
         keys, values = run_rows(self.model, embeds, rows.position, seen, video, rows.deepstack)  # type: ignore[arg-type]
         places = torch.arange(at, at + len(rows.ids))

@@ -141,7 +141,7 @@ class SegmoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         everyone: list[Asked] = [own] * self._world_size
         dist.all_gather_object(everyone, own)
         found: list[tuple[str, int, float]] = [self._answer(asked) for asked in everyone]
-        return found[self._rank]
+        return found[int(self._rank)]
 
     @torch.no_grad()
     def _answer(self, asked: Asked) -> tuple[str, int, float]:
