@@ -10,11 +10,12 @@ PYTHON ?= python3
 BIN := $(abspath $(VENV))/bin
 TYPES := build/types
 
-.PHONY: help install browser demo test matrix oldest check lint plain types format docs eval bench release clean
+.PHONY: help install browser demo test test-lmms matrix oldest check lint plain types format docs eval bench release clean
 
 help:
 	@echo "make demo    a real clip through a Video LLM, with and without SegMo"
 	@echo "make test    the tests; ARGS='-m \"not slow\"' is handed to pytest"
+	@echo "make test-lmms  the tests of the lmms-eval plugin, in an environment with the real lmms-eval"
 	@echo "make matrix  the tests with the oldest, common, pinned and newest releases, one after another: hours, 6 GB at a time"
 	@echo "make oldest  the tests that other releases are likeliest to break, with the oldest ones"
 	@echo "make browser install Debian's chromium for the tests of the HTML report (make test does so by itself)"
@@ -46,6 +47,16 @@ browser:
 
 test: $(VENV)/.installed browser
 	$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
+
+# lmms-eval wants an older av than the other tests have, so it has an environment of its own, made once.
+LMMS ?= build/environments/lmms
+test-lmms: $(LMMS)/.installed
+	$(LMMS)/bin/pytest tests/test_lmms.py tests/test_lmms_prompts.py $(ARGS)
+
+$(LMMS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LMMS)
+	$(LMMS)/bin/python -m pip install --quiet --editable '.[video,eval,lmms]' hypothesis num2words pytest pytest-timeout
+	touch $@
 
 # ENVIRONMENTS="common=python3.12 newest": some of them, or with another interpreter; ARGS is handed on (--pre, --keep).
 ENVIRONMENTS ?= oldest common pinned newest

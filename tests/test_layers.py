@@ -36,7 +36,11 @@ BESIDE = {
     "segmo": "memory",  # the names that users import
     "segmo.__main__": "cli",
     **dict.fromkeys(
-        ("segmo.errors", "segmo.options", "segmo.families", "segmo.bfloat16", "segmo.scoped", "segmo.compat"), "ground"
+        (
+            *("segmo.errors", "segmo.options", "segmo.families", "segmo.pretrained", "segmo.bfloat16"),
+            *("segmo.scoped", "segmo.compat"),
+        ),
+        "ground",
     ),
 }
 DEPTH = {room: depth for depth, line in enumerate(LAYERS.splitlines()) for room in line.split(" | ")}

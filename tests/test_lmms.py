@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from family_folders import write_folder
 
-pytest.importorskip("lmms_eval", reason="lmms-eval is not installed: pip install 'segmo[lmms]' in another environment")
+pytest.importorskip("lmms_eval", reason="lmms-eval is not installed: make test-lmms")
 
 from lmms_eval import evaluator
 from lmms_eval.models import get_model
 from lmms_eval.tasks import TaskManager
 
-from segmo.errors import OptionError
+from segmo.errors import OptionError, SegMoError
 from segmo.integrations.lmms.model import SegmoChat
 from segmo.sceneqa.files import write_sample
 from segmo.sceneqa.model import MODEL_PATH
@@ -55,24 +57,60 @@ def to_text(doc, lmms_eval_specific_kwargs):
 """
 
 
+ROUNDS = """
+def to_visual(doc):
+    return [doc["video"]]
+
+
+def to_text(doc, lmms_eval_specific_kwargs=None, previous_output=None, round_idx=None, previous_round_info=None):
+    if round_idx is None:
+        return doc["questions"][0]
+    assert len(previous_output) == round_idx
+    assert previous_round_info == (None if round_idx == 1 else round_idx - 1)
+    if round_idx == len(doc["questions"]):
+        return None, None, True, previous_output, None
+    return [doc["video"]], doc["questions"][round_idx], False, previous_output, round_idx
+
+
+def results(doc, results):
+    right = [answer == given for answer, given in zip(doc["answers"], results[0], strict=True)]
+    return {"right": sum(right) / len(right)}
+
+
+def first(doc, results):
+    return {"exact_match": results[0][0] == doc["answer"]}
+"""
+
+
 @pytest.fixture(scope="module")
 def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a yaml task over a JSON file and a rendered video."""
+    """A folder with two tasks over JSON files and a rendered video: one question a line, and several."""
     folder = tmp_path_factory.mktemp("task")
     sample = make_sample("validation", DIFFICULTIES["easy"], 0)
+    video = str(folder / "video.mp4")
     write_sample(sample, folder / "video.mp4", crf=None)
-    rows = [
-        {"video": str(folder / "video.mp4"), "question": question.text, "answer": question.answer}
-        for question in sample.questions
-        if question.kind in ("retrieve", "moment")
-    ]
+    asked = [question for question in sample.questions if question.kind in ("retrieve", "moment")]
+    rows = [{"video": video, "question": question.text, "answer": question.answer} for question in asked]
     (folder / "test.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     (folder / "sceneqa_task.py").write_text(FUNCTIONS)
     (folder / "segmo_sceneqa.yaml").write_text(TASK.format(data=folder / "test.jsonl"))
+
+    parts = [asked[:1], asked[1:4], asked[2:4]]  # as many rounds
+    rounds = [
+        {"video": video, "questions": [each.text for each in part], "answers": [each.answer for each in part]}
+        for part in parts
+    ]
+    (folder / "rounds.jsonl").write_text("\n".join(json.dumps(row) for row in rounds))
+    (folder / "rounds_task.py").write_text(ROUNDS)
+    text = TASK.format(data=folder / "rounds.jsonl").replace("segmo_sceneqa", "segmo_rounds")
+    text = text.replace("generate_until", "generate_until_multi_round").replace("sceneqa_task", "rounds_task")
+    text = text.replace('"{{question}}"', "!function rounds_task.to_text").replace('"{{answer}}"', "answers")
+    text = text.replace("metric_list", "process_results: !function rounds_task.results\nmetric_list")
+    (folder / "segmo_rounds.yaml").write_text(text.replace("exact_match", "right"))
     return folder
 
 
-def _run(task: Path, tasks: str = "segmo_sceneqa", **options: Any) -> dict[str, Any]:
+def _run(task: Path, tasks: str = "segmo_sceneqa", limit: int | None = None, **options: Any) -> dict[str, Any]:
     manager = TaskManager(include_path=str(task), include_defaults=False)
     given = {"pretrained": str(MODEL_PATH), **options}
     found: dict[str, Any] = evaluator.simple_evaluate(
@@ -82,14 +120,15 @@ def _run(task: Path, tasks: str = "segmo_sceneqa", **options: Any) -> dict[str, 
         batch_size=1,
         device="cpu",
         task_manager=manager,
+        limit=limit,
         log_samples=True,
         bootstrap_iters=0,
     )
     return found
 
 
-def _answers(found: dict[str, Any]) -> list[str]:
-    return [sample["filtered_resps"][0] for sample in found["samples"]["segmo_sceneqa"]]
+def _answers(found: dict[str, Any], task: str = "segmo_sceneqa") -> list[Any]:
+    return [sample["filtered_resps"][0] for sample in found["samples"][task]]
 
 
 def test_the_entry_point_registers_the_chat_model() -> None:
@@ -114,22 +153,73 @@ def test_the_baseline_and_a_quarter_of_the_tokens_run_on_a_local_task(task: Path
         assert all(len(answer.split()) == 1 for answer in _answers(found))
 
 
+def test_each_round_is_answered_as_if_it_were_asked_alone(task: Path) -> None:
+    alone = {_question(sample): _answer(sample) for sample in _run(task, keep=0.25)["samples"]["segmo_sceneqa"]}
+    found = _run(task, tasks="segmo_rounds", keep=0.25)
+    samples = found["samples"]["segmo_rounds"]
+    assert [len(_answer(sample)) for sample in samples] == [1, 3, 2]
+    for sample in samples:
+        assert _answer(sample) == [alone[question] for question in sample["doc"]["questions"]]
+    assert 0 <= found["results"]["segmo_rounds"]["right,none"] <= 1
+
+
+def _question(sample: dict[str, Any]) -> str:
+    return str(sample["doc"]["question"])
+
+
+def _answer(sample: dict[str, Any]) -> Any:
+    return sample["filtered_resps"][0]
+
+
+def test_a_task_without_rounds_has_one(task: Path) -> None:
+    """lmms-eval itself would ask a text that knows no rounds for ever."""
+    text = TASK.format(data=task / "test.jsonl").replace("segmo_sceneqa", "segmo_one_round")
+    text = text.replace("generate_until", "generate_until_multi_round")
+    text = text.replace("metric_list", "process_results: !function rounds_task.first\nmetric_list")
+    (task / "segmo_one_round.yaml").write_text(text)
+    samples = _run(task, tasks="segmo_one_round", keep=0.25)["samples"]["segmo_one_round"]
+    assert all(len(_answer(sample)) == 1 for sample in samples)
+
+
+def test_a_likelihood_is_refused() -> None:
+    with pytest.raises(SegMoError, match="answers tasks of the types generate_until"):
+        SegmoChat.loglikelihood(object.__new__(SegmoChat), [])
+
+
+@pytest.mark.parametrize("family", ["qwen3_5", "qwen2_5_omni", "internvl", "video_llama_3", "minicpmv4_6"])
+def test_any_family_answers(task: Path, tmp_path: Path, family: str) -> None:
+    """From a folder, through the family's own processor; with keep=1 as transformers alone answers."""
+    import segmo
+
+    torch._dynamo.reset()
+    folder = str(write_folder(family, tmp_path))
+    whole = _run(task, pretrained=folder, keep=1, fps=0.5, limit=2)
+    quarter = _run(task, pretrained=folder, keep=0.25, fps=0.5, limit=2)
+    tokens = segmo.last_report().to_dict()["tokens"]
+    assert tokens["kept"] == tokens["video"] // 4
+    for found in (whole, quarter):
+        assert len(_answers(found)) == 2
+
+
 @pytest.mark.parametrize("shard", [False, True])
 def test_two_processes_share_out_the_requests(task: Path, tmp_path: Path, shard: bool) -> None:
     """The same answers as one process gives; with ``shard`` each prompt is answered by both."""
-    alone = _run(task, keep=0.5)
+    names = ("segmo_sceneqa", "segmo_rounds")
+    alone = {name: _run(task, tasks=name, keep=0.5) for name in names}
     program = tmp_path / "two.py"  # "evaluate" is a package
     program.write_text(TWO)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
-    arguments = [str(task), f"pretrained={MODEL_PATH},keep=0.5,shard={shard}", str(tmp_path / "found.json")]
+    how = 'ranks="all"' if shard else "shard=False"
+    arguments = [str(task), f"pretrained={MODEL_PATH},keep=0.5,{how}", str(tmp_path / "found.json"), *names]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((tmp_path / "found.json").read_text())
-    assert found["answers"] == dict(zip(_questions(alone), _answers(alone), strict=True))
-    assert found["metric"] == alone["results"]["segmo_sceneqa"]["exact_match,none"]
+    assert found["answers"] == {name: _by_document(alone[name], name) for name in names}
+    assert found["metric"] == alone["segmo_sceneqa"]["results"]["segmo_sceneqa"]["exact_match,none"]
     ranks = [json.loads((tmp_path / f"found.json.{rank}").read_text()) for rank in range(2)]
-    assert [rank["requests"] for rank in ranks] == [(len(found["answers"]) + 1 - rank) // 2 for rank in range(2)]
+    count = len(found["answers"]["segmo_sceneqa"])
+    assert [rank["requests"] for rank in ranks] == [(count + 1 - rank) // 2 for rank in range(2)]
     assert [rank["sharded"] for rank in ranks] == [shard, shard]
 
 
@@ -144,20 +234,20 @@ from segmo.integrations.lmms.model import SegmoChat
 
 answered = []
 original = SegmoChat._asked
-SegmoChat._asked = lambda self, request: answered.append(request.args[3]) or original(self, request)
-folder, arguments, out = sys.argv[1:]
+SegmoChat._asked = lambda self, request: answered.append(request.args[3:5]) or original(self, request)
+folder, arguments, out, *names = sys.argv[1:]
 found = evaluator.simple_evaluate(
-    model="segmo", model_args=arguments, tasks=["segmo_sceneqa"], batch_size=1, device="cpu",
+    model="segmo", model_args=arguments, tasks=names, batch_size=1, device="cpu",
     task_manager=TaskManager(include_path=folder, include_defaults=False), log_samples=True, bootstrap_iters=0,
 )
 rank = dist.get_rank()
 passes = [record for graph in segmo.last_report().graphs for record in graph.passes]
 sharded = any(record.name == "shard-segments" and record.matches for record in passes)
-state = {"requests": len(set(answered)), "sharded": sharded}
-Path(f"{out}.{rank}").write_text(json.dumps(state))
+requests = len({number for number, name in answered if name == "segmo_sceneqa"})
+Path(f"{out}.{rank}").write_text(json.dumps({"requests": requests, "sharded": sharded}))
 if rank == 0:
-    samples = found["samples"]["segmo_sceneqa"]
-    answers = {sample["doc"]["question"]: sample["filtered_resps"][0] for sample in samples}
+    samples = found["samples"]
+    answers = {name: {str(s["doc_id"]): s["filtered_resps"][0] for s in samples[name]} for name in names}
     metric = found["results"]["segmo_sceneqa"]["exact_match,none"]
     Path(out).write_text(json.dumps({"answers": answers, "metric": metric}))
 dist.barrier()
@@ -165,13 +255,15 @@ dist.destroy_process_group()
 """
 
 
-def _questions(found: dict[str, Any]) -> list[str]:
-    return [sample["doc"]["question"] for sample in found["samples"]["segmo_sceneqa"]]
+def _by_document(found: dict[str, Any], name: str) -> dict[str, Any]:
+    return {str(sample["doc_id"]): _answer(sample) for sample in found["samples"][name]}
 
 
 def test_sharding_needs_processes() -> None:
     with pytest.raises(OptionError, match="start several"):
         SegmoChat(str(MODEL_PATH), device="cpu", shard=True)
+    with pytest.raises(OptionError, match="over all processes"):
+        SegmoChat(str(MODEL_PATH), device="cpu", ranks="half")
     with pytest.raises(OptionError, match="must be True or False"):
         SegmoChat(str(MODEL_PATH), device="cpu", shard="yes")  # type: ignore[arg-type]
     with pytest.raises(OptionError, match="did you mean 'keep'"):

@@ -19,7 +19,7 @@ from segmo.ask.checkpoint import Checkpoint
 from segmo.ask.features import Features, VideoFacts
 from segmo.ask.prompt import chat, cut_out, short_ids
 from segmo.families import family_of
-from segmo.upstream.clips import pictures_per_frame
+from segmo.upstream.clips import pictures_per_frame, with_times
 from segmo.video import Clip
 from segmo.video.source import VideoError
 
@@ -63,8 +63,7 @@ def process(loaded: Checkpoint, clip: Clip, question: str, pixels: bool = True) 
         height, width = clip.frames.shape[1:3]
         raise VideoError(f"{clip.path}: the model's processor refuses {width} x {height} pixels: {error}") from error
     found = dict(inputs)
-    if "second_per_grid_ts" in found:  # the processor counts from the film's start, also where a part of it is shown
-        found["second_per_grid_ts"] = [clip.grid_seconds(pictures)]
+    with_times(found, [clip], pictures)
     return found
 
 

@@ -11,6 +11,7 @@ import torch
 from segmo.compat.arguments import require_parameters, with_arguments
 
 _PIXELS = {"video": "pixel_values_videos", "image": "pixel_values"}
+_REPEATS = "video_compression_mask"
 
 
 def by_name(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +64,23 @@ def joined(inputs: dict[str, Any]) -> dict[str, Any]:
     outputs = inputs.get("mm_encoder_outputs")
     if not isinstance(outputs, dict):
         return inputs
-    return {**inputs, "mm_encoder_outputs": {kind: _one_tensor(output) for kind, output in outputs.items()}}
+    return _compressed({**inputs, "mm_encoder_outputs": {k: _one_tensor(output) for k, output in outputs.items()}})
+
+
+def _compressed(inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs with those features of a video left out that the processor found to repeat (VideoLLaMA3).
+
+    The model does it first thing, by a mask; inside of a graph, how many are left would not be known.
+    """
+    mask, output = inputs.get(_REPEATS), inputs["mm_encoder_outputs"].get("video")
+    features: Any = getattr(output, "pooler_output", None)
+    if not isinstance(mask, torch.Tensor) or features is None:
+        return inputs
+    whole = features if isinstance(features, torch.Tensor) else torch.cat(list(features))
+    output = copy.copy(output)
+    output.pooler_output = (whole[mask.to(whole.device)],)
+    others = {name: value for name, value in inputs.items() if name != _REPEATS}
+    return {**others, "mm_encoder_outputs": {**inputs["mm_encoder_outputs"], "video": output}}
 
 
 def _one_tensor(output: Any) -> Any:

@@ -9,7 +9,7 @@ Legend: F sampled pictures, T frames of the language model (one or two pictures 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -140,6 +140,26 @@ class OwnScorer:
 def pictures_per_frame(processor: Any) -> int:
     """Pictures that a model's processor joins into one frame."""
     return int(getattr(processor.video_processor, "temporal_patch_size", None) or 1)
+
+
+# Inputs that say how many seconds lie between two frames of the model; processors count them from the rate alone.
+_STEPS = ("second_per_grid_ts", "video_second_per_grid")
+
+
+def with_times(inputs: MutableMapping[str, Any], clips: Sequence[Clip], pictures: int) -> None:
+    """Puts the steps of the clips' own frames into a processor's inputs, where the model is told any.
+
+    A clip may be a part or a choice of a film's frames.
+
+    Args:
+        inputs: of a processor; changed.
+        clips: as they were shown to it, in order.
+        pictures: that make one frame of the language model.
+    """
+    steps = [clip.grid_seconds(pictures) for clip in clips]
+    for name in _STEPS:
+        if name in inputs:
+            inputs[name] = torch.tensor(steps) if isinstance(inputs[name], Tensor) else steps
 
 
 def frame_choice(model: Any, processor: Any, frames: int, relevance: Path | None, balance: float) -> ClipFrames:

@@ -39,7 +39,7 @@ def standard_range(pixels: NDArray[np.uint16], transfer: int) -> NDArray[np.uint
         luma = np.maximum(light @ _LUMA, 1e-6)[..., None]
         light = PEAK * light * luma**0.2
     brightest = np.maximum(light.max(axis=-1, keepdims=True), 1e-6)
-    drawn_in = np.interp(_to_pq(brightest), *_curve()).astype(np.float32)
+    drawn_in = np.asarray(np.interp(_to_pq(brightest), *_curve()), dtype=np.float32)
     shown = np.clip((light * (_from_pq(drawn_in) / brightest)) @ _TO_709.T / WHITE, 0.0, 1.0)
     found: NDArray[np.uint8] = np.rint(255 * shown ** (1 / 2.4)).astype(np.uint8)
     return found
@@ -52,7 +52,8 @@ def _light(transfer: int) -> NDArray[np.float32]:
     if transfer == PQ:
         return np.asarray(_from_pq(signal), dtype=np.float32)
     a, b, c = 0.17883277, 0.28466892, 0.55991073
-    return np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12).astype(np.float32)
+    light = np.where(signal <= 0.5, signal**2 / 3, (np.exp((signal - c) / a) + b) / 12)
+    return np.asarray(light, dtype=np.float32)
 
 
 @cache

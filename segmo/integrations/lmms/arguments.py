@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from segmo.errors import OptionError
@@ -15,8 +16,15 @@ SEPARATOR = "\n\n"  # between the examples of a prompt; lmms-eval's default stop
 _NAMES = {
     "llava_onevision": ("llava_hf",),
     "llava_next_video": ("llava_vid", "llava_hf"),
-    "internvl": ("internvl_hf", "internvl3"),
+    "internvl": ("internvl_hf", "internvl3_5", "internvl3", "internvl2"),
+    "glm46v": ("glm4v",),
+    "lfm3_vl": ("lfm2_5_vl",),
+    "minicpmv4_6": ("minicpm_v",),
+    "minicpmv4_7": ("minicpm_v",),
+    "perception_lm": ("plm",),
+    "video_llama_3": ("videollama3",),
 }
+_PARTS = ("_thinker", "_moe")  # of a model_type, which lmms-eval's names leave out
 
 
 def parse_options(given: Mapping[str, Any]) -> Options:
@@ -29,16 +37,17 @@ def parse_options(given: Mapping[str, Any]) -> Options:
     Raises:
         OptionError: an unknown option, or a wrong value.
     """
-    options = {name: _unquoted(value) for name, value in given.items() if name not in IGNORED}
+    options = {name: unquoted(value) for name, value in given.items() if name not in IGNORED}
     if isinstance(options.get("disable"), str):
         names = options["disable"].strip("[]").split(",")
-        options["disable"] = tuple(_unquoted(name.strip()) for name in names if name.strip())
+        options["disable"] = tuple(unquoted(name.strip()) for name in names if name.strip())
     if options.get("keep") == 1 and options.get("frames", 1) == 1:
         options.setdefault("segments", 1)
     return Options.parse(options)
 
 
-def _unquoted(value: Any) -> Any:
+def unquoted(value: Any) -> Any:
+    """A value without the quotes that lmms-eval leaves around it."""
     if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
         return value[1:-1]
     return value
@@ -80,8 +89,10 @@ def stopped(text: str, until: Any) -> str:
 
 def family_names(model_type: str) -> tuple[str, ...]:
     """Names under which a task may keep settings for a family, the best first."""
-    plain = model_type.removesuffix("_moe")
-    names = dict.fromkeys(["segmo", model_type, plain, *_NAMES.get(model_type, ()), *_NAMES.get(plain, ())])
+    types = [model_type]
+    for part in _PARTS:
+        types.append(types[-1].removesuffix(part))
+    names = dict.fromkeys(["segmo", *types, *(name for each in types for name in _NAMES.get(each, ()))])
     return tuple(each for name in names for each in (name, f"{name}_chat"))
 
 
@@ -90,3 +101,17 @@ def of_family(settings: Any, names: tuple[str, ...]) -> dict[str, Any] | None:
     if not isinstance(settings, Mapping):
         return None
     return next((dict(settings[name]) for name in names if isinstance(settings.get(name), Mapping)), None)
+
+
+def takes_rounds(to_messages: Callable[..., Any]) -> bool:
+    """Whether a task can be asked for a further round: what writes its prompts takes the round's number.
+
+    lmms-eval's method of a task always does, and asks the same for ever where the task's own function does not.
+    """
+    config = getattr(getattr(to_messages, "__self__", None), "config", None)
+    if config is not None:
+        to_messages = config.doc_to_messages or config.doc_to_text
+    if not callable(to_messages):
+        return False
+    parameters = inspect.signature(to_messages).parameters
+    return "round_idx" in parameters or any(each.kind == each.VAR_KEYWORD for each in parameters.values())

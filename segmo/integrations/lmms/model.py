@@ -1,4 +1,4 @@
-"""The chat model ``segmo`` of lmms-eval: any Video LLM that SegMo knows, with SegMo's options as model arguments.
+"""The chat model ``segmo`` of lmms-eval: any Video LLM, with SegMo's options as model arguments.
 
 This module needs lmms-eval (``pip install 'segmo[lmms]'``); only lmms-eval imports it.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,9 +21,19 @@ from lmms_eval.protocol import ChatMessages
 from rich.progress import track
 
 import segmo
-from segmo.errors import OptionError
-from segmo.integrations.lmms.arguments import family_names, generation, of_family, parse_options, stopped, truth
+from segmo.errors import OptionError, SegMoError
+from segmo.integrations.lmms.arguments import (
+    family_names,
+    generation,
+    of_family,
+    parse_options,
+    stopped,
+    takes_rounds,
+    truth,
+    unquoted,
+)
 from segmo.integrations.lmms.prompts import Sampling, chat_inputs
+from segmo.pretrained import load_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +44,18 @@ class Asked:
     settings: dict[str, Any]
 
 
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """A text, and the number of its tokens."""
+
+    text: str
+    tokens: int
+
+
+class LikelihoodError(SegMoError, NotImplementedError):
+    """A task asks for what SegMo cannot give."""
+
+
 class SegmoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
     """A Video LLM that is compiled by SegMo.
 
@@ -40,17 +63,17 @@ class SegmoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
     ``shard=True`` they answer each request together instead, its segments spread over them.
 
     Args:
-        pretrained: folder (or name) of a model of a known family, with its processor.
+        pretrained: folder (or name) of a Video LLM with its processor.
         device: such as "cuda" or "cpu"; a GPU if there is one when None.
         dtype: "auto" for the dtype of the weights, or a name such as "bfloat16".
         batch_size: 1; prompts are answered one at a time.
         fps, max_num_frames: how frames are taken from video files.
         system_prompt: put in front of every chat.
-        shard: spread one prompt over all processes.
+        shard: spread one prompt over all processes; so does ``ranks="all"``.
         **options: SegMo's own, such as ``keep=0.25``; see :class:`segmo.options.Options`.
 
     Raises:
-        OptionError: an unknown option, or a model of an unknown family.
+        OptionError: an unknown option, or a model that takes no video.
     """
 
     is_simple = False
@@ -72,10 +95,13 @@ class SegmoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
             raise OptionError(
                 f"batch_size={batch_size}: prompts of different lengths are answered one at a time; use 1"
             )
+        ranks = unquoted(options.pop("ranks", None))
+        if ranks not in (None, "all"):
+            raise OptionError(f'ranks={ranks!r}: a prompt is spread over all processes (ranks="all") or over none')
         self.options = parse_options(options)
         if self.options.scorer == "external":
             raise OptionError('scorer="external" takes scores from a program; use "embedding" or "attention"')
-        self.shard = truth("shard", shard)
+        self.shard = truth("shard", shard) or ranks == "all"
         self.sampling = Sampling(float(fps), int(max_num_frames))
         self.system_prompt = system_prompt
         self.device = self._join(device)
@@ -96,69 +122,125 @@ class SegmoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         return torch.device(device) if device and device != "cuda" else self.accelerator.device
 
     def _load(self, pretrained: str, dtype: str) -> None:
-        from transformers import AutoModelForImageTextToText, AutoProcessor
+        from transformers import AutoProcessor
 
-        auto_model: Any = AutoModelForImageTextToText
-        auto_processor: Any = AutoProcessor
-        self.processor = auto_processor.from_pretrained(pretrained)
-        self.model = auto_model.from_pretrained(pretrained, dtype=dtype).to(self.device).eval()
+        auto: Any = AutoProcessor
+        self.processor = auto.from_pretrained(pretrained)
+        self.model = load_model(pretrained, dtype).to(self.device)
         ranks = {"ranks": dist.group.WORLD} if self.shard else {}
         segmo.compile(self.model, **self.options.as_dict() | ranks)
 
     def generate_until(self, requests: Sequence[Any]) -> list[Any]:
         """An answer for each request."""
-        found, tokens, seconds = [], 0, 0.0
-        # As many for every process where they answer together; lmms-eval fills up those that have fewer.
-        for request in track(requests, description="segmo", disable=self._rank != 0):
-            text, made, took = self._answers(self._asked(request))
-            tokens, seconds = tokens + made, seconds + took
-            self.cache_hook.add_partial("generate_until", (request.args[0], request.args[2]), text)
-            found.append(GenerationResult(text=text, token_counts=TokenCounts(output_tokens=made)))
-        speed = tokens / seconds if seconds else 0.0
-        log_metrics(total_gen_tokens=tokens, total_elapsed_time=seconds, avg_speed=speed)
+        found = []
+        with self._measured():
+            # As many for every process where they answer together; lmms-eval fills up those that have fewer.
+            for request in track(requests, description="segmo", disable=self._rank != 0):
+                answer = self._answered(self._everyones(self._asked(request)))
+                assert answer is not None
+                self.cache_hook.add_partial("generate_until", (request.args[0], request.args[2]), answer.text)
+                found.append(GenerationResult(text=answer.text, token_counts=TokenCounts(output_tokens=answer.tokens)))
         return found
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[list[str]]:
+        """The answers of each request's rounds.
+
+        As for lmms-eval's own chat models, a round is a prompt of its own, which the task writes from the answers so
+        far; so each round's tokens are chosen by its own question.
+        """
+        found = []
+        with self._measured():
+            for request in track(requests, description="segmo", disable=self._rank != 0):
+                texts = self._rounds(request)
+                self.cache_hook.add_partial("generate_until_multi_round", (request.args[0], request.args[2]), texts)
+                found.append(texts)
+        return found
+
+    def _rounds(self, request: Any) -> list[str]:
+        texts: list[str] = []
+        asked: Asked | None = self._asked(request)
+        information = None
+        # Where processes answer together, one whose task has ended helps with the rounds of the others.
+        while any(everyones := self._everyones(asked)):
+            answer = self._answered(everyones)
+            if answer is None:
+                continue
+            texts.append(answer.text)
+            asked, information = self._next_round(request, texts, information)
+        return texts
+
+    def _next_round(self, request: Any, texts: list[str], information: Any) -> tuple[Asked | None, Any]:
+        """What the task asks next, None at its end; and what it hands to the round after that."""
+        to_messages = request.args[1]
+        if not takes_rounds(to_messages):
+            return None, None
+        found = to_messages(
+            self._document(request),
+            round_idx=len(texts),
+            previous_output=list(texts),
+            previous_round_info=information,
+        )
+        if not (isinstance(found, tuple) and len(found) == 4):
+            return None, None
+        messages, ends, _, information = found
+        return (None if ends else self._with_settings(request, messages)), information
 
     def _asked(self, request: Any) -> Asked:
         """The chat and the generation settings of a request, those of the model's family where the task has some."""
-        _, to_messages, settings, number, task, split = request.args
-        settings = dict(settings)
-        owner = getattr(to_messages, "__self__", None)  # the task
-        if owner is not None:
-            prompts = of_family(getattr(owner, "lmms_eval_specific_kwargs", None), self._names)
-            if prompts is not None:
-                owner.lmms_eval_specific_kwargs = prompts
-            config = getattr(owner, "config", None)
-            settings |= of_family(getattr(config, "model_specific_generation_kwargs", None), self._names) or {}
-        messages = to_messages(self.task_dict[task][split][number])
+        to_messages = request.args[1]
+        task = getattr(to_messages, "__self__", None)
+        prompts = of_family(getattr(task, "lmms_eval_specific_kwargs", None), self._names)
+        if task is not None and prompts is not None:
+            task.lmms_eval_specific_kwargs = prompts
+        return self._with_settings(request, to_messages(self._document(request)))
+
+    def _document(self, request: Any) -> Any:
+        _, _, _, number, task, split = request.args
+        return self.task_dict[task][split][number]
+
+    def _with_settings(self, request: Any, messages: list[Any]) -> Asked:
+        _, to_messages, settings, *_ = request.args
+        config = getattr(getattr(to_messages, "__self__", None), "config", None)
+        own = of_family(getattr(config, "model_specific_generation_kwargs", None), self._names) or {}
         if self.system_prompt:
             messages = self._apply_system_prompt(messages, self.system_prompt)
-        return Asked(ChatMessages(messages=messages).model_dump()["messages"], settings)
+        return Asked(ChatMessages(messages=messages).model_dump()["messages"], {**settings, **own})
 
-    def _answers(self, own: Asked) -> tuple[str, int, float]:
-        """The answer to this process's prompt; with ``shard``, after all have answered the prompts of each."""
+    def _everyones(self, own: Asked | None) -> list[Asked | None]:
+        """The prompts that this process works on: its own, or with ``shard`` those of all."""
         if not self.shard:
-            return self._answer(own)
-        everyone: list[Asked] = [own] * self._world_size
-        dist.all_gather_object(everyone, own)
-        found: list[tuple[str, int, float]] = [self._answer(asked) for asked in everyone]
-        return found[int(self._rank)]
+            return [own]
+        everyones = [own] * self._world_size
+        dist.all_gather_object(everyones, own)
+        return everyones
 
-    @torch.no_grad()
-    def _answer(self, asked: Asked) -> tuple[str, int, float]:
-        """The answer, its number of tokens, and the seconds of ``generate``."""
+    def _answered(self, everyones: list[Asked | None]) -> Answer | None:
+        """The answer to this process's own prompt, once all are answered."""
+        found = [None if asked is None else self._answer(asked) for asked in everyones]
+        return found[int(self._rank) if self.shard else 0]
+
+    def _answer(self, asked: Asked) -> Answer:
         _, inputs = chat_inputs(self.processor, asked.messages, self.sampling)
         inputs = inputs.to(self.device, self.model.dtype)
         start = time.perf_counter()
-        ids = self.model.generate(**inputs, **generation(asked.settings))
-        took = time.perf_counter() - start
+        with torch.no_grad():
+            ids = self.model.generate(**inputs, **generation(asked.settings))
         answer = ids[0, inputs["input_ids"].shape[1] :]
+        self._tokens, self._seconds = self._tokens + len(answer), self._seconds + time.perf_counter() - start
         text = str(self.processor.tokenizer.decode(answer, skip_special_tokens=True)).strip()
-        return stopped(text, asked.settings.get("until")), len(answer), took
+        return Answer(stopped(text, asked.settings.get("until")), len(answer))
+
+    @contextmanager
+    def _measured(self) -> Iterator[None]:
+        """Tells lmms-eval how many tokens were made in the block, and how fast."""
+        self._tokens, self._seconds = 0, 0.0
+        yield
+        speed = self._tokens / self._seconds if self._seconds else 0.0
+        log_metrics(total_gen_tokens=self._tokens, total_elapsed_time=self._seconds, avg_speed=speed)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Not offered: SegMo drops tokens by the question, so the likelihood of a given answer is another model's."""
-        raise NotImplementedError("the model segmo answers generate_until tasks")
-
-    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Not offered: a video has to be in the first prompt of a cache."""
-        raise NotImplementedError("the model segmo answers one round")
+        raise LikelihoodError(
+            "the model segmo answers tasks of the types generate_until and generate_until_multi_round; a likelihood "
+            "(loglikelihood, multiple_choice) would be that of a model which chose its tokens by another question"
+        )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from segmo.errors import OptionError, PromptError
-from segmo.upstream.clips import pictures_per_frame
+from segmo.upstream.clips import pictures_per_frame, with_times
 from segmo.video import Clip, read
 from segmo.video.given import as_source
 from segmo.video.pictures import Pictures
@@ -72,8 +72,7 @@ def chat_inputs(processor: Any, messages: Sequence[Mapping[str, Any]], sampling:
         given["video_metadata"] = [video.metadata() for video in videos]
         given["do_sample_frames"] = False
     inputs = processor(text=[text], return_tensors="pt", **given)
-    if "second_per_grid_ts" in inputs:  # the processor counts from the film's start, also where a part of it is shown
-        inputs["second_per_grid_ts"] = [video.grid_seconds(pictures) for video in videos]
+    with_times(inputs, videos, pictures)
     return text, inputs
 
 
