@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from segmo.report.stage_names import STAGE_NAMES
 from segmo.runtime.partition.plan import Plan
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; one colour per kind of stage.
@@ -17,13 +18,6 @@ COLOURS = {
     "context": "#999999",
     "merge": "#999999",
     "cache": "#999999",
-}
-NAMES = {
-    "encode": "vision encoder",
-    "dense": "projections and MLP",
-    "query": "question over own keys",
-    "own": "inside segments",
-    "shared": "sinks and context",
 }
 MAX_ROWS = 32
 
@@ -68,7 +62,7 @@ def draw_timeline(plan: Plan, file: Path) -> Path:
         f"{plan.method} plan: {1e3 * plan.seconds:.1f} ms, imbalance {plan.imbalance:.3f}{hidden}",
         loc="left",
     )
-    handles = [Patch(color=COLOURS[label], label=text) for label, text in NAMES.items()]
+    handles = [Patch(color=COLOURS[label], label=text) for label, text in STAGE_NAMES.items()]
     axes.legend(handles=handles, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -4,18 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from segmo.report.stage_names import STAGE_NAMES
 from segmo.runtime.partition.explain import explain
 from segmo.runtime.partition.plan import Plan
 
 MOST_ROWS = 64
-NAMES = {
-    "encode": "vision encoder",
-    "dense": "projections and MLP",
-    "query": "question over own keys",
-    "own": "inside segments",
-    "shared": "sinks and context",
-    "link": "exchange",
-}
+NAMES = {**STAGE_NAMES, "link": "exchange"}
 
 
 @dataclass(frozen=True)
