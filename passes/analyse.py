@@ -12,6 +12,7 @@ from torch.fx import GraphModule, Node
 from segmo.families import Family, family_for
 from segmo.passes.attentions import Attention, Padding, find_attentions, rows_and_keys, with_misses
 from segmo.passes.graph import downstream, example, upstream
+from segmo.passes.mixers import is_recurrent
 from segmo.passes.reasons import Miss
 from segmo.passes.video_count import known_size
 from segmo.runtime.question import NO_CHAT, ChatTokens
@@ -53,6 +54,7 @@ class Facts:
         chat: what is known of the model's chat template.
         frames_chosen: SegMo calls the model's vision encoder and so can leave frames out of it.
         called_from: the user's line that called the model.
+        recurrent: the first call of a recurrent layer of the decoder, if it has such layers.
     """
 
     kind: str
@@ -69,6 +71,7 @@ class Facts:
     chat: ChatTokens = NO_CHAT
     frames_chosen: bool = False
     called_from: str | None = None
+    recurrent: Node | None = None
 
     @property
     def replaceable(self) -> tuple[Attention, ...]:
@@ -96,7 +99,8 @@ def analyse(gm: GraphModule, config: Any = None, stored: Collection[str] = ()) -
     family = family_for(config)
     merge = _find_merge(scatters, family.video_argument)
     roots = [merge.node] if merge else []
-    attentions = find_attentions(gm, downstream(roots) if roots else None)
+    within = downstream(roots)
+    attentions = find_attentions(gm, within if roots else None)
     if not attentions:
         return Facts("other", merge=merge, miss=_why_no_decoder(gm, merge, _decoder_attention(config)))
     kind = _kind(attentions[0])
@@ -112,7 +116,10 @@ def analyse(gm: GraphModule, config: Any = None, stored: Collection[str] = ()) -
         positions = None
     caches = _caches(gm, attentions, stored)
     cut_miss, ids = _fixed_cache(gm), _placeholder(gm, "input_ids")
-    return Facts(kind, attentions, caches, merge, positions, padding, family, cells, miss, cut_miss, ids)
+    recurrent = next((node for node in gm.graph.nodes if node in within and is_recurrent(node)), None)
+    return Facts(
+        kind, attentions, caches, merge, positions, padding, family, cells, miss, cut_miss, ids, recurrent=recurrent
+    )
 
 
 def _caches(gm: GraphModule, attentions: Sequence[Attention], stored: Collection[str]) -> tuple[Node, ...]:

@@ -49,15 +49,25 @@ def downstream(roots: Iterable[Node]) -> set[Node]:
 
 
 def upstream(node: Node) -> Iterator[Node]:
-    """All nodes that ``node`` is computed from, without itself."""
-    seen: set[Node] = set()
+    """All nodes that ``node`` is computed from, without itself; what was written into one of them by then too."""
+    seen: set[Node] = {node}
     stack = list(node.all_input_nodes)
     while stack:
         source = stack.pop()
         if source not in seen:
             seen.add(source)
             stack.extend(source.all_input_nodes)
+            stack.extend(writer for writer in _writers(source) if writer < node)
             yield source
+
+
+def _writers(node: Node) -> Iterator[Node]:
+    """The calls that change a node's tensor in place, directly or through a view of it."""
+    for user in node.users:
+        if changed_in_place(user) is node:
+            yield user
+        elif is_view(user) and user.args and user.args[0] is node:
+            yield from _writers(user)
 
 
 def source_line(node: Node) -> str | None:

@@ -12,10 +12,18 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+_CONVOLUTIONS = (torch.conv1d, torch.nn.functional.conv1d)
 _MIXERS: frozenset[Any] = frozenset({
-    torch.conv1d, torch.nn.functional.conv1d, torch.cumsum, torch.cumprod, torch.flip, torch.roll, torch.diff,
+    *_CONVOLUTIONS, torch.cumsum, torch.cumprod, torch.flip, torch.roll, torch.diff,
     "cumsum", "cumsum_", "cumprod", "flip", "roll", "diff", "unfold",
 })  # fmt: skip
+
+
+def is_recurrent(node: Node) -> bool:
+    """Whether a call is (a part of) a layer that hands a state from token to token: linear attention, Mamba, a short
+    convolution.
+    """
+    return getattr(node.target, "namespace", "") == "segmo_layers" or node.target in _CONVOLUTIONS
 
 
 def mixes_tokens(node: Node) -> bool:

@@ -86,6 +86,11 @@ _ALL = (
     ),
     Reason("keep-all", "keep=1 keeps every token", "set keep below 1 to drop tokens"),
     Reason("one-segment", "segments=1 is full attention", "set segments to 'scene' or a number above 1"),
+    Reason(
+        "hybrid",
+        "the decoder has recurrent layers between those with full attention, where segments are not measured",
+        "set segments to a number to have them there all the same",
+    ),
     Reason("no-context", "context=0 and tails=0 ask for no context tokens", "set one of them above 0"),
     Reason(
         "every-row",
@@ -200,7 +205,7 @@ class Miss:
 
 EXPECTED = frozenset({
     "no-decoder", "decode", "text-only", "keep-all", "one-segment", "no-context", "no-segments", "no-group",
-    "not-asked", "every-row", "gradients", "own-buffers", "local-layer", "one-row",
+    "not-asked", "every-row", "gradients", "own-buffers", "local-layer", "one-row", "hybrid",
 })  # fmt: skip
 
 

@@ -21,6 +21,9 @@ class SegmentAttention:
     Query tokens see everything. The schedule of segments is made once per prefill and read by every layer. Exact with
     one segment, approximate otherwise.
 
+    Between recurrent layers (linear attention, Mamba, short convolutions) it takes a number of segments: what segments
+    cost the answers of such models is not measured, so that they do not come by default.
+
     Trap avoided: the model's own N x N mask is not read (padding comes from the 2-D mask), so it is never built.
     """
 
@@ -37,6 +40,8 @@ class SegmentAttention:
             return Outcome(misses=(miss,))
         if self.segments in (1, "equal:1"):
             return Outcome(misses=(Miss.of("one-segment"),))
+        if facts.recurrent is not None and self.segments == "scene":
+            return Outcome(misses=(Miss.of("hybrid", node=facts.recurrent),))
         scene_nodes(rewrite)
         order = {node: place for place, node in enumerate(rewrite.graph.nodes)}
         index = rewrite.nodes.get("index")

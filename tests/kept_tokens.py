@@ -1,11 +1,13 @@
 """The reference of the cut for any family: the model run eagerly, with its decoder called on the kept tokens only.
 
 Nothing of SegMo's graph is used: a hook in front of the decoder cuts every tensor of the call along its token
-dimension, and the model's own code does the rest.
+dimension, and the model's own code does the rest. A sliding window is one of the prompt's positions: such a layer
+gets the mask that it makes for the whole prompt, at the kept tokens.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +38,10 @@ def kept_tokens_only(model: Any, index_K: Tensor, video_N: Tensor) -> Iterator[N
         video_N: True at video tokens; features with a row for each of them are cut to the kept ones.
     """
     length, rows = len(video_N), int(video_N.sum())
+    own, local = set(decoder(model).modules()), layers_of_kind(model, "sliding")
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    whole: dict[int, Tensor] = {}  # masks of the whole prompt, by layer
+    recording = False
     kept_rows = (video_N.long().cumsum(0) - 1)[index_K][video_N[index_K]]
 
     def cut(name: str, value: Any) -> Any:
@@ -49,8 +55,13 @@ def kept_tokens_only(model: Any, index_K: Tensor, video_N: Tensor) -> Iterator[N
         return value
 
     def before(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if kwargs["inputs_embeds"].shape[1] != length:
+        nonlocal recording
+        if recording or kwargs["inputs_embeds"].shape[1] != length:
             return args, kwargs
+        if local:
+            recording = True
+            module(*args, **{**kwargs, "past_key_values": copy.deepcopy(kwargs.get("past_key_values"))})
+            recording = False
         if kwargs.get("position_ids") is None:  # the decoder would count the tokens that it gets
             kwargs["position_ids"] = torch.arange(length)[None]
         shorter = {
@@ -61,11 +72,21 @@ def kept_tokens_only(model: Any, index_K: Tensor, video_N: Tensor) -> Iterator[N
         }
         return args, shorter
 
+    def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+        if module in own and module.layer_idx in local:
+            if recording:
+                whole[module.layer_idx] = attention_mask
+            else:
+                attention_mask = whole[module.layer_idx][..., index_K[:, None], index_K]
+        return sdpa(module, query, key, value, attention_mask, **kwargs)
+
     handle = decoder(model).register_forward_pre_hook(before, with_kwargs=True)
+    ALL_ATTENTION_FUNCTIONS.register("sdpa", attention)
     try:
         yield
     finally:
         handle.remove()
+        ALL_ATTENTION_FUNCTIONS.register("sdpa", sdpa)
 
 
 def cached(cache: Any) -> dict[str, Tensor]:
@@ -88,18 +109,18 @@ def cached(cache: Any) -> dict[str, Tensor]:
     return found
 
 
-def full_layers(model: Any) -> set[int]:
-    """Numbers of the decoder's layers whose attention is over all tokens, from the config."""
+def layers_of_kind(model: Any, kind: str) -> set[int]:
+    """Numbers of the decoder's layers of a kind ("full", "sliding", ...), from the config."""
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None) or ["full_attention"] * config.num_hidden_layers
-    return {number for number, kind in enumerate(kinds) if kind == "full_attention"}
+    return {number for number, name in enumerate(kinds) if name.startswith(kind)}
 
 
 @contextmanager
 def dense_attention(model: Any, mask_NN: Tensor) -> Iterator[None]:
     """Inside, the decoder's layers with full attention see what the mask says; other layers run as they are."""
     sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    own, full = set(decoder(model).modules()), full_layers(model)
+    own, full = set(decoder(model).modules()), layers_of_kind(model, "full")
 
     def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
         if module in own and module.layer_idx in full and query.shape[2] == len(mask_NN):

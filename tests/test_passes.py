@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from typing import Any
 
@@ -11,6 +12,7 @@ from models import FAMILIES, LAYERS, build, left_padded, prompt
 from packaging.version import Version
 
 import segmo
+from segmo.passes.graph import upstream
 from segmo.passes.reasons import REASONS
 from segmo.passes.runner import PassRecord
 
@@ -114,3 +116,16 @@ def test_the_models_own_mask_of_n_by_n_is_gone(family: str) -> None:
 
     assert squares(by_name["select-tokens"].text_before) >= 3
     assert squares(by_name["segment-attention"].text_after) == 0
+
+
+def test_what_was_written_into_a_tensor_is_where_it_comes_from() -> None:
+    """A mask that a layer fills in place comes from what was filled in; what is written later does not count."""
+    graph = torch.fx.Graph()
+    index, later = graph.placeholder("index"), graph.placeholder("later")
+    empty = graph.call_function(torch.zeros, (2, 4))
+    row = graph.call_function(operator.getitem, (empty, 0))
+    graph.call_method("scatter_", (row, -1, index, 1))
+    mask = graph.call_method("ne", (empty, 0))
+    graph.call_method("add_", (empty, later))
+    assert index in upstream(mask)
+    assert later not in upstream(mask)

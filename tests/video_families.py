@@ -1,7 +1,8 @@
 """Tiny random models of every Video LLM family of transformers, and video prompts for them without a processor.
 
-One function shrinks a family's own default config: fields that say a size get a small one by their name, and of layers
-there is one of each kind. What else a family needs stands in its row of ``FAMILIES``.
+One function shrinks a family's own default config: fields that say a size get a small one by their name (windows and
+indices are shorter than the prompts, so that they leave keys out), and of layers there is one of each kind. What else a
+family needs stands in its row of ``FAMILIES``.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ from video_prompts import (
 
 _TEXT = {
     "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 16, "max_position_embeddings": 4096, "sliding_window": 512, "num_experts": 4, "num_local_experts": 4,
+    "head_dim": 16, "max_position_embeddings": 4096, "sliding_window": 12, "num_experts": 4, "num_local_experts": 4,
     "n_routed_experts": 4, "moe_num_experts": 4, "num_experts_per_tok": 2, "moe_k": 2, "moe_intermediate_size": 32,
     "shared_expert_intermediate_size": 32, "dense_intermediate_size": 96, "shared_intermediate_size": 32,
     "kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 24,
-    "index_head_dim": 16, "index_n_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+    "index_head_dim": 16, "index_n_heads": 2, "index_topk": 16, "linear_key_head_dim": 8, "linear_value_head_dim": 8,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_head_dim": 8, "linear_num_heads": 4,
     "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0, "first_k_dense_replace": 1,
 }  # fmt: skip
@@ -248,7 +249,7 @@ FAMILIES: dict[str, Case] = {
     ),
     "lfm3_vl": Case(),
     "dots3_note": Case(
-        {"num_key_value_heads": 4, **_DOTS},
+        {"num_key_value_heads": 4, "index_topk": 24, **_DOTS},  # more keys than are kept of the short prompt
         {"mlp_layer_types": ["dense"], "per_layer_config": {}, "adapter_in_dim": 32, "adapter_out_dim": 64},
         parts={
             "audio_config": {
@@ -281,7 +282,9 @@ FAMILIES: dict[str, Case] = {
         inputs=_frames(flat=True, tagged=True, token=IMAGE, pooled=2),
         mend=_split_features,
     ),
-    "minimax_m3_vl": Case(),
+    "minimax_m3_vl": Case(
+        {"layer_types": ["full_attention", "minimax_m3_sparse"], "index_block_size": 5, "index_topk_blocks": 3}
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ SHAPE_CALLS = {
     "view", "reshape", "expand",
     torch.reshape, torch.Tensor.view, torch.Tensor.reshape, torch.Tensor.expand,
 }  # fmt: skip
+
+PICKS = {"topk", torch.topk}
 
 
 def mend_shape(cut: Renewal, node: Node) -> None:
@@ -38,6 +41,10 @@ def mend_shape(cut: Renewal, node: Node) -> None:
             new_in[d - pad] if d >= pad and old_in[d - pad] != new_in[d - pad] else size
             for d, size in enumerate(old_out)
         ]
+    elif math.prod(cut.value(length) if isinstance(length, Node) else length for length in lengths) == math.prod(
+        new_in
+    ):
+        return  # its lengths are computed, and fit
     else:
         try:
             new_out = reshaped_dims(old_in, new_in, old_out)
@@ -49,6 +56,27 @@ def mend_shape(cut: Renewal, node: Node) -> None:
         if before != now and d in literal and lengths[d] != -1:
             lengths[d] = multiple(cut, now, node)
     node.args = (source, tuple(lengths)) if flat else (source, *lengths)
+
+
+def mend_count(cut: Renewal, node: Node) -> None:
+    """Bounds the number of a ``topk`` along a shortened dimension by what is left there.
+
+    A model that picks no more keys than there are has compared the two numbers while it was traced.
+    """
+    source, count = node.args[0], node.args[1] if len(node.args) > 1 else node.kwargs["k"]
+    if not isinstance(source, Node) or not isinstance(count, int):
+        return
+    dim = int(node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", -1)) % example(source).dim()  # type: ignore[arg-type]  # the dimension is a number
+    if dim not in cut.changed_dims(source):
+        return
+    with cut.graph.inserting_before(node):
+        size = cut.graph.call_function(torch.ops.aten.sym_size.int, (source, dim))
+        bound = cut.graph.call_function(torch.sym_min, (count, size))
+    for made, value in ((size, cut.value(source).shape[dim]), (bound, min(count, cut.value(source).shape[dim]))):
+        made.meta["example_value"] = cut.values[made] = value
+        cut.after.add(made)
+    node.args = (source, bound, dim, *node.args[3:])
+    node.kwargs = {name: value for name, value in node.kwargs.items() if name not in ("k", "dim")}
 
 
 def asks_for_places(cut: Renewal, node: Node) -> list[int]:

@@ -18,15 +18,35 @@ _SEVERAL_GRAPHS = {
 _FOREIGN_MASK = {
     "dots3_note": "an index picks each query's keys",
     "glm5_next": "an index picks each query's keys",
-    "minimax_m3_vl": "an index picks each query's keys",
     "molmo2": "tokens of a frame see each other both ways",
     "gemma4_unified": "tokens of a frame see each other both ways",
 }
+_NO_CUT = {"minimax_m3_vl": "its sparse layers take position ids for places among the keys"}
+# Recurrent layers (linear attention, Mamba, short convolutions) stand between those with full attention.
+_HYBRID = ("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "minicpmv4_7", "lfm3_vl", "nemotron_h_omni")
+_ASKED_FOR = (
+    "tested, and off unless segments is a number: what segments cost the answers of a model with recurrent layers is "
+    "not measured"
+)
+_RECURRENT = "its recurrent layers need the tokens of other ranks"
+_LOCAL = dict.fromkeys(
+    ("exaone4_5", "cohere_compass", "muse_glimmer", "muse_spark", "gemma4", "minimax_m3_vl"),
+    "its layers with a window or an index need the tokens of other ranks",
+)
 _OTHERS = (
     *("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen2_5_omni", "qwen3_omni_moe", "llava_next_video", "video_llava"),
     *("video_llama_3", "internvl", "smolvlm", "perception_lm", "glm4v", "glm4v_moe", "glm46v", "glmga", "gemma4"),
     *("minicpmv4_6", "minicpmv4_7", "hyperclovax_vision_v2", "exaone4_5", "cohere_compass", "cosmos3_edge"),
-    *("ernie4_5_vl_moe", "cosmos3_omni", "muse_glimmer", "muse_spark", "lfm3_vl", "kimi_k25", "nemotron_h_omni"),
+    *(
+        "ernie4_5_vl_moe",
+        "cosmos3_omni",
+        "muse_glimmer",
+        "muse_spark",
+        "lfm3_vl",
+        "kimi_k25",
+        "nemotron_h_omni",
+        "minimax_m3_vl",
+    ),
 )
 _NO_ENTRY = "no entry in segmo.families says how its video is laid out in front of the graph"
 
@@ -65,9 +85,10 @@ def families() -> list[Support]:
         if apart:
             rows.append(Support(family, apart, apart, apart, apart, _NO_ENTRY, _NO_ENTRY))
             continue
-        lsp = _FOREIGN_MASK.get(family, TESTED)
-        ranks = INFERRED if lsp == TESTED else lsp
-        rows.append(Support(family, TESTED, lsp, _NO_ENTRY, ranks, _NO_ENTRY, _NO_ENTRY))
+        cas = _NO_CUT.get(family, TESTED)
+        lsp = _ASKED_FOR if family in _HYBRID else _FOREIGN_MASK.get(family, TESTED)
+        ranks = _RECURRENT if family in _HYBRID else _FOREIGN_MASK.get(family) or _LOCAL.get(family, INFERRED)
+        rows.append(Support(family, cas, lsp, _NO_ENTRY, ranks, _NO_ENTRY, _NO_ENTRY))
     return rows
 
 
