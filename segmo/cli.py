@@ -19,6 +19,7 @@ from segmo.commands.kernels import kernels
 from segmo.commands.memory import ask, chat, watch
 from segmo.commands.plan import plan
 from segmo.commands.run import run
+from segmo.commands.serve import serve
 from segmo.commands.simulate import simulate
 from segmo.errors import SegMoError
 
@@ -43,6 +44,7 @@ def _program(
 for command in (run, frames, demo, inspect, families, kernels, calibrate, plan, simulate, doctor, watch, ask, chat):
     app.command()(command)
 app.command("eval")(evaluate)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)
 
 
 def main() -> None:

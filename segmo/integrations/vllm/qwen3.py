@@ -1,0 +1,76 @@
+"""Qwen3-VL and Qwen3.5: every frame has its time in front of it, and its features come in again in deeper layers.
+
+In the prompt that vLLM schedules, all placeholders of a video stand in its first frame, because nobody knows yet how
+many each frame keeps. The rows that the model computes have them where they belong, with the text between embedded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+from vllm.model_executor.models import qwen3_5, qwen3_vl
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from segmo.integrations.vllm.model import KeepsTokens
+from segmo.integrations.vllm.processor import CutsVideos, SeparateMedia
+
+
+def _replacement(config: Any, tokenizer: Any, item: dict[str, Any], counts: Sequence[int]) -> Any:
+    times = item["timestamps"]
+    return qwen3_vl.Qwen3VLMultiModalProcessor.get_video_repl(
+        tokens_per_frame=list(counts),
+        timestamps=times.tolist() if isinstance(times, Tensor) else times,
+        tokenizer=tokenizer,
+        vision_start_token_id=config.vision_start_token_id,
+        vision_end_token_id=config.vision_end_token_id,
+        video_token_id=config.video_token_id,
+    )
+
+
+class CutsFrames(CutsVideos):
+    """Placeholders of a cut video among the times of its frames."""
+
+    def _placeholders(self, data: Any, kept: int) -> Any:
+        item = {name: element.data for name, element in data.items()}
+        counts = [kept, *[0] * (int(item["video_grid_thw"][0]) - 1)]
+        return _replacement(self.info.get_hf_config(), self.info.get_tokenizer(), item, counts)
+
+
+class KeepsFrames(KeepsTokens):
+    """Kept tokens of each frame behind its time."""
+
+    _tokenizer: Any
+    visual_dim: int
+
+    def _range_ids(self, item: dict[str, Any], counts: Sequence[int]) -> list[int]:
+        return list(_replacement(self.config, self._tokenizer, item, counts).full)
+
+    def _held_rows(self, kept: Tensor, ids_L: Tensor) -> Tensor:
+        text_LH = self.language_model.embed_input_ids(ids_L.to(kept.device))
+        rows_LH = text_LH.new_zeros(len(ids_L), kept.shape[1])  # text has nothing to add in deeper layers
+        rows_LH[:, : text_LH.shape[1]] = text_LH
+        rows_LH[(ids_L == self.config.video_token_id).to(kept.device)] = kept.to(rows_LH)
+        return rows_LH
+
+
+class Qwen3VLProcessor(CutsFrames, qwen3_vl.Qwen3VLMultiModalProcessor):  # type: ignore[misc]  # no types here
+    """Qwen3-VL's processor, for cut videos."""
+
+
+class Qwen3VLDummies(SeparateMedia, qwen3_vl.Qwen3VLDummyInputsBuilder):  # type: ignore[misc]
+    """Inputs for warming up."""
+
+
+_REGISTER: Any = MULTIMODAL_REGISTRY.register_processor
+
+
+@_REGISTER(Qwen3VLProcessor, info=qwen3_vl.Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummies)
+class Qwen3VL(KeepsFrames, qwen3_vl.Qwen3VLForConditionalGeneration):  # type: ignore[misc]
+    """Qwen3-VL with SegMo's selection."""
+
+
+@_REGISTER(Qwen3VLProcessor, info=qwen3_5.Qwen3_5ProcessingInfo, dummy_inputs=Qwen3VLDummies)
+class Qwen35(KeepsFrames, qwen3_5.Qwen3_5ForConditionalGeneration):  # type: ignore[misc]
+    """Qwen3.5 with SegMo's selection."""
