@@ -300,6 +300,17 @@ def test_hdr_is_brought_to_standard_range_and_said(tmp_path: Path, transfer: int
     assert not clip.damaged
 
 
+def test_hdr_that_only_the_container_tells_is_brought_to_standard_range(tmp_path: Path) -> None:
+    def mark(stream: Any) -> None:
+        context = stream.codec_context
+        context.color_trc, context.color_primaries, context.colorspace = 16, 9, 9
+
+    path = write_file(tmp_path / "hdr.mov", flat([40, 150]), codec="prores_ks", pix_fmt="yuv422p10le", mark=mark)
+    clip = read(path, 25.0)
+    assert any("HDR (PQ)" in note for note in clip.notes)
+    assert greys(clip.frames)[1] > 200  # 150 of 255 is above a usual screen's white in that signal
+
+
 def test_transparent_parts_are_black_and_said(tmp_path: Path) -> None:
     picture = np.full((48, 64, 4), 200, np.uint8)
     picture[:, :32, 3], picture[:, 32:, 3] = 255, 0
@@ -341,6 +352,8 @@ def test_of_two_video_streams_the_one_with_frames_is_read(tmp_path: Path) -> Non
     both = read(write(tmp_path / "both.mp4", 10, 20), 25.0)
     assert greys(both.frames) == pytest.approx([60] * 10, abs=4)
     assert any("2 video streams" in note for note in both.notes)
+    still = read(write(tmp_path / "still.mkv", 1, 20), 25.0)  # Matroska's tracks are no default here
+    assert greys(still.frames) == pytest.approx([200] * 20, abs=4)
     second = write(tmp_path / "second.mp4", 0, 20)
     clip = read(second, 25.0)
     assert greys(clip.frames) == pytest.approx([200] * 20, abs=4)

@@ -15,7 +15,7 @@ import numpy as np
 from segmo.video.clock import HOLD, JUMP, Stamped, forward
 from segmo.video.given import Given, as_source
 from segmo.video.packets import Damage, Packets, decoded_frames, read_packets
-from segmo.video.pixels import shown_size
+from segmo.video.pixels import UNSAID, shown_size
 from segmo.video.source import File, frame_rate, open_source, stage_error, video_streams
 from segmo.video.times import ROUNDING, SLACK, Index, dense_rate
 
@@ -81,19 +81,23 @@ def _stated_end(container: Any, stream: Any) -> int | None:
 
 
 def _chosen(streams: Sequence[Any], packets: dict[int, Packets], source: File) -> int:
-    """The stream that a player shows: marked as the default if there are several, and not empty.
+    """The stream that a player shows: not empty, and of several one marked as the default, or one that is no still.
 
     Raises:
         VideoError: no stream has a frame, or all are encrypted.
     """
     default = av.stream.Disposition.default
+
+    def still(stream: Any) -> bool:
+        return packets[stream.index].count == 1
+
     there = [each for each in streams if packets[each.index].count]
     if not there:
         raise stage_error(source, "has a video stream without a single frame")
     clear = [each for each in there if not packets[each.index].encrypted]
     if not clear:
         raise stage_error(source, "is encrypted, and cannot be read without its key", advice="decrypt it first")
-    return int(min(clear, key=lambda each: (not each.disposition & default, each.index)).index)
+    return int(min(clear, key=lambda each: (not each.disposition & default, still(each), each.index)).index)
 
 
 def _breaks(container: Any) -> bool:
@@ -109,10 +113,11 @@ def _first(source: File, number: int) -> tuple[float | None, dict[str, Any]]:
     """
     with open_source(source) as container:
         stream = video_streams(container, source, number)[0]
+        told = int(stream.codec_context.color_trc)  # by the container; a decoder writes over it
         for frame in decoded_frames(container, stream, Damage()):
             stamp = None if frame.pts is None else float(frame.pts * frame.time_base)
             size = shown_size(frame, stream.sample_aspect_ratio)
-            transfer = int(stream.codec_context.color_trc)
+            transfer = int(stream.codec_context.color_trc) if told == UNSAID else told
             return stamp, {"size": size, "stored": (frame.width, frame.height), "transfer": transfer}
     raise stage_error(source, "has no frame that can be decoded")
 

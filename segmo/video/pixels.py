@@ -15,6 +15,7 @@ from segmo.video.tone import TRANSFERS, standard_range
 # More threads only wait for each other on small pictures. The PyAV that lmms-eval asks for, 15, has no such argument.
 THREADS = {"threads": 1} if int(av.__version__.split(".")[0]) >= 18 else {}
 _SQUARISH = 16  # pixels that are said to be longer than this are a damaged header
+UNSAID = 2  # how a signal becomes light, in ITU-T H.273
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,13 @@ class Picture:
     Args:
         size: (width, height) of the upright picture.
         stored: (width, height) of the file's first frame.
-        transfer: of the file, where the installed PyAV does not tell that of a frame.
+        transfer: of the file, where a frame does not say its own, or the installed PyAV does not tell it.
 
     Attributes:
         notes: what was done beyond scaling, in words.
     """
 
-    def __init__(self, size: tuple[int, int], stored: tuple[int, int] | None = None, transfer: int = 2) -> None:
+    def __init__(self, size: tuple[int, int], stored: tuple[int, int] | None = None, transfer: int = UNSAID) -> None:
         self.notes: dict[str, None] = {}
         self._size, self._stored, self._transfer = size, stored, transfer
         self._convert: Any = av.video.reformatter.VideoReformatter()
@@ -97,7 +98,8 @@ class Picture:
         turn = turn_of(frame)
         width, height = turn.size(*self._size)
         self._look(frame)
-        transfer = getattr(frame, "color_trc", self._transfer)
+        own = int(getattr(frame, "color_trc", UNSAID))
+        transfer = self._transfer if own == UNSAID else own
         if transfer in TRANSFERS:
             self._note(f"the picture is HDR ({TRANSFERS[transfer]}) and was brought to standard range")
             pixels = standard_range(self._scaled(frame, width, height, "rgb48le"), transfer)
