@@ -89,8 +89,9 @@ FOLDERS: dict[str, Folder] = {
     "smolvlm": Folder(
         "SmolVLMProcessor", "SmolVLMImageProcessor", "SmolVLMVideoProcessor",
         {"size": {"longest_edge": 16}, "max_image_size": {"longest_edge": 16}}, more={"image_seq_len": 4},
-        tokens={"fake_image_token": "<fake_token_around_image>", "global_image_token": "<global-img>"},
-        placeholder=VIDEO,
+        tokens={"video_token": "<video>", "fake_image_token": "<fake_token_around_image>",
+                "global_image_token": "<global-img>"},
+        placeholder="<video>",
     ),
     "video_llama_3": Folder(
         "VideoLlama3Processor", "VideoLlama3ImageProcessor", "VideoLlama3VideoProcessor",

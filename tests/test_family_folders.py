@@ -7,15 +7,24 @@ from typing import Any
 
 import pytest
 import torch
-from family_folders import build_processor, write_folder
+from family_folders import FOLDERS, build_processor, write_folder
 from safetensors.torch import save_file
-from transformers import AutoProcessor, Qwen2_5OmniConfig
+from transformers import Qwen2_5OmniConfig
 from video_files import noise_shots, write_file
 
-import segmo
+from segmo.ask.ask import Asker
+from segmo.ask.checkpoint import Checkpoint, load
+from segmo.ask.context import Context, Request
+from segmo.ask.plain_video import PlainVideo
+from segmo.ask.settings import Settings
+from segmo.errors import OptionError, PromptError
 from segmo.integrations.lmms.prompts import Sampling, chat_inputs
+from segmo.options import Options
 from segmo.pretrained import load_model
+from segmo.report.timeline import Timeline
+from segmo.video import read
 
+QUESTION = "What happens?"
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
@@ -25,28 +34,44 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(write_file(tmp_path_factory.mktemp("film") / "film.mp4", noise_shots([15, 10, 15], 48, 32), fps=10))
 
 
-def inputs_of(processor: Any, film: str, question: str = "What happens?") -> Any:
-    parts = [{"type": "video", "url": film}, {"type": "text", "text": question}]
-    return chat_inputs(processor, [{"role": "user", "content": parts}], Sampling(fps=2.0))[1]
+@pytest.mark.parametrize("family", FOLDERS)
+def test_every_familys_prompt_is_its_processors_own(family: str, film: str, tmp_path: Path) -> None:
+    loaded = load(write_folder(family, tmp_path))
+    way = PlainVideo(Context(loaded, Settings(), None, Timeline(), lambda stage, done, total: None))
+    ready = way.prepare(Request(film, QUESTION))
+    assert ready.facts.frames == 8
+    found, expected = ready.inputs(loaded, QUESTION), inputs_of(loaded, film)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(torch.as_tensor(found[name]), torch.as_tensor(value)), name
+    assert loaded.model.generate(**found, max_new_tokens=2, do_sample=False).shape[1] > found["input_ids"].shape[1]
+    with pytest.raises(PromptError, match="must not hold that token"):
+        way.prepare(Request(film, f"What is {loaded.processor.video_token} here?"))
+
+
+def inputs_of(loaded: Checkpoint, film: str) -> dict[str, Any]:
+    """The processor called as its users call it."""
+    content = [{"type": "video"}, {"type": "text", "text": QUESTION}]
+    messages = [{"role": "user", "content": content}]
+    inputs: dict[str, Any] = loaded.processor(
+        text=[loaded.processor.apply_chat_template(messages, add_generation_prompt=True)],
+        videos=[read(film, 2.0, max_pixels=loaded.max_pixels).frames],
+        video_metadata=[{"total_num_frames": 8, "fps": 2.0, "frames_indices": list(range(8))}],
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+    return inputs
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_omni", "video_llama_3", "internvl"])
 def test_prompts_of_a_real_processor_are_cut(family: str, film: str, tmp_path: Path) -> None:
-    """With keep=1 the tokens of the model as it is; with less, as many as asked for of those that the prompt has."""
-    folder = write_folder(family, tmp_path)
-    auto: Any = AutoProcessor
-    processor, model = auto.from_pretrained(folder), load_model(folder)
-    inputs = inputs_of(processor, film)
-    given = {"max_new_tokens": 4, "do_sample": False}
-    expected = model.generate(**inputs, **given)
-    segmo.compile(model, keep=1.0, segments=1)
-    assert model.generate(**inputs, **given).tolist() == expected.tolist()
-    segmo.compile(model, keep=0.25)
-    model.generate(**inputs, **given)
-    tokens = segmo.last_report().to_dict()["tokens"]
-    placeholder = getattr(model.config, "video_token_id", None) if family != "internvl" else model.config.image_token_id
-    assert tokens["video"] == int((inputs["input_ids"] == placeholder).sum())
-    assert tokens["kept"] == tokens["video"] // 4
+    loaded = load(write_folder(family, tmp_path))
+    with pytest.raises(OptionError, match="give a CLIP or SigLIP model"):
+        Asker(loaded, Settings(frames=2))
+    answer = Asker(loaded, Settings(Options(keep=0.25), new_tokens=2)).ask(film, QUESTION)
+    count = sum(token in loaded.placeholders for token in inputs_of(loaded, film)["input_ids"][0].tolist())
+    assert answer.tokens["video"] == count
+    assert answer.tokens["kept"] == count // 4
 
 
 def test_of_an_omni_model_the_part_that_writes_text_is_read(tmp_path: Path) -> None:

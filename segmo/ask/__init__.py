@@ -10,6 +10,7 @@ cache           tensors on disk by content hash, bounded in size, shared by proc
 generate        prefill and decode, timed
 context         what both ways from a file to features share
 whole_video     all sampled frames, as one entry of the cache
+plain_video     the processor's own inputs, for families that are not known further
 file_index      what is known of a file without its pictures
 frame_cache     features frame by frame
 frame_features  features of single frames, from the cache or the encoder

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
+import torch
+
 import segmo
 from segmo.api import compiled_with
 from segmo.ask.cache import TensorCache
@@ -18,6 +20,7 @@ from segmo.ask.chosen_frames import ChosenFrames
 from segmo.ask.context import Context, Progress, Request
 from segmo.ask.features import VideoFacts
 from segmo.ask.generate import Generated, generate
+from segmo.ask.plain_video import PlainVideo
 from segmo.ask.settings import Settings, checked_question
 from segmo.ask.whole_video import WholeVideo
 from segmo.errors import SegMoError
@@ -86,7 +89,7 @@ class Asker:
         self._warm = False
         self._names: Counter[str] = Counter()
         context = Context(loaded, settings, self.store, self.timeline, progress, ranks or Ranks(None))
-        self._way: WholeVideo | ChosenFrames = WholeVideo(context) if settings.frames is None else ChosenFrames(context)
+        self._way = _way(context)
         options = settings.options
         if ranks is not None and ranks.group is not None:
             options = replace(options, ranks=ranks.group.group_name)
@@ -194,8 +197,15 @@ class Asker:
         if prefill is not None:
             return prefill.tokens()
         ids = inputs["input_ids"]
-        video = int((ids == self.loaded.video_token).sum())
+        video = int(torch.isin(ids, torch.tensor(self.loaded.placeholders, device=ids.device)).sum())
         return {"prompt": ids.shape[1], "video": video, "kept": video}
+
+
+def _way(context: Context) -> WholeVideo | ChosenFrames | PlainVideo:
+    """From a file to a prompt: by features that serve many questions, where the model's family allows it."""
+    if not context.loaded.takes_features:
+        return PlainVideo(context)
+    return WholeVideo(context) if context.settings.frames is None else ChosenFrames(context)
 
 
 def _name_of(request: Request) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from segmo.errors import OptionError
-from segmo.families import FAMILIES, family_of
+from segmo.families import family_of, takes_video
+from segmo.pretrained import load_model
 
 PIXELS = 768 * 28 * 28  # of a frame, for models whose processor sets no limit
 NOTE = (
@@ -45,17 +46,29 @@ class Checkpoint:
     folder: Path | None = None
 
     @property
+    def takes_features(self) -> bool:
+        """Whether SegMo knows how a video lies in the prompt of its family, so that features serve many questions."""
+        return family_of(self.model) is not None
+
+    @property
     def video_token(self) -> int:
         """Id of the token that stands for a video in a prompt."""
         token: int = self.model.config.video_token_id
         return token
+
+    @property
+    def placeholders(self) -> list[int]:
+        """Ids of the tokens that features of pictures take the place of."""
+        names = [f"{kind}_token_{form}" for kind in ("video", "image") for form in ("id", "index")]
+        found = [getattr(self.model.config, name, None) for name in names]
+        return [token for token in found if token is not None]
 
 
 def load(path: Path | None = None, dtype: str = "auto", device: str | None = None) -> Checkpoint:
     """The model in a folder, or the one that ships with SegMo when there is none.
 
     Args:
-        path: a folder with a model of a known family and its processor, as ``save_pretrained`` writes it.
+        path: a folder with a Video LLM and its processor, as ``save_pretrained`` writes it.
         dtype: "auto" for the dtype of the weights, or a name such as "bfloat16".
         device: such as "cuda"; a GPU if there is one when None.
 
@@ -67,24 +80,30 @@ def load(path: Path | None = None, dtype: str = "auto", device: str | None = Non
         return _embedded(device)
     if not (path / "config.json").is_file():
         raise OptionError(f"{path} is not a folder with a model (no config.json in it)")
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoProcessor
 
-    auto_model: Any = AutoModelForImageTextToText
     auto_processor: Any = AutoProcessor
     try:
         processor = auto_processor.from_pretrained(path, local_files_only=True)
-        model = auto_model.from_pretrained(path, dtype=dtype, local_files_only=True)
-    except (OSError, ValueError) as error:
+        model = load_model(path, dtype, local_files_only=True)
+    except (ImportError, OSError, ValueError) as error:
         raise OptionError(f"{path} holds no Video LLM that transformers can read: {error}") from error
-    if family_of(model) is None:
-        raise OptionError(f"SegMo does not know the family {model.config.model_type!r}; known: {', '.join(FAMILIES)}")
+    if not takes_video(model):
+        raise OptionError(f"{path} holds a {model.config.model_type!r}, which takes no video")
     if getattr(processor, "video_processor", None) is None:
         raise OptionError(f"{path} has no video processor beside its model")
-    size = processor.video_processor.size
-    longest = getattr(size, "longest_edge", None) or PIXELS
-    edge = getattr(size, "height", None)
-    limit = math.ceil(4 * edge * edge) if edge else min(longest, PIXELS)
-    return Checkpoint(model.to(device).eval(), processor, fingerprint(path, dtype), max_pixels=limit, folder=path)
+    limit = _largest(processor.video_processor)
+    return Checkpoint(model.to(device), processor, fingerprint(path, dtype), max_pixels=limit, folder=path)
+
+
+def _largest(processor: Any) -> int:
+    """Pixels of a frame that a video processor makes use of, at most."""
+    size = getattr(processor, "size", None)
+    longest, shortest = getattr(size, "longest_edge", None), getattr(size, "shortest_edge", None)
+    if hasattr(processor, "merge_size"):  # its "edges" are numbers of pixels
+        return min(longest or PIXELS, PIXELS)
+    edge = getattr(size, "height", None) or longest or shortest
+    return math.ceil(4 * edge * edge) if edge else PIXELS
 
 
 def _embedded(device: str) -> Checkpoint:

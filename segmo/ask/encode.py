@@ -18,6 +18,7 @@ from torch import Tensor
 from segmo.ask.checkpoint import Checkpoint
 from segmo.ask.features import Features, VideoFacts
 from segmo.ask.prompt import chat, cut_out, short_ids
+from segmo.errors import PromptError
 from segmo.families import family_of
 from segmo.upstream.clips import pictures_per_frame, with_times
 from segmo.video import Clip
@@ -44,7 +45,7 @@ def process(loaded: Checkpoint, clip: Clip, question: str, pixels: bool = True) 
         PromptError: the question holds the model's video token.
     """
     text = chat(loaded.processor, question)
-    short_ids(loaded.processor, text, loaded.video_token)  # a question with a video token is refused by name
+    _check_prompt(loaded, text)
     pictures = pictures_per_frame(loaded.processor)
     clip = clip.padded(pictures)
     frames: Any = clip.frames
@@ -65,6 +66,16 @@ def process(loaded: Checkpoint, clip: Clip, question: str, pixels: bool = True) 
     found = dict(inputs)
     with_times(found, [clip], pictures)
     return found
+
+
+def _check_prompt(loaded: Checkpoint, text: str) -> None:
+    """A question with a video token is refused by name."""
+    if loaded.takes_features:
+        short_ids(loaded.processor, text, loaded.video_token)
+        return
+    token = getattr(loaded.processor, "video_token", None)
+    if isinstance(token, str) and text.count(token) != 1:
+        raise PromptError(f"the prompt has {text.count(token)} {token}, not one; a question must not hold that token")
 
 
 @dataclass(frozen=True)

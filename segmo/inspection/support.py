@@ -48,6 +48,11 @@ _OTHERS = (
         "minimax_m3_vl",
     ),
 )
+# Their own processors are built from local files in tests.
+_WITH_PROCESSORS = (
+    *("qwen3_5", "qwen3_vl_moe", "qwen2_5_omni", "glm46v", "internvl", "gemma4", "smolvlm", "video_llama_3"),
+    *("llava_next_video", "minicpmv4_6"),
+)
 _NO_ENTRY = "no entry in segmo.families says how its video is laid out in front of the graph"
 
 
@@ -83,12 +88,13 @@ def families() -> list[Support]:
     for family in sorted((*_OTHERS, *_FOREIGN_MASK, *_SEVERAL_GRAPHS)):
         apart = _SEVERAL_GRAPHS.get(family)
         if apart:
-            rows.append(Support(family, apart, apart, apart, apart, _NO_ENTRY, _NO_ENTRY))
+            rows.append(Support(family, apart, apart, apart, apart, _NO_ENTRY, INFERRED))
             continue
         cas = _NO_CUT.get(family, TESTED)
         lsp = _ASKED_FOR if family in _HYBRID else _FOREIGN_MASK.get(family, TESTED)
+        run = TESTED if family in _WITH_PROCESSORS else INFERRED
         ranks = _RECURRENT if family in _HYBRID else _FOREIGN_MASK.get(family) or _LOCAL.get(family, INFERRED)
-        rows.append(Support(family, cas, lsp, _NO_ENTRY, ranks, _NO_ENTRY, _NO_ENTRY))
+        rows.append(Support(family, cas, lsp, _NO_ENTRY, ranks, _NO_ENTRY, run))
     return rows
 
 

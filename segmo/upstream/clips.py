@@ -9,7 +9,7 @@ Legend: F sampled pictures, T frames of the language model (one or two pictures 
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -160,6 +160,17 @@ def with_times(inputs: MutableMapping[str, Any], clips: Sequence[Clip], pictures
     for name in _STEPS:
         if name in inputs:
             inputs[name] = torch.tensor(steps) if isinstance(inputs[name], Tensor) else steps
+
+
+def moved(inputs: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """A processor's inputs on a model's device, pixels in its dtype."""
+
+    def place(name: str, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(model.device, model.dtype if name.startswith("pixel_values") else value.dtype)
+
+    return {name: place(name, value) for name, value in inputs.items()}
 
 
 def frame_choice(model: Any, processor: Any, frames: int, relevance: Path | None, balance: float) -> ClipFrames:

@@ -34,6 +34,7 @@ from segmo.integrations.lmms.arguments import (
 )
 from segmo.integrations.lmms.prompts import Sampling, chat_inputs
 from segmo.pretrained import load_model
+from segmo.upstream.clips import moved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,7 +222,7 @@ class SegmoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
 
     def _answer(self, asked: Asked) -> Answer:
         _, inputs = chat_inputs(self.processor, asked.messages, self.sampling)
-        inputs = inputs.to(self.device, self.model.dtype)
+        inputs = moved(inputs, self.model)
         start = time.perf_counter()
         with torch.no_grad():
             ids = self.model.generate(**inputs, **generation(asked.settings))
