@@ -12,8 +12,10 @@ from crew import Crew, CrewError
 from models import LAYERS, build, prompt
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
 import segmo
+from segmo.calls import shards
 from segmo.errors import OptionError, RankError
 from segmo.options import Options
 
@@ -43,14 +45,16 @@ def own_prompt(rank: int, world: int, wrapped: str) -> tuple[Any, int, list[str]
     """Each rank answers another prompt, as data parallel programs do; one of them twice."""
     model: Any = compiled()
     called = model
-    if wrapped == "ddp":
-        called = torch.nn.parallel.DistributedDataParallel(model)
+    if wrapped == "ddp":  # a bucket of gradients for each layer
+        called = torch.nn.parallel.DistributedDataParallel(model, bucket_cap_mb=0.01)
         model = called.module
     if rank == 1:
         generate(model, 7)
     ids = generate(model, rank)
     with torch.no_grad():
-        called(**prompt("qwen2_vl", seed=rank), logits_to_keep=1)
+        logits = called(**prompt("qwen2_vl", seed=rank), logits_to_keep=1).logits[0, -1]
+    assert int(logits.argmax()) == int(ids[0, -2])
+    assert all(graph.rewritten for graph in segmo.last_report().graphs if graph.kind != "decode")
     codes = [miss.code for record in segmo.last_report().graphs[0].passes for miss in record.misses]
     return ids, matches(), codes
 
@@ -65,14 +69,33 @@ def different_prompts(rank: int, world: int) -> None:
     generate(compiled(ranks="all"), rank)
 
 
-def sharded_weights(rank: int, world: int) -> Any:
-    """FSDP2: the weights of a layer are gathered while it runs, which breaks the graph at every layer."""
+def sharded_weights(rank: int, world: int, how: str) -> Any:
+    """FSDP2: weights are gathered around a call. Each rank has a prompt of its own."""
+    model: Any = build("qwen2_vl")
+    torch._dynamo.reset()
+    for layer in model.model.language_model.layers:
+        fully_shard(layer)
+    if how != "layers":  # generate calls the vision encoder by itself, which finds no weights then, SegMo or not
+        fully_shard(model)
+    segmo.compile(model, keep=0.5, segments=2)
+    with torch.no_grad():
+        out = model(**prompt("qwen2_vl", seed=rank), logits_to_keep=1)
+        assert any(isinstance(parameter, DTensor) for parameter in model.parameters())  # sharded again
+        ids = generate(model, rank) if how == "layers" else None
+    assert all(graph.rewritten for graph in segmo.last_report().graphs if graph.kind == "prefill")
+    return out.logits[:, -1], out.past_key_values.layers[0].keys.shape[2], ids
+
+
+def too_large(rank: int, world: int) -> Any:
     model: Any = build("qwen2_vl")
     for layer in model.model.language_model.layers:
         fully_shard(layer)
-    segmo.compile(model, keep=0.5, segments=2)
-    with pytest.warns(UserWarning, match="left a prefill graph as it was"):
-        return generate(model, rank)
+    segmo.compile(model, keep=0.5)
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 1:  # one of them is enough
+            patch.setattr(shards, "free_bytes", lambda device: 1000)
+        with pytest.warns(UserWarning, match=r"fully_shard.* GiB that are free.*option ranks"):
+            return generate(model, rank)
 
 
 def no_group(rank: int, world: int) -> str:
@@ -107,8 +130,19 @@ def test_prompts_of_their_own_with_ranks_are_an_error_that_names_the_option(crew
         assert "option ranks" in str(error)
 
 
-def test_sharded_weights_run_as_the_model_was_and_that_is_said(crew: Crew) -> None:
-    for rank, ids in enumerate(crew.run(sharded_weights)):
+@pytest.mark.parametrize("how", ["layers", "layers and model"])
+def test_sharded_weights_are_gathered_for_a_call(crew: Crew, how: str) -> None:
+    model = compiled()
+    for rank, (logits, held, ids) in enumerate(crew.run(sharded_weights, how)):
+        with torch.no_grad():
+            out = model(**prompt("qwen2_vl", seed=rank), logits_to_keep=1)
+        torch.testing.assert_close(logits, out.logits[:, -1], rtol=1e-4, atol=1e-5)
+        assert held == out.past_key_values.layers[0].keys.shape[2]
+        assert ids is None or torch.equal(ids, generate(model, rank))
+
+
+def test_sharded_weights_without_room_run_as_the_model_was_and_that_is_said(crew: Crew) -> None:
+    for rank, ids in enumerate(crew.run(too_large)):
         assert torch.equal(ids, generate(build("qwen2_vl"), rank))
 
 

@@ -46,7 +46,7 @@ def _compiled(asked: Asked) -> Any:
     asked.count_apart()
     if method == "forward":
         return _forward(asked, given, model, options)
-    call, how = Call(model, asked.plain(model._call_impl), options, asked.dynamic), asked.how()
+    call, how = Call(model, model._call_impl, options, asked), asked.how()
     if method is None:
         return optimized(asked.plain(given), call, how)
     choose_nowhere(model)
@@ -65,8 +65,8 @@ def _forward(asked: Asked, given: torch.nn.Module, model: Any, options: Options)
     if options.frames < 1:
         raise OptionError("frames below 1 takes the model, and not its forward alone: torch.compile(model, ...)")
     if given is not model:
-        return reaching(Call(model, asked.plain(model._call_impl), options, asked.dynamic), asked.target)
-    call = Call(model, asked.plain(asked.target), options, asked.dynamic)
+        return reaching(Call(model, model._call_impl, options, asked), asked.target)
+    call = Call(model, asked.target, options, asked)
     call.attention.hold()
     return call
 

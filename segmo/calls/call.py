@@ -13,9 +13,11 @@ from segmo.calls.attention import attention_of
 from segmo.calls.hooks import Hooks
 from segmo.calls.inputs import by_name, encoded, joined
 from segmo.calls.length import warn_if_too_long
+from segmo.calls.shards import Shards
 from segmo.calls.videos import frames_of
-from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit
+from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit, trace_again
 from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
+from segmo.compat.joining import Asked
 from segmo.compiler.capture import called
 from segmo.errors import CompileError, SegMoError
 from segmo.options import Options
@@ -31,21 +33,27 @@ class Call:
 
     Attributes:
         model: that is called.
-        compiled: its forward, as Dynamo runs it.
+        original: its forward.
+        compiled: the same, as Dynamo runs it.
         options: that it was compiled with.
+        start_afresh: has its graphs made anew.
         attention: the implementations that the model was loaded with.
         hooks: accelerate's, where the model has any.
+        shards: of weights that are sharded.
         notes: for the report of each graph.
         encoder: what chooses frames before the vision encoder; None where every frame is encoded.
     """
 
-    def __init__(self, model: Any, compiled: Callable[..., Any], options: Options, dynamic: bool | None) -> None:
+    def __init__(self, model: Any, original: Callable[..., Any], options: Options, asked: Asked) -> None:
         self.model = model
-        self.compiled = compiled
+        self.original = original
+        self.compiled = asked.plain(original)
         self.options = options
-        self.sizes = Sizes() if dynamic is None else nullcontext
+        self.start_afresh = asked.start_afresh
+        self.sizes = Sizes() if asked.dynamic is None else nullcontext
         self.attention = attention_of(model)
         self.hooks = Hooks(model)
+        self.shards = Shards(model)
         self.encoder = FrameEncoder(model, options) if options.frames < 1 else None
         loaded = self.attention.decoder
         self.notes = (f"attention was loaded as {loaded}; the decoder uses sdpa while this runs",) if loaded else ()
@@ -64,6 +72,10 @@ class Call:
         )
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
+        with self.shards.gathered() as gathered:
+            return self._rewritten(*args, **kwargs) if gathered else self.original(*args, **kwargs)
+
+    def _rewritten(self, *args: Any, **kwargs: Any) -> Any:
         named = by_name(self.model, args, kwargs)
         with called(self.model, self.notes), plain_errors(), memory_explained(self.options.ranks):
             inputs = self.before(named)
@@ -75,7 +87,12 @@ class Call:
             return result
 
     def _marked(self, **inputs: Any) -> Any:
-        return call_and_mark(self.compiled, inputs)
+        try:
+            return call_and_mark(self.compiled, inputs)
+        except BaseException as error:
+            if trace_again(error):
+                self.start_afresh()
+            raise
 
     def before(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The steps before the graph: the arguments that it is called with.

@@ -44,7 +44,10 @@ def hold_limit() -> Callable[[], None]:
 
 @functools.cache
 def _patcher(limit: int) -> Callable[[], Callable[[], None]]:
-    return _config(**dict.fromkeys(FLAGS, True), recompile_limit=limit, fail_on_recompile_limit_hit=True)
+    # Inside of DistributedDataParallel, Dynamo would cut the graph at the buckets of gradients, which nobody computes.
+    return _config(
+        **dict.fromkeys(FLAGS, True), recompile_limit=limit, fail_on_recompile_limit_hit=True, optimize_ddp=False
+    )
 
 
 def hold_sizes(fixed: bool) -> Callable[[], None]:
@@ -67,6 +70,6 @@ _SYMBOLS = _config(assume_static_by_default=False)
 
 def fits() -> str | None:
     """The names must still be there."""
-    names = (*FLAGS, "recompile_limit", "fail_on_recompile_limit_hit", "_make_closure_patcher")
+    names = (*FLAGS, "recompile_limit", "fail_on_recompile_limit_hit", "optimize_ddp", "_make_closure_patcher")
     gone = [name for name in names if not hasattr(torch._dynamo.config, name)]
     return f"torch._dynamo.config has no {', '.join(gone)}" if gone else None

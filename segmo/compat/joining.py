@@ -59,8 +59,13 @@ class Asked:
 
     def count_apart(self) -> None:
         """``isolate_recompiles=True``: graphs of other models do not count towards this one's limit of graphs."""
+        if getattr(self.context, "_isolate_recompiles_id", 0) < 0:
+            self.start_afresh()
+
+    def start_afresh(self) -> None:
+        """Leaves behind what this use has compiled, and what Dynamo gave up in it: its next calls are traced anew."""
         numbers = getattr(eval_frame, "_next_isolate_recompiles_id", None)  # torch 2.12 and later
-        if numbers is not None and self.context._isolate_recompiles_id < 0:
+        if numbers is not None:
             self.context._isolate_recompiles_id = next(numbers)
 
 

@@ -19,6 +19,7 @@ _NAMES = (
     "masks",
     "operators",
     "placeholder_check",
+    "sharding",
     "stored_tensors",
     "symbolic_messages",
 )
