@@ -6,17 +6,28 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from ask_models import write_model
 from hypothesis import given
 from hypothesis import strategies as st
 from models import CELLS, FAMILIES, build, prompt
+from video_files import noise_shots, write_file
 
 import segmo
+from segmo.ask.ask import Asker
+from segmo.ask.cache import TensorCache
+from segmo.ask.checkpoint import load
+from segmo.ask.console import sentences
+from segmo.ask.room import fitted
+from segmo.ask.settings import Settings
 from segmo.calls.length import needed, position_limit, warn_if_too_long
+from segmo.video import read
 
 MODELS = {family: build(family) for family in FAMILIES}
 BOTH = re.compile(r"needs ([\d,]+) positions, and the model is made for ([\d,]+)")
@@ -112,3 +123,45 @@ def test_generate_says_it_once_and_a_later_turn_counts_what_was_seen() -> None:
         more = torch.cat([out.sequences, torch.full((1, 4), 20)], 1)
         with pytest.warns(UserWarning, match=f"needs {more.shape[1]} positions.*show fewer frames"):
             model.generate(more, attention_mask=torch.ones_like(more), past_key_values=out.past_key_values, **given)
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_file(tmp_path_factory.mktemp("film") / "film.mp4", noise_shots([30, 45, 20, 30], 48, 32))
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen2_vl", "qwen3_vl"])
+def test_a_run_shows_as_many_frames_as_fit_and_says_so(family: str, film: Path, tmp_path: Path) -> None:
+    """By the program's own classes; the same question finds the same features."""
+    loaded = load(write_model(family, tmp_path / family))
+
+    def asker(**more: Any) -> Asker:
+        return Asker(loaded, Settings(fps=4.0, new_tokens=1, **more), TensorCache(tmp_path / "cache"))
+
+    whole = asker().ask(film, "What happens?")
+    assert not [note for note in whole.facts.notes if "positions" in note]
+    room = whole.tokens["prompt"] - 3 if family == "llava_onevision" else 45
+    with limit(loaded.model, room):
+        with pytest.warns(UserWarning, match=rf"film.mp4: .* positions, .* made for {room} .* frames fit") as said:
+            found = asker().ask(film, "What happens?")
+        assert not [each for each in said if "this prompt needs" in str(each.message)]
+        assert 0 < found.facts.frames < whole.facts.frames
+        assert found.facts.seconds[-1] == whole.facts.seconds[-1]  # of the whole film
+        assert any("frames fit" in line for line in sentences(found))
+        again = asker().ask(film, "What happens?")
+        assert (again.facts, bool(again.cached)) == (found.facts, True)
+        with pytest.warns(UserWarning, match="frames fit"):
+            longer = asker().ask(film, "What happens in the end of it?")
+        assert longer.facts.frames <= found.facts.frames
+        with pytest.warns(UserWarning, match="frames fit"):
+            chosen = asker(frames=12).ask(film, "What happens?")
+        assert chosen.facts.frames <= found.facts.frames
+    assert asker().ask(film, "What happens?").facts == whole.facts
+
+
+def test_a_run_leaves_frames_whose_positions_count_seconds(film: Path, tmp_path: Path) -> None:
+    loaded = load(write_model("qwen2_5_vl", tmp_path))
+    clip = read(film, 4.0)
+    with limit(loaded.model, 10):
+        assert fitted(loaded, clip, np.arange(len(clip.frames)), "What happens?")[1] == ""

@@ -10,8 +10,9 @@ A further question needs its own words scored, and those frames decoded and enco
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from segmo.ask.features import Features
 from segmo.ask.file_index import FileIndex
 from segmo.ask.frame_cache import FrameTensors, join
 from segmo.ask.frame_features import FrameFeatures, FrameRequest
+from segmo.ask.room import fitted
 from segmo.ask.settings import checked_question
 from segmo.upstream.clips import frame_choice, looks_of
 
@@ -54,11 +56,13 @@ class PreparedFrames:
         wanted: the frames.
         scored: what the question was scored against.
         known: the cache had the film.
+        note: what is to be said of their number.
     """
 
     wanted: FrameRequest
     scored: SceneFeatures
     known: bool
+    note: str = ""
 
 
 class ChosenFrames:
@@ -84,15 +88,23 @@ class ChosenFrames:
         scored = self._other(request, film_key, film, heads) if self._scorer else self._own(request, file, film, heads)
         with context.timeline.measure("choose", request.name):
             relevance = choice.scorer.score_features(scored.features, checked_question(request.question))
+
+            def fewer(count: int) -> NDArray[np.int64]:
+                chosen = replace(choice, wanted=max(1, count // choice.pictures))
+                return chosen.choose(film.clip, film.looks, relevance)
+
             numbers = choice.choose(film.clip, film.looks, relevance)
-        return PreparedFrames(self.frames.prepare(request, file, film, numbers, scored.pieces), scored, known)
+            numbers, note = fitted(context.loaded, film.clip, numbers, checked_question(request.question), fewer)
+        return PreparedFrames(self.frames.prepare(request, file, film, numbers, scored.pieces), scored, known, note)
 
     def features(self, request: Request, ready: PreparedFrames) -> tuple[Features, tuple[str, ...]]:
         """Features of the chosen frames, and what came from the cache."""
         context, wanted = self.context, ready.wanted
+        if ready.note:
+            warnings.warn(f"{request.source}: {ready.note}", stacklevel=2)
         pieces, cached = self.frames.make(request, wanted)
         encoded = join([pieces[key] for key in wanted.keys])
-        clip = wanted.film.clip.only(wanted.numbers)
+        clip = wanted.film.clip.only(wanted.numbers).noted(ready.note)
         features = features_of(context.loaded, wanted.prompt, encoded, clip, checked_question(request.question))
         count = len((cached | ready.scored.cached) & set(wanted.keys))
         named = {

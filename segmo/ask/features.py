@@ -68,13 +68,20 @@ class Features:
             PromptError: the question holds the model's video token.
             VersionError: the model takes no ``mm_encoder_outputs``.
         """
-        token, device = loaded.video_token, loaded.model.device
+        device = loaded.model.device
+        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.prompt(loaded, question).items()}
+        return with_arguments(loaded.model, moved, mm_encoder_outputs={"video": self._encoder_output(device)})
+
+    def prompt(self, loaded: Checkpoint, question: str) -> dict[str, Any]:
+        """The inputs but the features, on the CPU.
+
+        Raises:
+            PromptError: the question holds the model's video token.
+        """
+        token = loaded.video_token
         ids = fill_in(self.text, short_ids(loaded.processor, chat(loaded.processor, question), token), token)[None]
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.extras}
-        if self.typed:
-            inputs["mm_token_type_ids"] = torch.where(ids == token, 2, 0)
-        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in inputs.items()}
-        return with_arguments(loaded.model, moved, mm_encoder_outputs={"video": self._encoder_output(device)})
+        return {**inputs, "mm_token_type_ids": torch.where(ids == token, 2, 0)} if self.typed else inputs
 
     def _encoder_output(self, device: torch.device) -> Any:
         from transformers.modeling_outputs import BaseModelOutputWithPooling

@@ -96,3 +96,7 @@ class Clip:
         """The clip with these of its frames alone, ascending; scenes and fps stay those of the file."""
         chosen = np.asarray(index, dtype=np.int64)
         return replace(self, frames=self.frames[chosen], seconds=self.seconds[chosen])
+
+    def noted(self, note: str) -> Clip:
+        """The clip with one note more, if there is anything to note."""
+        return replace(self, notes=(*self.notes, note)) if note else self
