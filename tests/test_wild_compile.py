@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
 import pickle
 from typing import Any
 
@@ -182,7 +183,10 @@ def test_copies_and_pickles_are_compiled_too() -> None:
     opt = torch.compile(model, backend="segmo", dynamic=True, options={"keep": 0.5})
     segmo.compile(model, keep=0.5, frames=0.5)
     expected = generate(model, inputs)
-    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    for copied in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.load(file, weights_only=False)):
         with torch.no_grad():
             copied.lm_head.weight.neg_()  # a copy runs with its own weights
         out = generate(copied, inputs, 1)

@@ -97,6 +97,19 @@ def test_a_model_that_is_moved_to_another_dtype(options: dict[str, Any]) -> None
     assert torch.equal(logits(model, inputs), expected)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs another device")
+def test_a_model_that_is_moved_to_another_device_and_back() -> None:
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl")
+    segmo.compile(model, keep=0.5, strict=True, lowering="flash")
+    expected = logits(model, inputs)
+    model.to("cuda")
+    moved = logits(model, {name: value.cuda() for name, value in inputs.items()})
+    torch.testing.assert_close(moved.cpu(), expected, rtol=1e-2, atol=1e-2)
+    model.to("cpu")
+    torch.testing.assert_close(logits(model, inputs), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_a_second_model_with_other_options() -> None:
     inputs = prompt("qwen2_vl", frames=8)
     models = {keep: segmo.compile(build("qwen2_vl"), keep=keep, strict=True) for keep in (0.25, 0.5)}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from ask_models import write_model
 from models import FAMILIES, LAYERS, build, prompt
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, pipeline
 
 import segmo
 from segmo.errors import CompileError, OptionError
@@ -127,6 +130,27 @@ class Plain:
 @pytest.mark.parametrize("wrap", [Registered, Hidden, Plain])
 def test_wrappers_of_the_user_s(wrap: type[Any]) -> None:
     equal_and_cut(wrap(build(FAMILY)))
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["the model before", "the pipeline"])
+def test_transformers_pipeline_with_a_video(before: bool, tmp_path: Path) -> None:
+    """Compiled before it is handed in, or as a pipeline; the video is frames that were read already."""
+    folder = write_model(FAMILY, tmp_path)
+    model, processor = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    asker = pipeline("image-text-to-text", model=model, processor=processor)
+    frames = torch.rand(8, 3, 32, 48, generator=torch.Generator().manual_seed(0))
+    chat = [{"role": "user", "content": [{"type": "video", "video": frames}, {"type": "text", "text": "What is it?"}]}]
+    more: dict[str, Any] = {"return_full_text": False, "generate_kwargs": {"do_sample": False, "max_new_tokens": 2}}
+    more["processor_kwargs"] = {"do_sample_frames": False}
+    expected = asker(text=chat, **more)
+    assert segmo.compile(model if before else asker, keep=1.0, segments=1, strict=True) is (model if before else asker)
+    assert asker(text=chat, **more)[0]["generated_text"] == expected[0]["generated_text"]
+    segmo.compile(model, keep=0.5, strict=True)
+    asker(text=chat, **more)
+    prefill = segmo.last_report().prefill
+    assert prefill is not None
+    tokens = prefill.tokens()
+    assert 0 < tokens["kept"] == tokens["video"] // 2
 
 
 def test_what_cannot_be_seen_through_is_refused_by_name() -> None:

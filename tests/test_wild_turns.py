@@ -265,6 +265,27 @@ def test_a_second_video_in_a_later_turn_runs_as_it_was_and_says_so() -> None:
         assert_same(found, expected)
 
 
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_a_second_video_in_a_direct_call_finds_its_positions(family: str) -> None:
+    """Without position ids and mask, as the model itself takes it behind a cache."""
+    inputs, second = prompt(family), prompt(family, frames=4, seed=3)
+    del second["attention_mask"]
+
+    def run(model: Any) -> torch.Tensor:
+        with torch.no_grad():
+            cache = model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+            found: torch.Tensor = model(**second, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+        assert cache.get_seq_length() == inputs["input_ids"].shape[1] + second["input_ids"].shape[1]
+        return found
+
+    model = segmo.compile(build(family), keep=0.5, segments=2)
+    with pytest.warns(UserWarning, match="already holds tokens when the video arrives"):
+        found = run(model)
+    plain, prefill = build(family), kept()
+    with dropped_hidden(plain, prefill):
+        torch.testing.assert_close(found, run(plain), atol=2e-5, rtol=1e-4)
+
+
 def test_turns_of_other_lengths_take_the_same_graphs() -> None:
     model = compiled("llava_onevision")
     talk(model, prompt("llava_onevision"), (5, 3))
