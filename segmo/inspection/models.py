@@ -143,9 +143,9 @@ def _shrink_vision(config: Any) -> None:
 def build(config: Any) -> Any:
     """The conditional-generation model of a narrow config: random weights, eval mode, on the CPU in float32."""
     import torch
-    from transformers import AutoModelForImageTextToText
 
-    auto: Any = AutoModelForImageTextToText
+    from segmo.pretrained import build_model
+
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return auto.from_config(config, dtype=torch.float32).eval()
+        return build_model(config, torch.float32)

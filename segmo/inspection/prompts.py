@@ -70,14 +70,15 @@ def checkpoint_prompt(folder: Path, file: Path, question: str, fps: float) -> tu
     Raises:
         OptionError: reading video needs the extra ``video``, or the folder holds no weights.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoProcessor
 
-    load: Any = AutoProcessor.from_pretrained  # neither has types
-    load_model: Any = AutoModelForImageTextToText.from_pretrained
+    from segmo.pretrained import load_model
+
+    load: Any = AutoProcessor.from_pretrained  # it has no types
     try:
-        model = load_model(folder, dtype="auto", local_files_only=True).eval()
+        model = load_model(folder, local_files_only=True)
         processor = load(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         raise OptionError(f"{folder} holds no model and processor that transformers can load: {error}") from error
     video = _read(file, fps, None)
     content = [{"type": "video"}, {"type": "text", "text": question}]
