@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoProcessor
 from video_files import noise_shots, write_file
 
-from segmo.errors import OptionError, PromptError
+from segmo.errors import OptionError, PromptError, SegMoError
 from segmo.integrations.lmms.arguments import family_names, generation, of_family, parse_options, stopped
 from segmo.integrations.lmms.prompts import Sampling, chat_inputs, show
 from segmo.options import Options
@@ -86,6 +86,10 @@ def test_texts_of_a_command_line_are_understood() -> None:
     assert found.disable == ("trim-last-layer", "reuse-buffers")
     assert found.pipeline == "select-tokens"
     assert parse_options({"disable": "[trim-last-layer]"}).disable == ("trim-last-layer",)
+    assert parse_options({"pipeline": "[select-tokens,trim-last-layer]"}).pipeline == "select-tokens,trim-last-layer"
+    for wrong in ({"disable": "trim-last-lair"}, {"pipeline": "select-token"}):
+        with pytest.raises(SegMoError, match="did you mean"):
+            parse_options(wrong)
     for name in (field.name for field in dataclasses.fields(Options)):
         default = getattr(Options(), name)
         assert getattr(parse_options({name: default}), name) == default

@@ -8,6 +8,7 @@ from typing import Any
 
 from segmo.errors import OptionError
 from segmo.options import Options
+from segmo.passes.pipeline import build_pipeline
 
 IGNORED = ("max_batch_size", "device_map", "use_cache")  # what lmms-eval passes to every model, or users are used to
 SEPARATOR = "\n\n"  # between the examples of a prompt; lmms-eval's default stop
@@ -35,15 +36,19 @@ def parse_options(given: Mapping[str, Any]) -> Options:
     names as ``disable="trim-last-layer,reuse-buffers"``.
 
     Raises:
-        OptionError: an unknown option, or a wrong value.
+        OptionError, PipelineError: an unknown option or pass, or a wrong value.
     """
     options = {name: unquoted(value) for name, value in given.items() if name not in IGNORED}
     if isinstance(options.get("disable"), str):
         names = options["disable"].strip("[]").split(",")
         options["disable"] = tuple(unquoted(name.strip()) for name in names if name.strip())
+    if isinstance(options.get("pipeline"), str):
+        options["pipeline"] = options["pipeline"].strip().removeprefix("[").removesuffix("]")
     if options.get("keep") == 1 and options.get("frames", 1) == 1:
         options.setdefault("segments", 1)
-    return Options.parse(options)
+    found = Options.parse(options)
+    build_pipeline(found)  # a wrong name of a pass is an error now, and not in the first prompt
+    return found
 
 
 def unquoted(value: Any) -> Any:

@@ -105,6 +105,7 @@ class SegmoChat(lmms):  # type: ignore[misc]  # lmms-eval has no types
         self.shard = truth("shard", shard) or ranks == "all"
         self.sampling = Sampling(float(fps), int(max_num_frames))
         self.system_prompt = system_prompt
+        self._tokens, self._seconds = 0, 0.0  # that answers took since the last block of requests began
         self.device = self._join(device)
         self._load(pretrained, dtype)
         self._names = family_names(self.model.config.model_type)
