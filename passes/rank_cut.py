@@ -1,6 +1,6 @@
 """The second cut: from one node on, each rank computes on its own tokens of the prompt.
 
-Same walk as :class:`segmo.passes.cut.TokenCut`. What differs: how many tokens are left is known only when the
+Same walk as :class:`segmo.passes.cut.ApartCut`. What differs: how many tokens are left is known only when the
 graph runs, what was dropped on one rank is on another, and what leaves the graph is put together again.
 
 Legend: N prompt tokens, K kept tokens, L tokens of this rank.
@@ -18,14 +18,13 @@ from torch.fx.node import map_arg
 
 from segmo.passes.analyse import Merge
 from segmo.passes.attentions import SDPA
-from segmo.passes.cut import TokenCut
+from segmo.passes.cut import ApartCut
 from segmo.passes.cut.state import lost
 from segmo.passes.graph import concrete, example
-from segmo.passes.mixers import mixes_tokens
 from segmo.passes.scene_nodes import OPS
 
 
-class RankCut(TokenCut):
+class RankCut(ApartCut):
     """Rewrites everything after the point at which tokens are dealt out to ranks.
 
     Every node's traced value still has the prompt's length N, whether tokens were selected before or not, so
@@ -35,7 +34,7 @@ class RankCut(TokenCut):
         packed: node of the rank's packed schedule.
         group: name of the process group.
         gather: whether caches are put together at the end.
-        (others): as for :class:`TokenCut`.
+        (others): as for :class:`segmo.passes.cut.TokenCut`.
     """
 
     def __init__(
@@ -70,7 +69,7 @@ class RankCut(TokenCut):
         return super().pick(node, dim)
 
     def _visit(self, node: Node, later: Sequence[Node]) -> None:
-        if node.target is SDPA or mixes_tokens(node):
+        if node.target is SDPA:
             raise lost("a layer that is not replaced by segments needs the tokens of other ranks", node)
         if node.target is OPS.scatter_tokens.default:  # on its way out after selection: all kept tokens are due
             source = node.args[0]

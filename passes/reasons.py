@@ -143,6 +143,11 @@ _ALL = (
         "run the model on one device",
     ),
     Reason(
+        "other-layers",
+        "a decoder layer that segments do not replace ({detail}) needs the tokens of other ranks",
+        "run the model on one device",
+    ),
+    Reason(
         "late-selection",
         'with scorer="attention" the caches of the first layers are whole on every rank',
         'use cache="gather", or another scorer',

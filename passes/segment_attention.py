@@ -35,11 +35,11 @@ class SegmentAttention:
     def run(self, rewrite: Rewrite) -> Outcome:
         """See :class:`segmo.passes.base.Pass`."""
         facts = rewrite.facts
+        if facts.miss is None and self.segments in (1, "equal:1"):
+            return Outcome(misses=(Miss.of("one-segment"),))
         miss = facts.miss or facts.mask_miss
         if miss:
             return Outcome(misses=(miss,))
-        if self.segments in (1, "equal:1"):
-            return Outcome(misses=(Miss.of("one-segment"),))
         if facts.recurrent is not None and self.segments == "scene":
             return Outcome(misses=(Miss.of("hybrid", node=facts.recurrent),))
         scene_nodes(rewrite)

@@ -12,6 +12,7 @@ import torch
 from torch.fx import Node
 
 import segmo.runtime.distributed.ops  # noqa: F401  # registers torch.ops.segmo
+from segmo.passes.analyse import Facts
 from segmo.passes.attentions import head_sizes
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.graph import concrete, example, replace_call
@@ -71,6 +72,9 @@ class ShardSegments:
             return Outcome(misses=(Miss.of("batch", node=merge_of(rewrite).node),))
         if self.cache == "sharded" and rewrite.options.scorer == "attention":
             return Outcome(misses=(Miss.of("late-selection", node=merge_of(rewrite).node),))
+        whole = _whole_layer(rewrite.facts)
+        if whole is not None:
+            return Outcome(misses=(whole,))
         uneven = next((a for a in rewrite.facts.replaceable if head_sizes(a)[0] != head_sizes(a)[1]), None)
         if uneven is not None:
             detail = "head size {}, values {}".format(*head_sizes(uneven))
@@ -164,6 +168,14 @@ def _name_of(ranks: Ranks) -> str:
     assert ranks.group is not None
     name: str = ranks.group.group_name
     return name
+
+
+def _whole_layer(facts: Facts) -> Miss | None:
+    """Why some layer of the decoder cannot run on a part of the tokens, if so."""
+    left = next((attention for attention in facts.attentions if attention.miss), None)
+    if left is not None and left.miss is not None:
+        return Miss.of("other-layers", left.miss.code, left.node)
+    return None if facts.recurrent is None else Miss.of("other-layers", "recurrent", facts.recurrent)
 
 
 def _reads(node: Node, schedule: Node) -> bool:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Sequence
 
-import torch
-from torch import Tensor
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from segmo.passes.analyse import Merge
-from segmo.passes.cut import TokenCut
-from segmo.passes.cut.state import lost
+from segmo.passes.cut import ApartCut
 from segmo.passes.graph import concrete, downstream, example
-from segmo.passes.mixers import mixes_tokens
 from segmo.passes.reasons import DoesNotApply, Miss
 from segmo.passes.scene_nodes import OPS
 
@@ -24,12 +20,11 @@ def every_row(node: Node) -> DoesNotApply:
     return DoesNotApply(Miss.of("every-row", node=node))
 
 
-class TailCut(TokenCut):
+class TailCut(ApartCut):
     """Rewrites what is computed from the last attention's output, once that has one row.
 
-    Same walk as :class:`segmo.passes.cut.TokenCut`. What differs: the kept row is known beforehand, and nothing can be
-    put back to the prompt's length; and a row is only what it was if each is computed from itself alone, so that what
-    mixes rows is refused.
+    Same walk as :class:`segmo.passes.cut.ApartCut`. What differs: the kept row is known beforehand, and nothing can be
+    put back to the prompt's length.
 
     Args:
         graph: rewritten in place.
@@ -55,25 +50,13 @@ class TailCut(TokenCut):
 
     def _visit(self, node: Node, later: Sequence[Node]) -> None:
         # The first two are on their way to the prompt's length.
-        if node.target in (OPS.scatter_tokens.default, OPS.join_tokens.default) or mixes_tokens(node):
+        if node.target in (OPS.scatter_tokens.default, OPS.join_tokens.default):
             raise every_row(node)
         super()._visit(node, later)
-        self._refuse_reductions(node)
 
-    def _refuse_reductions(self, node: Node) -> None:
-        """A sum or a choice over tokens would be another one without the others.
-
-        A count of the tokens of each expert only says how rows that were sorted by expert are laid out.
-        """
-        value = self.values.get(node)
-        if (
-            node.target in (operator.getitem, torch.histc, torch.bincount)
-            or not isinstance(value, Tensor)
-            or self.changed_dims(node)
-        ):
-            return
-        if any(self.changed_dims(source) for source in node.all_input_nodes):
-            raise lost("tokens are added up or picked from, and some of them are dropped", node)
+    def mixed(self, node: Node) -> DoesNotApply:
+        """A layer behind the last attention that needs every row."""
+        return every_row(node)
 
     def visit_rows(self, node: Node) -> None:
         """Features are added at the video's tokens."""

@@ -12,6 +12,7 @@ What cannot be followed is a typed miss with a reason and a node, never a guess.
 Legend: B batch, N prompt tokens, K kept tokens.
 """
 
+from segmo.passes.cut.apart import ApartCut
 from segmo.passes.cut.token_cut import TokenCut
 
-__all__ = ["TokenCut"]
+__all__ = ["ApartCut", "TokenCut"]

@@ -29,6 +29,10 @@ _ASKED_FOR = (
     "not measured"
 )
 _RECURRENT = "its recurrent layers need the tokens of other ranks"
+_RANKS = (
+    *("qwen3_vl_moe", "qwen2_5_omni", "qwen3_omni_moe", "glm46v", "internvl", "smolvlm", "video_llama_3"),
+    *("llava_next_video", "ernie4_5_vl_moe", "cosmos3_edge"),
+)
 _LOCAL = dict.fromkeys(
     ("exaone4_5", "cohere_compass", "muse_glimmer", "muse_spark", "gemma4", "minimax_m3_vl"),
     "its layers with a window or an index need the tokens of other ranks",
@@ -93,9 +97,18 @@ def families() -> list[Support]:
         cas = _NO_CUT.get(family, TESTED)
         lsp = _ASKED_FOR if family in _HYBRID else _FOREIGN_MASK.get(family, TESTED)
         run = TESTED if family in _WITH_PROCESSORS else INFERRED
-        ranks = _RECURRENT if family in _HYBRID else _FOREIGN_MASK.get(family) or _LOCAL.get(family, INFERRED)
-        rows.append(Support(family, cas, lsp, _NO_ENTRY, ranks, _NO_ENTRY, run))
+        rows.append(Support(family, cas, lsp, _NO_ENTRY, _ranks(family), _NO_ENTRY, run))
     return rows
+
+
+def _ranks(family: str) -> str:
+    if family in _RANKS:
+        return TESTED
+    if family in _HYBRID:
+        return _RECURRENT
+    if family == "kimi_k25":
+        return "attention over ranks takes keys and values of one size"
+    return _FOREIGN_MASK.get(family) or _LOCAL.get(family, INFERRED)
 
 
 _HEAD = """\
