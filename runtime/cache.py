@@ -56,7 +56,10 @@ class _Cut(DynamicLayer):  # type: ignore[no-untyped-call]  # of transformers
 
         Counts tokens from 0, padding included. These are not the position ids of M-RoPE.
         """
-        return self._positions(0)[:, -self.held :] if self.held else torch.empty(0, 0, dtype=torch.long)
+        if not self.is_initialized:
+            return torch.empty(0, 0, dtype=torch.long)
+        found = self._positions(0)
+        return found[:, found.shape[1] - self.held :]
 
     def _positions(self, new: int) -> Tensor:
         """Of the kept tokens, those since, and ``new`` ones that are still to come."""

@@ -98,7 +98,6 @@ def test_a_model_that_is_moved_to_another_dtype(options: dict[str, Any]) -> None
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs another device")
 def test_a_model_that_is_moved_to_another_device_and_back() -> None:
     model, inputs = build("qwen2_vl"), prompt("qwen2_vl")
     segmo.compile(model, keep=0.5, strict=True, lowering="flash")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo
+import video_families
 from models import FAMILIES, build, left_padded, prompt
 from transformers import DynamicCache
 from turns import ask, assert_same, dropped_hidden, next_turn, words
@@ -17,7 +18,7 @@ from turns import ask, assert_same, dropped_hidden, next_turn, words
 import segmo
 from segmo.errors import CacheError, PromptError
 from segmo.report.prefill import Prefill
-from segmo.runtime.cache import CutLayer
+from segmo.runtime.cache import CutLayer, CutSlidingLayer
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "segments": {"segments": 2},
@@ -153,8 +154,9 @@ def test_a_cache_that_is_emptied_takes_another_prompt() -> None:
     assert_all_same(run)
 
 
-def test_crop_goes_back_as_far_as_nothing_was_dropped() -> None:
-    inputs = prompt("llava_onevision", question=5)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_crop_goes_back_as_far_as_nothing_was_dropped(family: str) -> None:
+    inputs = prompt(family, question=5)
 
     def run(model: Any) -> list[Any]:
         first = ask(model, inputs)
@@ -162,8 +164,8 @@ def test_crop_goes_back_as_far_as_nothing_was_dropped() -> None:
         on = next_turn(inputs, first.sequences[:, :-2], words(3))
         return [first, ask(model, on, past_key_values=first.past_key_values)]
 
-    assert_all_same(run)
-    cache = ask(compiled("llava_onevision"), inputs).past_key_values
+    assert_all_same(run, family)
+    cache = ask(compiled(family), inputs).past_key_values
     before = cache.get_seq_length()
     tail = before - int((kept().cell[0] >= 0).nonzero().max()) - 1  # behind the video
     cache.crop(-tail)
@@ -173,12 +175,13 @@ def test_crop_goes_back_as_far_as_nothing_was_dropped() -> None:
     assert cache.get_seq_length() == before - tail
 
 
-def test_candidates_are_no_part_of_the_question() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_candidates_are_no_part_of_the_question(family: str) -> None:
     """Assisted decoding tries candidates in the very call that cuts the prompt; the answer is plain decoding's."""
-    model, inputs = compiled("llava_onevision"), prompt("llava_onevision")
+    model, inputs = compiled(family), prompt(family)
     inputs["input_ids"][:, -3:] = inputs["input_ids"][:, :3]  # the prompt repeats itself: candidates from the start
     expected, index = ask(model, inputs, max_new_tokens=10), kept().index
-    for way in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": build("llava_onevision")}):
+    for way in ({"prompt_lookup_num_tokens": 3}, {"assistant_model": build(family)}):
         found = ask(model, inputs, max_new_tokens=10, **way)
         assert_same(found, expected)
         assert torch.equal(kept().index, index)  # type: ignore[arg-type]
@@ -193,9 +196,10 @@ def test_a_prompt_in_chunks_is_refused_and_one_chunk_is_not() -> None:
     assert_same(ask(model, inputs, prefill_chunk_size=500), ask(model, inputs))
 
 
-def test_beams_take_the_cut_with_them() -> None:
-    inputs = prompt("llava_onevision")
-    (mine,), (theirs,) = both(lambda model: [ask(model, inputs, num_beams=2, num_return_sequences=2)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_beams_take_the_cut_with_them(family: str) -> None:
+    inputs = prompt(family)
+    (mine,), (theirs,) = both(lambda model: [ask(model, inputs, num_beams=2, num_return_sequences=2)], family)
     assert_same(mine, theirs)
     assert layer_of(mine.past_key_values).positions.shape[0] == 2
 
@@ -261,6 +265,28 @@ def test_a_second_video_in_a_later_turn_runs_as_it_was_and_says_so() -> None:
     plain, prefill = build("llava_onevision"), kept()
     with dropped_hidden(plain, prefill):
         theirs = run(plain)
+    for found, expected in zip(mine, theirs, strict=True):
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("family", ["exaone4_5", "cohere_compass"])
+def test_a_later_turn_behind_a_sliding_window(family: str) -> None:
+    """1-D positions, and M-RoPE. The reference holds every key, and its masks make the window."""
+    inputs = video_families.prompt(family)
+
+    def run(model: Any, **more: Any) -> list[Any]:
+        first = ask(model, inputs, **more)
+        turn = next_turn(inputs, first.sequences, words(5))
+        return [first, ask(model, turn, past_key_values=first.past_key_values)]
+
+    mine = run(segmo.compile(video_families.build(family), keep=0.5, segments=1))
+    sliding, full = mine[1].past_key_values.layers
+    assert isinstance(sliding, CutSlidingLayer)
+    assert sliding.seen == full.seen == mine[1].past_key_values.get_seq_length()
+    assert sliding.held < full.held < full.seen
+    plain, prefill = video_families.build(family), kept()
+    with dropped_hidden(plain, prefill):
+        theirs = run(plain, past_key_values=DynamicCache())
     for found, expected in zip(mine, theirs, strict=True):
         assert_same(found, expected)
 
