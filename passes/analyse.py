@@ -106,7 +106,7 @@ def analyse(gm: GraphModule, config: Any = None, stored: Collection[str] = ()) -
     kind = _kind(attentions[0])
     if kind == "decode":
         return Facts("decode", attentions, miss=Miss.of("decode", node=attentions[0].node))
-    miss = _why_not(gm, attentions, merge)
+    miss = _why_not(gm, attentions, merge, family.video_argument)
     attentions, padding = with_misses(attentions, config)
     positions = _placeholder(gm, "position_ids")
     cells = family.cells_per_frame(config) if family.cells_per_frame else 0
@@ -133,6 +133,7 @@ def _why_not(
     gm: GraphModule,
     attentions: tuple[Attention, ...],
     merge: Merge | None,
+    video: str,
 ) -> Miss | None:
     if merge is None:
         embeds = _placeholder(gm, "inputs_embeds", "hidden_states")
@@ -140,9 +141,19 @@ def _why_not(
             return Miss.of("no-merge", f"the graph starts from {embeds.name}", embeds)
         lookup = next((node for node in gm.graph.nodes if node.target is torch.nn.functional.embedding), None)
         if lookup is not None:
-            return Miss.of("text-only", node=lookup)
+            features = _encoder_output(gm, video)
+            return Miss.of("text-only", node=lookup) if features is None else Miss.of("other-merge", node=features)
         return Miss.of("no-merge", "the graph is a piece of the decoder", attentions[0].node)
     return _filled_cache(attentions)
+
+
+def _encoder_output(gm: GraphModule, video: str) -> Node | None:
+    """What the call hands over of a video, that the graph uses."""
+    for node in gm.graph.nodes:
+        name = str(node.target).lower()
+        if node.op == "placeholder" and "mm_encoder_outputs" in name and video in name and node.users:
+            return node  # type: ignore[no-any-return]  # fx gives its nodes no type
+    return None
 
 
 def _decoder_attention(config: Any) -> str | None:

@@ -39,6 +39,11 @@ _ALL = (
         "use segmo.compile(model), or generate(); for a direct call pass position_ids and mm_encoder_outputs",
     ),
     Reason(
+        "other-merge",
+        "the video's features enter the text embeddings by another operation than masked_scatter",
+        "use the newest transformers, or let the model's forward merge them by masked_scatter",
+    ),
+    Reason(
         "no-positions",
         "the M-RoPE position ids are not an input of this graph",
         "use segmo.compile(model) or generate(), or pass position_ids to the model",

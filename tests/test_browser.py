@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -82,8 +83,12 @@ def test_80_layers_and_3000_frames_stay_small_and_quick_and_say_what_is_missing(
         assert count(watched, "*") < 20_000  # what a browser lays out in an instant; a time would test the machine
         titles = watched.page.locator("#changes details.fold > summary").all_inner_texts()
         # Selection touches all layers, and each is shown or named; so does the attention.
-        assert any(title.startswith("layer 1, likewise layers 2 to 79 ") for title in titles)
-        assert any(title.startswith("layer 0, likewise layers 1 to 79 ") for title in titles)
+        # Before torch 2.14 the mask that layer 0 loses sets it apart from the others.
+        alike = [
+            title for title in titles if re.match("layer (0, likewise layers 1|1, likewise layers 2) to 79 ", title)
+        ]
+        assert any(title.startswith("layer 1, ") for title in alike)
+        assert len(alike) >= 2
         assert any(title.startswith("layer 79 ") for title in titles)  # the last one alone is trimmed
         passes = ("select-tokens", "segment-attention", "inject-context", "lower-kernels", "trim-last-layer")
         shown = watched.page.locator("#changes h3").all_inner_texts()

@@ -123,8 +123,9 @@ def test_layers_that_changed_alike_are_one_fold(report: Report) -> None:
     record = record_of(report, "segment-attention")
     all_folds = record_changes(record)
     folds = fold_alike(all_folds, names_of(record))
-    (layers,) = [fold for fold in folds if fold.title == "layer 0"]
-    assert layers.likewise == ("layer 1", "layer 2")
+    layers = next(fold for fold in folds if fold.title.startswith("layer") and fold.likewise)
+    # Before torch 2.14 transformers makes a causal mask in the graph, and it goes with the changes of layer 0.
+    assert {"layer 1", "layer 2"} <= {layers.title, *layers.likewise} <= {"layer 0", "layer 1", "layer 2"}
     assert sorted(title for fold in folds for title in (fold.title, *fold.likewise)) == sorted(
         fold.title for fold in all_folds
     )

@@ -11,7 +11,7 @@ from transformers import GenerationMixin, LlamaConfig, LlamaModel, PretrainedCon
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 import segmo
-from segmo.errors import OptionError, PromptError
+from segmo.errors import NotRewrittenError, OptionError, PromptError
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
@@ -70,13 +70,13 @@ class Toy(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(logits=self.lm_head(hidden), past_key_values=out.past_key_values)
 
 
-def build() -> Toy:
+def build(kind: type[Toy] = Toy) -> Toy:
     torch.manual_seed(0)
     text = {
         "vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "bos_token_id": None, "eos_token_id": None, "pad_token_id": 0,
     }  # fmt: skip
-    model = Toy(ToyConfig(text_config=text))
+    model = kind(ToyConfig(text_config=text))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(4)
@@ -118,6 +118,33 @@ def test_the_cut_is_the_decoder_on_the_kept_tokens() -> None:
     torch.testing.assert_close(out.logits[0], expected.logits[0], rtol=1e-4, atol=1e-4)
     for name, value in cached(expected.past_key_values).items():
         torch.testing.assert_close(cached(out.past_key_values)[name], value, rtol=1e-4, atol=1e-4)
+
+
+class Where(Toy):
+    """It merges by torch.where, as SmolVLM did before transformers 5.20."""
+
+    def forward(
+        self, input_ids: Any = None, mm_encoder_outputs: Any = None, pixel_values_videos: Any = None, **more: Any
+    ) -> Any:
+        if pixel_values_videos is not None:
+            mm_encoder_outputs = {"video": self.get_video_features(pixel_values_videos)}
+        embeds = self.get_input_embeddings()(input_ids)
+        if mm_encoder_outputs:
+            features = mm_encoder_outputs["video"].pooler_output.view(-1, embeds.shape[-1])
+            mask = input_ids == PLACEHOLDER
+            embeds = torch.where(mask[..., None], features[(mask.cumsum(1) - 1).clamp(min=0)], embeds)
+        out = self.language_model(inputs_embeds=embeds, past_key_values=more.get("past_key_values"))
+        return CausalLMOutputWithPast(logits=self.lm_head(out.last_hidden_state), past_key_values=out.past_key_values)
+
+
+def test_a_video_that_is_merged_in_another_way_is_no_prompt_without_video() -> None:
+    model = build(Where)
+    expected = generate(model, prompt(), 2).sequences
+    with pytest.warns(UserWarning, match="by another operation than masked_scatter"):
+        found = generate(segmo.compile(model, keep=0.25), prompt(), 2)
+    assert torch.equal(found.sequences, expected)
+    with pytest.raises(NotRewrittenError, match="by another operation than masked_scatter"):
+        generate(segmo.compile(build(Where), keep=0.25, strict=True), prompt())
 
 
 @pytest.mark.parametrize("more", [1, -1])

@@ -75,7 +75,7 @@ def make(path: Path, film: Film) -> Path:
     def mark(stream: Any) -> None:
         if film.aspect != (1, 1) and codec != "gif":
             stream.codec_context.sample_aspect_ratio = Fraction(*film.aspect)
-        if film.degrees and path.suffix == ".mp4":
+        if film.degrees and path.suffix == ".mp4" and hasattr(type(stream), "set_display_rotation"):
             stream.set_display_rotation(film.degrees)
 
     rate = film.rate if codec != "mpeg2video" else 25

@@ -152,6 +152,7 @@ def test_ctrl_c_while_a_prefill_compiles_and_while_it_runs(
     model.set_attn_implementation("eager")
     options = {"keep": 0.5, "segments": 2, "strict": True}
     expected = generate(segmo.compile(build("qwen2_vl"), **options), inputs)
+    torch._dynamo.reset()  # before torch 2.12 a model runs the graphs of another one of its class
     compiled = compile_(model, **options)
     with interrupted(monkeypatch, backend, "run_pipeline"), pytest.raises(KeyboardInterrupt):
         generate(compiled, inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 import torch._dynamo
 import video_families
 from models import FAMILIES, build, left_padded, prompt
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 from turns import ask, assert_same, dropped_hidden, next_turn, words
 
 import segmo
@@ -189,6 +190,10 @@ def test_candidates_are_no_part_of_the_question(family: str) -> None:
         assert (cache.get_seq_length(), layer_of(cache).held) == (whole.get_seq_length(), layer_of(whole).held)
 
 
+@pytest.mark.skipif(
+    "chunk_mm_encoder_outputs" not in inspect.unwrap(GenerationMixin._prefill).__code__.co_varnames,
+    reason="this transformers leaves the video out of a prefill in chunks, with SegMo and without",
+)
 def test_a_prompt_in_chunks_is_refused_and_one_chunk_is_not() -> None:
     model, inputs = compiled("llava_onevision"), prompt("llava_onevision")
     with pytest.raises(PromptError, match=r"prefill_chunk_size cuts the prompt into 5 parts.*unset"):

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributed import _functional_collectives as collectives
 from torch.distributed.device_mesh import DeviceMesh
 
-from segmo.compat.groups import Store, default_store, group_of
+from segmo.compat.groups import Store, all_gather, default_store, group_of
 from segmo.errors import OptionError, RankError
 
 _Result = TypeVar("_Result")
@@ -115,7 +115,7 @@ class Ranks:
         if value.numel() == 0:
             return lambda: value.new_empty(world, *value.shape)
         group = self._sure_group
-        return self._start(lambda: collectives.all_gather_single(value.contiguous()[None], 0, group), step)
+        return self._start(lambda: all_gather(value.contiguous()[None], group), step)
 
     def gather(self, value: Tensor, step: str) -> Tensor:
         """All ranks' tensors of the same shape, stacked: (W, *shape)."""

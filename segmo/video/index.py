@@ -13,6 +13,7 @@ import av
 import numpy as np
 
 from segmo.video.clock import HOLD, JUMP, Stamped, forward
+from segmo.video.encryption import has_encrypted_track
 from segmo.video.given import Given, as_source
 from segmo.video.packets import Damage, Packets, decoded_frames, read_packets
 from segmo.video.pixels import UNSAID, shown_size
@@ -94,7 +95,7 @@ def _chosen(streams: Sequence[Any], packets: dict[int, Packets], source: File) -
     there = [each for each in streams if packets[each.index].count]
     if not there:
         raise stage_error(source, "has a video stream without a single frame")
-    clear = [each for each in there if not packets[each.index].encrypted]
+    clear = [] if has_encrypted_track(source) else [each for each in there if not packets[each.index].encrypted]
     if not clear:
         raise stage_error(source, "is encrypted, and cannot be read without its key", advice="decrypt it first")
     return int(min(clear, key=lambda each: (not each.disposition & default, still(each), each.index)).index)

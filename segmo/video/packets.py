@@ -9,6 +9,8 @@ from typing import Any
 
 import av
 
+from segmo.video.encryption import is_encrypted
+
 
 @dataclass
 class Damage:
@@ -65,7 +67,7 @@ class Packets:
 
     def add(self, packet: Any) -> None:
         """Takes the next packet of the stream."""
-        self.encrypted = self.encrypted or _is_encrypted(packet)
+        self.encrypted = self.encrypted or is_encrypted(packet)
         if packet.is_discard:
             self.cut = self.cut or self.count > 0
             return
@@ -81,11 +83,6 @@ class Packets:
         self.reordered = self._latest is not None and packet.pts < self._latest
         if not self.reordered:
             self._latest, self.lasts = packet.pts, packet.duration or 0
-
-
-def _is_encrypted(packet: Any) -> bool:
-    """Whether a packet comes with a key's number. The PyAV that lmms-eval asks for, 15, does not tell."""
-    return hasattr(packet, "has_sidedata") and bool(packet.has_sidedata("encryption_info"))
 
 
 def read_packets(container: Any, streams: Sequence[Any]) -> dict[int, Packets]:
