@@ -16,6 +16,7 @@ help:
 	@echo "make demo    a real clip through a Video LLM, with and without SegMo"
 	@echo "make test    the tests; ARGS='-m \"not slow\"' is handed to pytest"
 	@echo "make test-lmms  the tests of the lmms-eval plugin, in an environment with the real lmms-eval"
+	@echo "make test-vllm the tests with vLLM's engine and server, in an environment of their own (3 GB, made once)"
 	@echo "make matrix  the tests with the oldest, common, pinned and newest releases, one after another: hours, 6 GB at a time"
 	@echo "make oldest  the tests that other releases are likeliest to break, with the oldest ones"
 	@echo "make browser install Debian's chromium for the tests of the HTML report (make test does so by itself)"
@@ -57,6 +58,9 @@ $(LMMS)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(LMMS)
 	$(LMMS)/bin/python -m pip install --quiet --editable '.[video,eval,lmms]' hypothesis num2words pytest pytest-timeout
 	touch $@
+
+test-vllm:
+	$(PYTHON) tests/serving/environment.py $(ARGS)
 
 # ENVIRONMENTS="common=python3.12 newest": some of them, or with another interpreter; ARGS is handed on (--pre, --keep).
 ENVIRONMENTS ?= oldest common pinned newest

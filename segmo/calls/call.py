@@ -17,7 +17,6 @@ from segmo.calls.shards import Shards
 from segmo.calls.videos import frames_of
 from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit, trace_again
 from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
-from segmo.compat.generation import arguments
 from segmo.compat.joining import Asked
 from segmo.compiler.capture import called
 from segmo.errors import CompileError, SegMoError
@@ -81,7 +80,7 @@ class Call:
         with called(self.model, self.notes), plain_errors(), memory_explained(self.options.ranks):
             inputs = self.before(named)
             warn_if_too_long(self.model, inputs)
-            frames = frames_of(self.model, {**inputs, **named}, arguments())
+            frames = frames_of(self.model, {**inputs, **named})
             with self.sizes(inputs), words_known(inputs.get("input_ids")), frames_known(frames):
                 result = self.hooks.call(self._marked, inputs)
             self.after(inputs, result)

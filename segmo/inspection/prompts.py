@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segmo.errors import OptionError
 from segmo.families import family_of
-from segmo.inspection.models import AS_IMAGES, END, IMAGE, PIXELS, SIDE, START, TAGGED, VIDEO
+from segmo.inspection.models import END, PIXELS, SIDE, START, VIDEO
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -121,15 +120,14 @@ def _prompt(model: Any, pixels: Tensor, question: int, generator: Generator) -> 
 
     family = family_of(model)
     frames, cells = len(pixels) // _frames_per_step(model), (SIDE // 2) ** 2
-    token = IMAGE if model.config.model_type in AS_IMAGES else VIDEO
     row = words(4)
     if family is not None and not family.mrope:
         row += [VIDEO] * (frames * cells + family.trailing)
-    elif model.config.model_type in TAGGED:
+    elif model.config.model_type == "qwen3_vl":  # a timestamp in front of every frame
         for _ in range(frames):
-            row += [*words(3), START, *[token] * cells, END]
+            row += [*words(3), START, *[VIDEO] * cells, END]
     else:
-        row += [START, *[token] * (frames * cells), END]
+        row += [START, *[VIDEO] * (frames * cells), END]
     ids = torch.tensor([row + words(question)])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if family is not None and not family.mrope:
@@ -137,9 +135,8 @@ def _prompt(model: Any, pixels: Tensor, question: int, generator: Generator) -> 
         return inputs
     inputs["pixel_values_videos"] = _patches(pixels, frames)
     inputs["video_grid_thw"] = torch.tensor([[frames, SIDE, SIDE]])
-    taken = inspect.signature(model.forward).parameters
-    more = {"mm_token_type_ids": torch.where(ids == token, 2, 0), "video_second_per_grid": torch.ones(1)}
-    return inputs | {name: value for name, value in more.items() if name in taken}
+    inputs["mm_token_type_ids"] = torch.where(ids == VIDEO, 2, 0)
+    return inputs
 
 
 def _patches(pixels: Tensor, frames: int) -> Tensor:

@@ -18,6 +18,7 @@ from serving.engine import ENVIRONMENT
 
 SERVER = {name: value for name, value in ENVIRONMENT.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
 SMALL = ["--max-model-len", "4096", "--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(128 << 20)]
+API = "vllm.entrypoints.openai.api_server"
 FRAMES = ["--media-io-kwargs", '{"video": {"num_frames": -1}}']  # as many as the file has
 
 
@@ -28,15 +29,14 @@ def free_port() -> int:
 
 
 @contextmanager
-def serving(model: Path, *options: str, log: Path, command: str = "serve") -> Iterator[str]:
-    """Runs ``segmo serve`` until the block ends; gives the address of its API."""
+def serving(model: Path, *options: str, log: Path, segmo: bool = True) -> Iterator[str]:
+    """Runs ``segmo serve``, or vLLM's own server, until the block ends; gives the address of its API."""
     port = free_port()
     more = [*SMALL, *FRAMES, "--port", str(port), "--host", "127.0.0.1", "--served-model-name", "m", *options]
     with log.open("w") as out:
         environment = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT} | SERVER
-        process = subprocess.Popen(
-            [sys.executable, "-m", "segmo", command, str(model), *more], stdout=out, stderr=out, env=environment
-        )
+        program = ["-m", "segmo", "serve", str(model)] if segmo else ["-m", API, "--model", str(model)]
+        process = subprocess.Popen([sys.executable, *program, *more], stdout=out, stderr=out, env=environment)
         try:
             address = f"http://127.0.0.1:{port}"
             deadline = time.monotonic() + 300

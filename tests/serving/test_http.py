@@ -28,7 +28,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(log: Path) -> Iterator[str]:
-    with serving(MODEL_PATH, log=log) as found:
+    with serving(MODEL_PATH, "--trust-request-mm-kwargs", log=log) as found:
         yield found
 
 

@@ -48,8 +48,9 @@ class KeepsTokens:
         ours = {name: kwargs.pop(name) for name in plan.FIELDS}
         videos = [tuple(video.tolist()) for video in ours[plan.VIDEO]]
         device = next(self.language_model.parameters()).device
-        features = [self._features.get(video, device) for video in videos]
-        encoded = any(found is None for found in features)
+        known = [self._features.get(video, device) for video in videos]
+        features: list[Tensor] = [found for found in known if found is not None]
+        encoded = len(features) < len(videos)
         if encoded:
             features = list(super().embed_multimodal(**kwargs))  # type: ignore[misc]
             for video, found in zip(videos, features, strict=True):

@@ -1,4 +1,4 @@
-"""Qwen3-VL and Qwen3.5: every frame has its time in front of it, and its features come in again in deeper layers.
+"""Qwen3-VL: every frame has its time in front of it, and its features come in again in deeper layers.
 
 In the prompt that vLLM schedules, all placeholders of a video stand in its first frame, because nobody knows yet how
 many each frame keeps. The rows that the model computes have them where they belong, with the text between embedded.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from vllm.model_executor.models import qwen3_5, qwen3_vl
+from vllm.model_executor.models import qwen3_vl
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from segmo.integrations.vllm.model import KeepsTokens
@@ -48,7 +48,7 @@ class KeepsFrames(KeepsTokens):
         return list(_replacement(self.config, self._tokenizer, item, counts).full)
 
     def _held_rows(self, kept: Tensor, ids_L: Tensor) -> Tensor:
-        text_LH = self.language_model.embed_input_ids(ids_L.to(kept.device))
+        text_LH: Tensor = self.language_model.embed_input_ids(ids_L.to(kept.device))
         rows_LH = text_LH.new_zeros(len(ids_L), kept.shape[1])  # text has nothing to add in deeper layers
         rows_LH[:, : text_LH.shape[1]] = text_LH
         rows_LH[(ids_L == self.config.video_token_id).to(kept.device)] = kept.to(rows_LH)
@@ -69,8 +69,3 @@ _REGISTER: Any = MULTIMODAL_REGISTRY.register_processor
 @_REGISTER(Qwen3VLProcessor, info=qwen3_vl.Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummies)
 class Qwen3VL(KeepsFrames, qwen3_vl.Qwen3VLForConditionalGeneration):  # type: ignore[misc]
     """Qwen3-VL with SegMo's selection."""
-
-
-@_REGISTER(Qwen3VLProcessor, info=qwen3_5.Qwen3_5ProcessingInfo, dummy_inputs=Qwen3VLDummies)
-class Qwen35(KeepsFrames, qwen3_5.Qwen3_5ForConditionalGeneration):  # type: ignore[misc]
-    """Qwen3.5 with SegMo's selection."""

@@ -52,5 +52,5 @@ def detach(rows_LD: Tensor, hidden: int) -> tuple[Tensor, Rows]:
     """Takes apart what :func:`attach` put together, or some of its successive rows."""
     digits_LD = rows_LD[:, hidden:].cpu().long()
     powers_D = BASE ** torch.arange(DIGITS)
-    numbers_5L = (digits_LD.unflatten(1, (NUMBERS, DIGITS)) * powers_D).sum(-1).T
+    numbers_5L = (torch.unflatten(digits_LD, 1, (NUMBERS, DIGITS)) * powers_D).sum(-1).T
     return rows_LD[:, :hidden], Rows(int(numbers_5L[0, 0]), numbers_5L[1:4], int(numbers_5L[4, 0]))
