@@ -176,7 +176,7 @@ def test_crop_goes_back_as_far_as_nothing_was_dropped(family: str) -> None:
     assert cache.get_seq_length() == before - tail
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["qwen3_vl", "llava_onevision"])
 def test_candidates_are_no_part_of_the_question(family: str) -> None:
     """Assisted decoding tries candidates in the very call that cuts the prompt; the answer is plain decoding's."""
     model, inputs = compiled(family), prompt(family)

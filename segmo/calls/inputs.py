@@ -42,7 +42,7 @@ def encoded(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     require_parameters(model, *added)
     if hasattr(base, "compute_3d_position_ids") and inputs.get("position_ids") is None:
         wanted = inspect.signature(base.compute_3d_position_ids).parameters
-        known = {name: inputs.get(name) for name in wanted if name != "kwargs"}
+        known: dict[str, Any] = {name: inputs.get(name) for name in wanted if name != "kwargs"}
         if known.get("inputs_embeds") is None and known.get("input_ids") is not None:
             known["inputs_embeds"] = known["input_ids"][..., None]  # asked for its shape where a cache holds tokens
             added["position_ids"] = base.compute_3d_position_ids(**known)

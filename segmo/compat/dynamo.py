@@ -7,7 +7,6 @@ from torch._C._dynamo import eval_frame
 from torch._dynamo.convert_frame import input_codes, output_codes
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, RestartAnalysis
-from torch._dynamo.types import FrameAction, FrameExecStrategy
 from torch._logging._internal import trace_structured_artifact
 
 __all__ = [
@@ -54,7 +53,7 @@ def trace_again(error: BaseException) -> bool:
     return found
 
 
-_TRACED = FrameExecStrategy(FrameAction.DEFAULT, FrameAction.DEFAULT)
+_TRACED = eval_frame._FrameExecStrategy(eval_frame._FrameAction.DEFAULT, eval_frame._FrameAction.DEFAULT)
 
 
 def fits() -> str | None:
