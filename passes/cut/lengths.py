@@ -35,15 +35,14 @@ def mend_shape(cut: Renewal, node: Node) -> None:
     literal = [d for d, length in enumerate(lengths) if not isinstance(length, Node) or length not in cut.after]
     old_in = [int(concrete(s)) for s in example(source).shape]
     new_in, old_out = list(cut.value(source).shape), [int(concrete(s)) for s in example(node).shape]
+    known: list[Any] = [cut.value(length) if isinstance(length, Node) else length for length in lengths]
     if node.target in ("expand", torch.Tensor.expand):
         pad = len(old_out) - len(old_in)
         new_out = [
             new_in[d - pad] if d >= pad and old_in[d - pad] != new_in[d - pad] else size
             for d, size in enumerate(old_out)
         ]
-    elif math.prod(cut.value(length) if isinstance(length, Node) else length for length in lengths) == math.prod(
-        new_in
-    ):
+    elif math.prod(known) == math.prod(new_in):
         return  # its lengths are computed, and fit
     else:
         try:
