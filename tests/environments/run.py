@@ -29,7 +29,16 @@ CONSTRAINTS = {
     "pinned": ROOT / "constraints.txt",
     "newest": None,
 }
-TOOLS = ("hypothesis", "playwright", "pytest", "pytest-timeout", "pytest-xdist", "setuptools>=77.0.3", "tlparse")
+TOOLS = (
+    "hypothesis",
+    "num2words",
+    "playwright",
+    "pytest",
+    "pytest-timeout",
+    "pytest-xdist",
+    "setuptools>=77.0.3",
+    "tlparse",
+)
 # What an older torch or transformers is likeliest to break.
 QUICK = ("capture", "compat", "arguments", "families", "identities", "generate", "attention", "passes")
 SHOWN = ("torch", "triton", "transformers", "numpy", "av")
