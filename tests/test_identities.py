@@ -81,8 +81,9 @@ def test_all_context_is_full_attention(family: str) -> None:
         assert torch.equal(compiled.sequences, eager.sequences)
 
 
-@pytest.mark.parametrize("dynamic", [True, None, False])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "dynamic"), [*((family, None) for family in FAMILIES), ("qwen2_vl", True), ("qwen2_vl", False)]
+)
 def test_cut_equals_the_decoder_on_the_kept_tokens(family: str, dynamic: bool | None) -> None:
     """Selection before layer 0, with segments and context, against the decoder run eagerly on those tokens."""
     model = build(family)
@@ -133,7 +134,7 @@ def test_any_cut_equals_the_decoder_on_the_kept_tokens(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen3_vl", "llava_onevision"])
+@pytest.mark.parametrize("family", ["qwen3_vl"])
 def test_inductor_compiles_the_rest_of_the_graph(family: str) -> None:
     """Deepstack's data-dependent rows and symbolic K through AOT autograd; two lengths, one graph."""
     model = build(family)
