@@ -31,7 +31,8 @@ def mend_shape(cut: Renewal, node: Node) -> None:
     if not isinstance(source, Node) or not cut.changed_dims(source):
         return
     flat = len(node.args) == 2 and isinstance(node.args[1], (tuple, list))
-    lengths = list(node.args[1]) if flat else list(node.args[1:])  # type: ignore[arg-type]  # flat: a list
+    given: Any = node.args[1] if flat else node.args[1:]
+    lengths: list[Any] = list(given)
     literal = [d for d, length in enumerate(lengths) if not isinstance(length, Node) or length not in cut.after]
     old_in = [int(concrete(s)) for s in example(source).shape]
     new_in, old_out = list(cut.value(source).shape), [int(concrete(s)) for s in example(node).shape]
