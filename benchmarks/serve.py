@@ -81,7 +81,12 @@ def ask(address: str, question: str, url: str, tokens: int) -> tuple[float, floa
     with httpx.stream("POST", f"{address}/v1/chat/completions", json=body | {"ignore_eos": True}, timeout=600) as reply:
         reply.raise_for_status()
         for line in reply.iter_lines():
-            if not first and line.startswith("data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
+            if first or not line.startswith("data: {"):
+                continue
+            said = json.loads(line[6:])
+            if "choices" not in said:
+                raise httpx.HTTPError(f"the server failed: {said}")
+            if said["choices"][0]["delta"].get("content"):
                 first = time.perf_counter() - begin
     return first, time.perf_counter() - begin
 
@@ -118,23 +123,27 @@ def measure(model: Path, films: list[bytes], arguments: argparse.Namespace) -> d
     for name, (options, plugin) in METHODS.items():
         if name not in arguments.methods:
             continue
-        os.environ["VLLM_PLUGINS"] = "segmo" if plugin else ""
+        os.environ["VLLM_PLUGINS"] = "segmo" if plugin else "segmo_cpu"
         log = Path(tempfile.mkdtemp()) / f"{name}.log"
         more = [*options, "--chat-template", str(model / "chat_template.jinja"), "--max-num-seqs", "16"]
         with serving(model, *more, log=log, segmo=False) as address:
             asked = questions()
-            load(address, 1, 1, urls, arguments.tokens, asked)  # what is compiled on first use
-            results[name] = {
-                clients: load(address, clients, arguments.requests, urls, arguments.tokens, asked)
-                for clients in arguments.clients
-            }
+            try:
+                load(address, 1, 1, urls, arguments.tokens, asked)  # what is compiled on first use
+                results[name] = {
+                    clients: load(address, clients, arguments.requests, urls, arguments.tokens, asked)
+                    for clients in arguments.clients
+                }
+            except httpx.HTTPError as error:  # a method that cannot serve this model is a line of the table
+                print(f"{name} failed: {error}; see {log}", file=sys.stderr)
+                results[name] = {}
     return results
 
 
 def show(results: dict[str, Any], clients: list[int]) -> None:
     table = Table("method", *(f"{n} clients: requests/min, first token" for n in clients))
     for name, rows in results.items():
-        cells = [f"{rows[n]['per_minute']:.1f}, {rows[n]['first_token']:.2f} s" for n in clients]
+        cells = [f"{rows[n]['per_minute']:.1f}, {rows[n]['first_token']:.2f} s" if rows else "failed" for n in clients]
         table.add_row(name, *cells)
     Console().print(table)
 

@@ -22,16 +22,21 @@ def register() -> None:
     """
     check_seams()
     from vllm import ModelRegistry
-    from vllm.platforms import current_platform
 
     for name, home in MODELS.items():
         ModelRegistry.register_model(name, home)
-    if current_platform.is_cpu():
-        _tell_cpu_runner()
+    mend_cpu_runner()
 
 
-def _tell_cpu_runner() -> None:
-    """vLLM's runner for CPUs never looks whether a model prunes, as the one for GPUs does when it has loaded it."""
+def mend_cpu_runner() -> None:
+    """vLLM's runner for CPUs never looks whether a model prunes, as the one for GPUs does when it has loaded it.
+
+    An entry point of its own, ``segmo_cpu``: vLLM's own pruning needs it on the CPU too (``VLLM_PLUGINS=segmo_cpu``).
+    """
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
     load: Any = CPUModelRunner.load_model
