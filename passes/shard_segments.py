@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from importlib.metadata import version
@@ -14,7 +15,7 @@ from torch.fx import Node
 import segmo.runtime.distributed.ops  # noqa: F401  # registers torch.ops.segmo
 from segmo.passes.analyse import Facts
 from segmo.passes.attentions import head_sizes
-from segmo.passes.base import Outcome, Rewrite, Tier
+from segmo.passes.base import Outcome, Pass, Rewrite, Tier
 from segmo.passes.graph import concrete, example, replace_call
 from segmo.passes.rank_cut import RankCut
 from segmo.passes.reasons import Miss
@@ -162,6 +163,11 @@ class ShardSegments:
         devices = tuple(Device(**one["device"]) for one in shared)
         shape: ModelShape = shape_of(model.config, embeds.dtype.itemsize)
         return Settings(_name_of(ranks), shape, devices, self.method, self.split, self.cache)
+
+
+def spreads_cache(passes: Iterable[Pass]) -> bool:
+    """Whether these passes leave the cache of a prefill on the ranks that made it, and decode there."""
+    return any(isinstance(each, ShardSegments) and each.cache == "sharded" for each in passes)
 
 
 def _name_of(ranks: Ranks) -> str:

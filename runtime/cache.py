@@ -12,13 +12,16 @@ Legend: B batch, N prompt tokens that were cut to K, L tokens seen by now, M key
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from segmo.errors import CacheError
+
+if TYPE_CHECKING:
+    from segmo.runtime.distributed.schedule import RankSchedule
 
 
 class _Cut(DynamicLayer):  # type: ignore[no-untyped-call]  # of transformers
@@ -205,11 +208,17 @@ class SpreadLayer(CutLayer):  # type: ignore[no-untyped-call]  # of transformers
     """One rank's part of a layer whose keys stayed on the ranks that made them (``shard-segments{cache=sharded}``).
 
     The answer goes on from it token by token, on all ranks together. It takes no further turn.
+
+    Attributes:
+        schedule: who holds what, by the prefill that filled it.
+        together: whether a call is running in which all ranks' parts are attended to. In any other one this rank's part
+            would pass for the whole.
     """
 
-    def __init__(self, layer: CacheLayerMixin, seen: int, kept_BK: Tensor) -> None:
+    def __init__(self, layer: CacheLayerMixin, seen: int, kept_BK: Tensor, schedule: RankSchedule) -> None:
         super().__init__(layer, seen, kept_BK)
         self.dropped = seen - self.keys.shape[-2]
+        self.schedule, self.together = schedule, False
 
     @property
     def positions(self) -> Tensor:
@@ -226,15 +235,17 @@ class SpreadLayer(CutLayer):  # type: ignore[no-untyped-call]  # of transformers
         Raises:
             CacheError: if it should.
         """
-        if tokens_to_remove:
+        if self._gone(tokens_to_remove):
             raise CacheError(_SPREAD.format("tokens should be taken off it"))
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """As in :class:`CutLayer`, for one new token.
 
         Raises:
-            CacheError: for several, as in a second turn.
+            CacheError: for several, as in a second turn; and for one in a call that knows this rank's part alone.
         """
+        if not self.together:
+            raise CacheError(_SPREAD.format("the model that is called is not compiled for such a cache"))
         if query_length > 1:
             raise CacheError(_SPREAD.format(f"{query_length} tokens came at once, as in a second turn"))
         return super().get_mask_sizes(query_length)
@@ -260,7 +271,7 @@ def find_cache(inputs: Any, result: Any) -> Cache | None:
     return next((each for each in (inputs.get("past_key_values"), *values) if isinstance(each, Cache)), None)
 
 
-def mark_cut(cache: Cache, seen: int, index_BK: Tensor, spread: bool = False) -> None:
+def mark_cut(cache: Cache, seen: int, index_BK: Tensor, spread: RankSchedule | None = None) -> None:
     """Tells a cache that the prefill which has just filled it kept some of its tokens only.
 
     Layers without a key for each token (linear attention, convolution) stay as they are.
@@ -269,7 +280,7 @@ def mark_cut(cache: Cache, seen: int, index_BK: Tensor, spread: bool = False) ->
         cache: changed in place; its layers become :class:`CutLayer` or :class:`CutSlidingLayer`.
         seen: N, tokens of the prompt.
         index_BK: positions of the kept tokens, ascending, (B, K) int64.
-        spread: the layers hold this rank's part of the kept tokens.
+        spread: where the layers hold this rank's part of the kept tokens: whose part is which.
 
     Raises:
         CacheError: a layer is of a kind that is not known here.
@@ -277,7 +288,10 @@ def mark_cut(cache: Cache, seen: int, index_BK: Tensor, spread: bool = False) ->
     for number, layer in enumerate(cache.layers):
         if not isinstance(layer, CacheLayerMixin) or not layer.is_initialized:
             continue
-        kind = SpreadLayer if spread else _kind(type(layer))
+        if spread is not None:
+            cache.layers[number] = SpreadLayer(layer, seen, index_BK.clone(), spread)
+            continue
+        kind = _kind(type(layer))
         if kind is None:
             raise CacheError(
                 f"the KV cache's layer {number} is a {type(layer).__name__}, and SegMo does not know how that counts "

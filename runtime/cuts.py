@@ -9,11 +9,14 @@ import warnings
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from segmo.runtime.drafts import call_in_two, drafted
+
+if TYPE_CHECKING:
+    from segmo.runtime.distributed.schedule import RankSchedule
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,12 @@ class Cut:
     Attributes:
         seen: N, tokens of the prompt.
         index_BK: positions of the kept tokens, (B, K) int64.
-        spread: each rank holds the keys of its own tokens only.
+        spread: where each rank holds the keys of its own tokens only: which ones.
     """
 
     seen: int
     index_BK: Tensor
-    spread: bool = False
+    spread: RankSchedule | None = None
 
 
 _RUNNING: ContextVar[list[Cut] | None] = ContextVar("segmo_cuts", default=None)

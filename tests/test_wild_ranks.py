@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,11 +14,14 @@ from models import LAYERS, build, prompt
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from turns import ask, next_turn, words
 
 import segmo
 from segmo.calls import shards
-from segmo.errors import OptionError, RankError
+from segmo.errors import CacheError, OptionError, RankError
 from segmo.options import Options
+from segmo.passes.pipeline import DEFAULT
+from segmo.runtime.cache import SpreadLayer
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +102,47 @@ def too_large(rank: int, world: int) -> Any:
             return generate(model, rank)
 
 
+def answers_that_go_on(model: Any) -> tuple[list[Any], Any]:
+    """A prompt's answer, another prompt's, and the first one's continued token by token; and the first one's cache."""
+    inputs = prompt("qwen2_vl", frames=9)
+    first, other = ask(model, inputs), ask(model, prompt("qwen2_vl", frames=4, seed=1))
+    on = ask(model, next_turn(inputs, first.sequences, words(0)), past_key_values=first.past_key_values)
+    parts = [(each.sequences, torch.stack(each.logits)) for each in (first, other, on)]
+    return parts, first.past_key_values
+
+
+def spread_cache(rank: int, world: int) -> tuple[list[Any], int, int]:
+    """The keys stay on the ranks that made them. What a rank cannot do alone is refused before anybody waits."""
+    torch._dynamo.reset()
+    pipeline = DEFAULT.replace("shard-segments", "shard-segments{cache=sharded}")
+    model = compiled(ranks="all", pipeline=pipeline)
+    parts, cache = answers_that_go_on(model)
+    assert all(isinstance(layer, SpreadLayer) for layer in cache.layers)
+    seen, held, sequences = cache.get_seq_length(), cache.layers[0].held, parts[-1][0]
+    turn = next_turn(prompt("qwen2_vl", frames=9), sequences, words(5))
+    for said, call in (
+        ("6 tokens came at once", lambda: ask(model, turn, past_key_values=cache)),
+        ("2 tokens came at once", lambda: model(input_ids=words(2), past_key_values=cache)),
+        ("tokens should be taken off", lambda: cache.crop(-1)),
+        ("tokens should be taken off", lambda: cache.crop(seen - 1)),
+        ("an attention mask came", lambda: model(**hidden_token(seen), past_key_values=cache)),
+        ("positions of all keys", lambda: cache.layers[0].positions),
+        ("not compiled for", lambda: build("qwen2_vl")(input_ids=words(1), past_key_values=copy.deepcopy(cache))),
+        ("not compiled for", lambda: compiled(ranks="all")(input_ids=words(1), past_key_values=copy.deepcopy(cache))),
+    ):
+        with torch.no_grad(), pytest.raises(CacheError, match=rf"spread over the ranks.*{said}.*cache=.gather"):
+            call()
+    cache.crop(seen)  # nothing to take off
+    assert (cache.get_seq_length(), cache.layers[0].held) == (seen, held)
+    return parts, seen, held
+
+
+def hidden_token(seen: int) -> dict[str, torch.Tensor]:
+    mask = torch.ones(1, seen + 1, dtype=torch.long)
+    mask[:, 3] = 0
+    return {"input_ids": words(1), "attention_mask": mask}
+
+
 def no_group(rank: int, world: int) -> str:
     try:
         generate(compiled(ranks="no such group"), 0)
@@ -144,6 +189,17 @@ def test_sharded_weights_are_gathered_for_a_call(crew: Crew, how: str) -> None:
 def test_sharded_weights_without_room_run_as_the_model_was_and_that_is_said(crew: Crew) -> None:
     for rank, ids in enumerate(crew.run(too_large)):
         assert torch.equal(ids, generate(build("qwen2_vl"), rank))
+
+
+def test_a_cache_spread_over_ranks_goes_on_token_by_token_and_refuses_the_rest(crew: Crew) -> None:
+    expected, cache = answers_that_go_on(compiled())
+    found = crew.run(spread_cache)
+    for parts, seen, _ in found:
+        assert seen == cache.get_seq_length()
+        for (ids, logits), (wanted_ids, wanted) in zip(parts, expected, strict=True):
+            assert torch.equal(ids, wanted_ids)
+            torch.testing.assert_close(logits, wanted, rtol=1e-4, atol=2e-5)
+    assert min(held for _, _, held in found) < cache.layers[0].held
 
 
 def test_what_is_no_group_is_refused(crew: Crew) -> None:

@@ -83,6 +83,21 @@ def test_three_turns_equal_eager_with_the_dropped_keys_hidden(family: str, optio
         torch.testing.assert_close(layer.values, full.values[:, :, rows], atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("dynamic", [None, False])
+def test_turns_of_a_model_that_is_compiled_for_its_sizes(dynamic: bool | None) -> None:
+    """One graph for the first call's sizes and one for all others; and one for each length."""
+    model, inputs = build("llava_onevision"), prompt("llava_onevision")
+    segmo.compile(model, keep=0.5, strict=True, dynamic=dynamic, **OPTIONS["segments"])
+    mine = talk(model, inputs, (5, 3), max_new_tokens=2)
+    plain, prefill = build("llava_onevision"), kept()
+    with dropped_hidden(plain, prefill):
+        theirs = talk(plain, inputs, (5, 3), max_new_tokens=2)
+    for found, expected in zip(mine, theirs, strict=True):
+        assert_same(found, expected)
+    cache = mine[-1].past_key_values
+    assert layer_of(cache).held < layer_of(cache).seen == theirs[-1].past_key_values.get_seq_length()
+
+
 def both(run: Any, family: str = "llava_onevision") -> tuple[Any, Any]:
     """What ``run(model)`` gives with the compiled model, and with the eager one where the dropped keys are hidden."""
     mine = run(compiled(family))
@@ -110,9 +125,12 @@ def test_padded_rows_and_padded_questions(family: str) -> None:
     assert_all_same(run, family)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_several_questions_behind_one_prefix(family: str) -> None:
-    """The prefix is a direct call without a question; copies of its cache go on, and it stays as it was."""
+    """The prefix is a direct call without a question; copies of its cache go on, and it stays as it was.
+
+    Emptied, it takes another prompt.
+    """
     prefix = prompt(family, question=0)
     length = prefix["input_ids"].shape[1]
 
@@ -125,9 +143,18 @@ def test_several_questions_behind_one_prefix(family: str) -> None:
             turn = next_turn(prefix, prefix["input_ids"], words(4 + number, seed=number))
             answers.append(ask(model, turn, past_key_values=copy.deepcopy(cache)))
         assert cache.get_seq_length() == length
+        caches.append(cache)
         return answers
 
+    caches: list[Any] = []
     assert_all_same(run, family)
+    cache, other = caches[0], prompt(family)
+    cache.reset()
+    assert cache.get_seq_length() == 0
+    model = compiled(family)
+    found = ask(model, other, past_key_values=cache)
+    assert found.past_key_values is cache
+    assert_same(found, ask(model, other))
 
 
 def test_a_cache_made_without_a_config_and_an_answer_that_goes_on() -> None:
@@ -139,18 +166,6 @@ def test_a_cache_made_without_a_config_and_an_answer_that_goes_on() -> None:
         assert first.past_key_values is mine
         on = next_turn(inputs, first.sequences, words(0))
         return [first, ask(model, on, past_key_values=mine)]
-
-    assert_all_same(run)
-
-
-def test_a_cache_that_is_emptied_takes_another_prompt() -> None:
-    inputs = prompt("llava_onevision")
-
-    def run(model: Any) -> list[Any]:
-        first = ask(model, inputs)
-        first.past_key_values.reset()
-        assert first.past_key_values.get_seq_length() == 0
-        return [first, ask(model, inputs, past_key_values=first.past_key_values)]
 
     assert_all_same(run)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict, dataclass
@@ -84,8 +84,8 @@ class Session:
         if schedule is None or cached < schedule.length + new:
             made = "none" if schedule is None else f"{schedule.length} tokens on this rank"
             raise PromptError(
-                f"a cache with {cached - new} tokens is not that of the last prefill ({made}); with "
-                'cache="sharded" finish one answer before the next prompt, or use cache="gather"'
+                f"a cache with {cached - new} tokens is not that of the prefill it is decoded by ({made}); hand in "
+                'the cache that the prefill gave back, or compile with cache="gather"'
             )
         return schedule
 
@@ -128,6 +128,36 @@ def last_plan(asked: str | None) -> Plan | None:
     """The plan of the last prefill of the option ``ranks``; None without a group or a plan."""
     ranks = Ranks.asked(asked)
     return None if ranks.group is None else session_of(ranks.group.group_name).plan
+
+
+def last_schedule(asked: str | None) -> RankSchedule | None:
+    """The schedule of the last prefill of the option ``ranks``; None without a group or a prefill."""
+    ranks = Ranks.asked(asked)
+    return None if ranks.group is None else session_of(ranks.group.group_name).schedule
+
+
+@contextmanager
+def going_on(cache: Any, asked: str | None, spread: Callable[[], bool]) -> Iterator[None]:
+    """Inside the block, a cache that is spread over the ranks is decoded by the schedule of its own prefill.
+
+    Args:
+        cache: of the call; nothing is done for one that is whole.
+        asked: the option ``ranks``.
+        spread: whether the model that is called attends to spread caches. Otherwise they refuse the call.
+    """
+    layers = [layer for layer in getattr(cache, "layers", ()) if hasattr(layer, "together")]  # of runtime.cache
+    group = Ranks.asked(asked).group if layers else None
+    if group is None or not spread():
+        yield
+        return
+    session_of(group.group_name).schedule = layers[0].schedule
+    for layer in layers:
+        layer.together = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.together = False
 
 
 @contextmanager

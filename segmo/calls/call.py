@@ -21,8 +21,10 @@ from segmo.compat.joining import Asked
 from segmo.compiler.capture import called
 from segmo.errors import CompileError, SegMoError
 from segmo.options import Options
+from segmo.passes.pipeline import build_pipeline
+from segmo.passes.shard_segments import spreads_cache
 from segmo.runtime.cuts import call_and_mark
-from segmo.runtime.distributed.session import check_dealt, memory_explained, words_known
+from segmo.runtime.distributed.session import check_dealt, going_on, memory_explained, words_known
 from segmo.runtime.videos import frames_known
 from segmo.upstream.encoder import FrameEncoder, encoding
 from segmo.upstream.prompt import prompt_known
@@ -81,10 +83,15 @@ class Call:
             inputs = self.before(named)
             warn_if_too_long(self.model, inputs)
             frames = frames_of(self.model, {**inputs, **named})
-            with self.sizes(inputs), words_known(inputs.get("input_ids")), frames_known(frames):
+            cache = going_on(inputs.get("past_key_values"), self.options.ranks, self.spreads_cache)
+            with self.sizes(inputs), words_known(inputs.get("input_ids")), frames_known(frames), cache:
                 result = self.hooks.call(self._marked, inputs)
             self.after(inputs, result)
             return result
+
+    def spreads_cache(self) -> bool:
+        """Whether what is compiled attends to a cache that is spread over the ranks."""
+        return spreads_cache(build_pipeline(self.options))
 
     def _marked(self, **inputs: Any) -> Any:
         try:

@@ -24,14 +24,14 @@ from segmo.passes.analyse import Facts, analyse
 from segmo.passes.base import Pass
 from segmo.passes.pipeline import build_pipeline
 from segmo.passes.runner import Result, run_pipeline
-from segmo.passes.shard_segments import ShardSegments
+from segmo.passes.shard_segments import ShardSegments, spreads_cache
 from segmo.report.history import prefilled, report_for
 from segmo.report.prefill import Asked, Prefill
 from segmo.report.record import GraphReport
 from segmo.report.report import Report, complain
 from segmo.report.shown import current_shown
 from segmo.runtime.cuts import Cut, tell
-from segmo.runtime.distributed.session import last_plan
+from segmo.runtime.distributed.session import last_plan, last_schedule
 from segmo.runtime.question import ChatTokens
 
 log = logging.getLogger(__name__)
@@ -163,14 +163,15 @@ def _recording(
     if not count:
         return run
     sharded = any(record.name == ShardSegments.name and record.matches for record in result.records)
-    spread = sharded and any(isinstance(each, ShardSegments) and each.cache == "sharded" for each in passes)
+    spread = sharded and spreads_cache(passes)
 
     def call(*args: Any) -> Any:
         _refuse_chunks()
         outputs = run(*args)
         recorded = dict(zip(result.recorded, outputs[-count:], strict=True))
         if "index" in recorded:
-            tell(Cut(recorded["frame"].shape[1], recorded["index"], spread))
+            schedule = last_schedule(report.options.ranks) if spread else None
+            tell(Cut(recorded["frame"].shape[1], recorded["index"], schedule))
         report.prefill = Prefill(recorded, current_shown(), asked)
         report.plan = last_plan(report.options.ranks) if sharded else None
         prefilled(report)
