@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ from segmo.ask.settings import Settings
 from segmo.demo.clips import clip_path
 from segmo.errors import OptionError, SegMoError
 from segmo.options import Options
+from segmo.report.timeline import WIDTH
 from segmo.sceneqa.files import write_sample
 from segmo.sceneqa.model import build_prompts
 from segmo.sceneqa.task import DIFFICULTIES, Sample, make_sample
@@ -117,6 +119,27 @@ def test_a_copy_of_the_file_is_the_same_video_and_other_options_are_not(
     assert not asker(loaded, store, fps=1.0).ask(copy, QUESTION).cached
     copy.write_bytes(lossless.read_bytes() + b"\0\0\0\x08free")
     assert not asker(loaded, store).ask(copy, QUESTION).cached
+
+
+def test_seconds_belong_to_one_question_and_bars_fit_them(loaded: Checkpoint, lossless: Path, tmp_path: Path) -> None:
+    """The graph of single tokens is made between the first answer's first token and the others."""
+    ask = Asker(loaded, Settings(CAS, new_tokens=3), TensorCache(tmp_path))
+    first = ask.ask(lossless, QUESTION)
+    events = [ask.timeline.events[:]]
+    second = ask.ask(lossless, QUESTION)
+    events.append(ask.timeline.events[len(events[0]) :])
+    assert first.request.name != second.request.name
+    for answer, own in zip((first, second), events, strict=True):
+        assert {event.request for event in own} == {answer.request.name}
+        for stage, seconds in answer.seconds.items():
+            assert seconds == pytest.approx(sum(event.busy for event in own if event.stage == stage))
+    stages = {event.stage: event for event in events[0]}  # the last of each
+    assert stages["prefill"].end <= stages["compile"].start < stages["compile"].end <= stages["generate"].start
+    whole = max(event.end for event in ask.timeline.events) - min(event.start for event in ask.timeline.events)
+    drawn = re.findall(r"(?:compile|prefill|generate) +\| *(#+) *\| +([\d.]+) s", str(ask.timeline))
+    assert len(drawn) == sum(event.stage in ("compile", "prefill", "generate") for event in ask.timeline.events)
+    for bar, said in drawn:
+        assert len(bar) == pytest.approx(max(1.0, float(said) / whole * WIDTH), abs=1)
 
 
 def test_one_video_asked_twice_in_a_row_is_encoded_once(loaded: Checkpoint, lossless: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from ask_models import write_model
 from image_text_models import save_image_text_model
 from typer.testing import CliRunner
 from video_files import noise_shots, write_file
@@ -70,6 +71,26 @@ def test_frames_are_chosen_before_they_are_encoded(kind: str, tmp_path: Path) ->
     assert "24 of the video, 12 of them kept" in found  # 4 frames of 6 tokens
     assert "choose " in found
     assert (tmp_path / "report" / "segmo-report.html").read_text().count("data:image/jpeg") == 4
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_a_prompt_too_long_for_the_model_shows_fewer_frames_and_says_so(tmp_path: Path) -> None:
+    film = write_file(tmp_path / "film.mp4", noise_shots([30, 45, 20, 30], 48, 32))
+    folder = write_model("llava_onevision", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 120
+    (folder / "config.json").write_text(json.dumps(config))
+    common = (str(film), "What happens?", "--model", str(folder), "--max-new-tokens", "1", "--fps", "4", "--no-cache")
+    with pytest.warns(UserWarning, match=r"[\d,]+ positions, and the model is made for 120 .*frames fit") as said:
+        found = " ".join(run(*common, "--keep", "0.5").split())
+    assert not [each for each in said if "this prompt needs" in str(each.message)]  # the fewer frames do fit
+    note = re.search(r"note: (\d+) frames need (\d+) positions, .* made for 120 .*; (\d+) of the \1 frames fit", found)
+    prompt = re.search(r"tokens: (\d+) in the prompt, (\d+) of the video", found)
+    assert note is not None
+    assert prompt is not None
+    assert int(prompt[1]) <= 120 < int(note[2])
+    assert 0 < int(note[3]) < int(note[1])
+    assert int(prompt[2]) == 36 * int(note[3]) // 4 + 1  # a frame's 6 x 6 patches, pooled; one token ends the video
 
 
 def test_what_relevance_needs_is_said() -> None:

@@ -6,12 +6,15 @@ import copy
 import functools
 import inspect
 import io
+import logging
 import pickle
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from models import CELLS, FAMILIES, LAYERS, build, prompt
+from torch._dynamo.utils import counters
 
 import segmo
 from segmo.errors import CompileError, OptionError
@@ -54,11 +57,31 @@ def forward(model: Any, **how: Any) -> Any:
     return model
 
 
+class Said(logging.Handler):
+    """What Dynamo logs of graphs that break."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines += [record.getMessage()] if "raph break" in record.getMessage() else []
+
+
+@pytest.fixture
+def breaks() -> Iterator[Said]:
+    said, log = Said(), logging.getLogger("torch._dynamo")
+    log.addHandler(said)
+    yield said
+    log.removeHandler(said)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_line_of_the_readme(family: str) -> None:
+def test_the_line_of_the_readme(family: str, breaks: Said) -> None:
     """A direct call with pixels, and generate: nothing changes where nothing is dropped, and K tokens stay below."""
     model, inputs = build(family), prompt(family, frames=FRAMES)
     expected, ids = logits(model, inputs), generate(model, inputs).sequences
+    counters["graph_break"].clear()
     opt = torch.compile(model, backend="segmo", dynamic=True, options={"keep": 1.0, "segments": 1})
     torch.testing.assert_close(logits(opt, inputs), expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(generate(opt, inputs).sequences, ids)
@@ -71,6 +94,7 @@ def test_the_line_of_the_readme(family: str) -> None:
     out = generate(opt, inputs)
     assert held(out.past_key_values) == [inputs["input_ids"].shape[1] - dropped + 2] * LAYERS
     assert (rewritten(), len(rewritten("decode")), len(segmo.last_report().graphs)) == ([True], 1, 2)
+    assert (breaks.lines, dict(counters["graph_break"])) == ([], {})  # nor does the vision tower speak of any
     torch.testing.assert_close(logits(model, inputs), expected, rtol=0, atol=0)  # the model itself is as it was
     assert held(generate(model, inputs).past_key_values) == [inputs["input_ids"].shape[1] + 2] * LAYERS
 
@@ -150,6 +174,7 @@ def test_an_other_backend_sees_nothing_of_this_one() -> None:
 
     expected = logits(model, inputs)
     torch.testing.assert_close(logits(torch.compile(model, backend="eager"), inputs), expected, rtol=1e-4, atol=1e-5)
+    assert counters["graph_break"], "so they are counted where there are some"
     assert not torch._dynamo.config.capture_scalar_outputs
     assert type(torch.compile(model, backend="eager")) is torch._dynamo.OptimizedModule
 
