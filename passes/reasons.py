@@ -33,6 +33,13 @@ _ALL = (
     ),
     Reason("decode", "this graph decodes with a filled KV cache", "nothing to do: the cache is already short"),
     Reason("text-only", "the prompt has no video", "nothing to do: text-only prompts run as they are"),
+    Reason("images", "the prompt has an image and no video", "nothing to do: such prompts run as they are"),
+    Reason(
+        "images-and-video",
+        "images and frames have one placeholder, and some pictures of the prompt are not laid out as frames of a video",
+        "ask about the video alone, or use a model with a placeholder of its own for video; where all pictures are "
+        "frames, segmo.describe(model, frames=...) says so",
+    ),
     Reason(
         "no-merge",
         "the video's features enter the text embeddings outside this graph ({detail})",
@@ -214,7 +221,7 @@ class Miss:
 
 
 EXPECTED = frozenset({
-    "no-decoder", "decode", "text-only", "keep-all", "one-segment", "no-context", "no-segments", "no-group",
+    "no-decoder", "decode", "text-only", "images", "keep-all", "one-segment", "no-context", "no-segments", "no-group",
     "not-asked", "every-row", "gradients", "own-buffers", "local-layer", "one-row", "hybrid",
 })  # fmt: skip
 

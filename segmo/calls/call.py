@@ -13,12 +13,14 @@ from segmo.calls.attention import attention_of
 from segmo.calls.hooks import Hooks
 from segmo.calls.inputs import by_name, encoded, joined
 from segmo.calls.length import warn_if_too_long
+from segmo.calls.pictures import no_video
 from segmo.calls.shards import Shards
 from segmo.calls.videos import frames_of
 from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit, trace_again
 from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
 from segmo.compat.joining import Asked
 from segmo.compiler.capture import called
+from segmo.compiler.left import leave_prefill
 from segmo.errors import CompileError, SegMoError
 from segmo.options import Options
 from segmo.passes.pipeline import build_pipeline
@@ -79,6 +81,10 @@ class Call:
 
     def _rewritten(self, *args: Any, **kwargs: Any) -> Any:
         named = by_name(self.model, args, kwargs)
+        miss = no_video(self.model, named)
+        if miss is not None:
+            leave_prefill(self.model, self.options, miss)
+            return self.original(*args, **kwargs)
         with called(self.model, self.notes), plain_errors(), memory_explained(self.options.ranks):
             inputs = self.before(named)
             warn_if_too_long(self.model, inputs)

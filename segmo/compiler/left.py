@@ -1,0 +1,36 @@
+"""A prompt that runs as it was without coming to a graph: the report and the warning are those of a graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from segmo.compiler.backend import SETUP
+from segmo.compiler.capture import calling_line
+from segmo.options import Options
+from segmo.passes.pipeline import build_pipeline
+from segmo.passes.reasons import Miss
+from segmo.passes.runner import PassRecord, Result
+from segmo.report.history import report_for
+from segmo.report.report import complain
+
+
+def leave_prefill(model: Any, options: Options, miss: Miss) -> None:
+    """Says in the report of a model, and by a warning, why a prompt runs as it was.
+
+    Args:
+        model: a transformers Video LLM.
+        options: that it was compiled with.
+        miss: the reason.
+
+    Raises:
+        NotRewrittenError: under ``strict=True``, something was lost by it.
+    """
+    miss = replace(miss, source=calling_line())
+    passes = build_pipeline(options)
+    records = [PassRecord(each.name, each.tier.value, 0, (miss,), 0.0, {}, {}, "", "") for each in passes]
+    report = report_for(model, options, SETUP)
+    known = [graph for graph in report.graphs if any(m.code == miss.code for r in graph.passes for m in r.misses)]
+    graph = known[0] if known else report.add("prefill", Result(records))
+    report.save()
+    complain(graph, options)
