@@ -174,6 +174,11 @@ _ALL = (
         "the shorter sequence could not be followed through the graph: {detail}",
         "report it with this line of the model; disable select-tokens until then",
     ),
+    Reason(
+        "fixed-lengths",
+        "the graph is for one length of prompt, and {detail}",
+        "compile with dynamic=True, which makes one graph for all lengths",
+    ),
 )
 
 REASONS: dict[str, Reason] = {reason.code: reason for reason in _ALL}

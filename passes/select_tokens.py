@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -76,7 +76,10 @@ class SelectTokens:
         with rewrite.graph.inserting_after(nodes["last"]):
             size = rewrite.graph.call_function(torch.ops.aten.sym_size.int, (nodes["frame"], 1))
         cut = TokenCut(rewrite.graph, index, size, length, kept, merge, facts.caches)
-        cut.run(roots, start)
+        try:
+            cut.run(roots, start)
+        except DoesNotApply as reason:
+            raise _of_one_length(reason, embeds.shape[1]) from reason
         self._gather_roles(rewrite, index)
         rewrite.notes.append(f"select-tokens: {total} video tokens in the traced call, {kept - length + total} kept")
         whole = self.frames < 1 and not facts.frames_chosen
@@ -132,3 +135,15 @@ class SelectTokens:
                 with rewrite.graph.inserting_after(nodes["last"]):
                     node = rewrite.graph.call_function(OPS.gather_tokens.default, (nodes[name], index, 1))
                 nodes[f"kept_{name}"] = nodes["last"] = node
+
+
+def _of_one_length(reason: DoesNotApply, length: Any) -> DoesNotApply:
+    """The same reason; where the prompt's length is a plain number in the graph, with what would help.
+
+    Numbers that are computed from it (rows for a mixture of experts, the padding of a cache) are plain numbers there
+    too, and nothing tells what they count.
+    """
+    if isinstance(length, torch.SymInt) or reason.miss.code != "cannot-follow":
+        return reason
+    miss = Miss.of("fixed-lengths", reason.miss.reason)
+    return DoesNotApply(replace(miss, node=reason.miss.node, source=reason.miss.source))

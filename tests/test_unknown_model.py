@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+import video_families
 from kept_tokens import cached, kept_tokens_only
 from transformers import GenerationMixin, LlamaConfig, LlamaModel, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 
 import segmo
+from segmo import families
 from segmo.errors import NotRewrittenError, OptionError, PromptError
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -118,6 +120,26 @@ def test_the_cut_is_the_decoder_on_the_kept_tokens() -> None:
     torch.testing.assert_close(out.logits[0], expected.logits[0], rtol=1e-4, atol=1e-4)
     for name, value in cached(expected.past_key_values).items():
         torch.testing.assert_close(cached(out.past_key_values)[name], value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "llava_onevision"])
+def test_a_family_without_its_entry_is_inferred(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames by the M-RoPE positions of the one, by the shape of the other's pixels; the rest joins the last frame."""
+    monkeypatch.delitem(families.FAMILIES, family)
+    model, inputs = video_families.build(family), video_families.prompt(family)
+    out = generate(segmo.compile(model, keep=0.25, segments=1), inputs)
+    tokens, prefill = segmo.last_report().to_dict()["tokens"], segmo.last_report().prefill
+    assert tokens["kept"] == int(0.25 * tokens["video"])
+    assert prefill is not None
+    assert prefill.index is not None
+    assert int(prefill.frame.max()) == 5
+    segmo.uncompile(model)
+    with kept_tokens_only(model, prefill.index[0], prefill.cell[0] >= 0):
+        expected = generate(model, inputs)
+    torch.testing.assert_close(out.logits[0], expected.logits[0], rtol=1e-3, atol=1e-3)
+    theirs = cached(expected.past_key_values)
+    for name, value in cached(out.past_key_values).items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-3, atol=1e-3)
 
 
 class Where(Toy):

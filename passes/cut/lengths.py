@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
+from torch.fx.node import map_arg
 
+from segmo.compat.operators import UNKNOWN_SIZE
 from segmo.passes.cut.renew import Renewal, multiple
 from segmo.passes.cut.state import lost
 from segmo.passes.graph import concrete, example
@@ -77,6 +80,43 @@ def mend_count(cut: Renewal, node: Node) -> None:
         cut.after.add(made)
     node.args = (source, bound, dim, *node.args[3:])
     node.kwargs = {name: value for name, value in node.kwargs.items() if name not in ("k", "dim")}
+
+
+def mend_write(cut: Renewal, node: Node) -> None:
+    """Checks that what is written into places of a tensor has as many values as there are places behind the cut.
+
+    Fake tensors do not. Numbers from 0 on are made again for the places that there are: the
+    inverse of a permutation, in a graph for one length.
+
+    Raises:
+        DoesNotApply: the lengths differ.
+    """
+    target, places, given = node.args
+    if not isinstance(given, Node) or not isinstance(cut.value(given), Tensor):
+        return
+    try:
+        with cut.mode:
+            there = cut.value(target)[map_arg(places, cut.value)]  # type: ignore[arg-type]  # a tensor's node
+    except UNKNOWN_SIZE:
+        return
+    size = tuple(there.shape)
+    if _fits(cut.value(given).shape, size):
+        return
+    if given.target is not torch.arange or len(given.args) != 1 or len(size) != 1:
+        raise lost(f"{given.name} has another length than the places that it is written to", node)
+    length = multiple(cut, size[0], node)
+    with cut.graph.inserting_before(node):
+        made = cut.graph.call_function(torch.arange, (length,), given.kwargs)
+    made.meta.update(example_value=example(given), stack_trace=node.meta.get("stack_trace"))
+    cut.execute(made)
+    cut.after.add(made)
+    node.args = (target, places, made)
+
+
+def _fits(given: Sequence[int], places: Sequence[int]) -> bool:
+    """Whether a tensor of one shape can be broadcast to another."""
+    pairs = zip(reversed(given), reversed(places), strict=False)
+    return len(given) <= len(places) and all(size in (1, other) for size, other in pairs)
 
 
 def asks_for_places(cut: Renewal, node: Node) -> list[int]:

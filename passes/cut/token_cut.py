@@ -13,7 +13,7 @@ from torch.fx.node import map_arg
 
 from segmo.passes.analyse import Merge
 from segmo.passes.attentions import SDPA, decoder_layer
-from segmo.passes.cut.lengths import PICKS, SHAPE_CALLS, asks_for_places, mend_count, mend_shape
+from segmo.passes.cut.lengths import PICKS, SHAPE_CALLS, asks_for_places, mend_count, mend_shape, mend_write
 from segmo.passes.cut.rows import Rows
 from segmo.passes.cut.state import lost
 from segmo.passes.graph import changed_in_place, concrete, downstream, erase_unused, example, is_view
@@ -110,6 +110,8 @@ class TokenCut(Rows):
             mend_shape(self, node)
         elif node.target in PICKS:
             mend_count(self, node)
+        elif node.target is operator.setitem:
+            mend_write(self, node)
         elif node.target in _ELEMENTWISE:
             self._align(node)
         self.execute(node)
