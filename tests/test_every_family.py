@@ -38,9 +38,10 @@ EVERY_ROW = (
     "qwen2_5_omni", "qwen3_omni_moe", "video_llama_3", "minicpmv4_6", "nemotron_h_omni",
     "qwen3_vl", "qwen3_vl_moe", "cohere_compass", "cosmos3_omni",
 )  # fmt: skip
-# Built of the same code as another family here; with --exhaustive, they are compared with eager as well as cut.
+# Built of the same code as another family here, or compared with eager in test_identities.py. All with --exhaustive.
 ALIKE = (
-    "qwen3_5_moe", "qwen3_omni_moe", "glm4v_moe", "glmga", "minicpmv4_7", "cosmos3_omni", "muse_spark", "cosmos3_edge",
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "qwen3_5_moe", "qwen3_omni_moe", "glm4v_moe", "glm46v",
+    "glmga", "minicpmv4_7", "cosmos3_omni", "muse_spark", "cosmos3_edge", "hyperclovax_vision_v2",
 )  # fmt: skip
 # One family for each kind of decoder; with --exhaustive, segments are tried on all.
 KINDS = (
