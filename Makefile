@@ -10,12 +10,12 @@ PYTHON ?= python3
 BIN := $(abspath $(VENV))/bin
 TYPES := build/types
 
-.PHONY: help install browser demo test test-lmms matrix oldest check lint plain types format docs eval bench release clean
+.PHONY: help install browser demo test test-lmms test-vllm matrix oldest check lint plain types format docs eval bench release clean
 
 help:
 	@echo "make demo    a real clip through a Video LLM, with and without SegMo"
 	@echo "make test    the tests; ARGS='-m \"not slow\"' is handed to pytest"
-	@echo "make test-lmms  the tests of the lmms-eval plugin, in an environment with the real lmms-eval"
+	@echo "make test-lmms the tests of the lmms-eval plugin, in an environment of their own with the real lmms-eval"
 	@echo "make test-vllm the tests with vLLM's engine and server, in an environment of their own (3 GB, made once)"
 	@echo "make matrix  the tests with the oldest, common, pinned and newest releases, one after another: hours, 6 GB at a time"
 	@echo "make oldest  the tests that other releases are likeliest to break, with the oldest ones"
