@@ -13,10 +13,11 @@ import torch
 from torch.fx import Node
 
 import segmo.runtime.distributed.ops  # noqa: F401  # registers torch.ops.segmo
+from segmo.errors import CacheError
 from segmo.passes.analyse import Facts
 from segmo.passes.attentions import head_sizes
 from segmo.passes.base import Outcome, Pass, Rewrite, Tier
-from segmo.passes.graph import concrete, example, replace_call
+from segmo.passes.graph import concrete, example, replace_call, upstream
 from segmo.passes.rank_cut import RankCut
 from segmo.passes.reasons import Miss
 from segmo.passes.scene_nodes import OPS, merge_of, scale_of
@@ -25,7 +26,7 @@ from segmo.runtime.cost.shape import ModelShape, shape_of
 from segmo.runtime.cost.store import planning_device
 from segmo.runtime.distributed.preflight import exchange_facts, weights_fingerprint
 from segmo.runtime.distributed.ranks import Ranks
-from segmo.runtime.distributed.session import Settings
+from segmo.runtime.distributed.session import Settings, session_of
 from segmo.runtime.lowering import TORCH
 
 _CHECKS = itertools.count()
@@ -132,10 +133,14 @@ class ShardSegments:
     # --- decode
 
     def _decode(self, rewrite: Rewrite, ranks: Ranks) -> Outcome:
-        for attention in rewrite.facts.attentions:
-            if attention.mask is not None:
-                return Outcome(misses=(Miss.of("masked-decode", node=attention.node),))
         group = _name_of(ranks)
+        for attention in rewrite.facts.attentions:
+            if attention.mask is None or (session_of(group).decodes and _hides_nothing(attention.mask)):
+                continue
+            miss = Miss.of("masked-decode", node=attention.node)
+            if session_of(group).decodes:  # as it is, each rank would take its own part for the whole
+                raise CacheError(f"{miss.reason}: {miss.remedy}")
+            return Outcome(misses=(miss,))
         for attention in rewrite.facts.attentions:
             scale = scale_of(attention.query, attention.scale)
             args = (attention.query, attention.key, attention.value, scale, group, attention.layer, TORCH)
@@ -163,6 +168,16 @@ class ShardSegments:
         devices = tuple(Device(**one["device"]) for one in shared)
         shape: ModelShape = shape_of(model.config, embeds.dtype.itemsize)
         return Settings(_name_of(ranks), shape, devices, self.method, self.split, self.cache)
+
+
+def _hides_nothing(mask: Node) -> bool:
+    """Whether a mask is made from lengths alone, as transformers does before torch 2.14.
+
+    A new token behind an unpadded prompt sees every key, and prompts with padding are not spread.
+    """
+    return not any(
+        source.op == "placeholder" and "attention_mask" in str(source.target) for source in (mask, *upstream(mask))
+    )
 
 
 def spreads_cache(passes: Iterable[Pass]) -> bool:

@@ -65,6 +65,7 @@ class Session:
         schedule, plan: of the last prefill.
         spread: whether its features were spread over the ranks. encoder_K: then, which rank encoded each kept token.
         pending: whether features were spread for a prefill that has not begun.
+        decodes: whether a call is running that goes on from a cache which is spread over the ranks.
     """
 
     ranks: Ranks
@@ -73,6 +74,7 @@ class Session:
     spread: bool = False
     encoder_K: Tensor | None = None
     pending: bool = False
+    decodes: bool = False
 
     def decoding(self, cached: int, new: int) -> RankSchedule:
         """The schedule of the prefill that a cache came from.
@@ -150,12 +152,14 @@ def going_on(cache: Any, asked: str | None, spread: Callable[[], bool]) -> Itera
     if group is None or not spread():
         yield
         return
-    session_of(group.group_name).schedule = layers[0].schedule
+    session = session_of(group.group_name)
+    session.schedule, session.decodes = layers[0].schedule, True
     for layer in layers:
         layer.together = True
     try:
         yield
     finally:
+        session.decodes = False
         for layer in layers:
             layer.together = False
 
