@@ -169,9 +169,12 @@ def _recording(
         _refuse_chunks()
         outputs = run(*args)
         recorded = dict(zip(result.recorded, outputs[-count:], strict=True))
-        if "index" in recorded:
+        frame_BN, index_BK = recorded["frame"], recorded.get("index")
+        if spread and index_BK is None:  # a rank's part is a cut one, also where nothing is dropped
+            index_BK = torch.arange(frame_BN.shape[1], device=frame_BN.device).expand(frame_BN.shape)
+        if index_BK is not None:
             schedule = last_schedule(report.options.ranks) if spread else None
-            tell(Cut(recorded["frame"].shape[1], recorded["index"], schedule))
+            tell(Cut(frame_BN.shape[1], index_BK, schedule))
         report.prefill = Prefill(recorded, current_shown(), asked)
         report.plan = last_plan(report.options.ranks) if sharded else None
         prefilled(report)
