@@ -39,10 +39,7 @@ mask_mod_output = (n <= m) & ((segment_n == -1) | (segment_m == -2) | (segment_m
 
 def default_config(target: str, head_size: int, dtype: str) -> Config:
     """Inductor's default for FlexAttention's forward kernel on an NVIDIA target."""
-    try:
-        from torch._inductor.heuristics.template.triton import CUDAConfigHeuristic
-    except ImportError:  # before torch 2.13
-        from torch._inductor.template_heuristics.triton import CUDAConfigHeuristic
+    from torch._inductor.heuristics.template.triton import CUDAConfigHeuristic
 
     before = torch.cuda.get_device_capability
     torch.cuda.get_device_capability = lambda device=None: CAPABILITY[target]
