@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch._dynamo
 from hypothesis import HealthCheck, settings
+from models import FAMILIES
 
 # Derandomized, so that a run means the same everywhere. No deadline, because machines differ and are shared.
 settings.register_profile(
@@ -26,6 +27,13 @@ torch.set_num_threads(1)  # the tensors of tests are small, and pytest-xdist bri
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--exhaustive``: every combination and more random runs, where a test samples them by default."""
     parser.addoption("--exhaustive", action="store_true", help="all combinations, more random runs: much longer")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``@pytest.mark.families("qwen3_vl", ...)``: these families, and with ``--exhaustive`` all known ones."""
+    mark = metafunc.definition.get_closest_marker("families")
+    if mark is not None:
+        metafunc.parametrize("family", FAMILIES if metafunc.config.getoption("--exhaustive") else mark.args)
 
 
 @pytest.fixture(autouse=True)

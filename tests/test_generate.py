@@ -145,7 +145,7 @@ def test_features_with_nan_are_refused() -> None:
         generate(model, inputs)
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "llava_onevision"])
+@pytest.mark.families("qwen3_vl", "llava_onevision")
 def test_one_frame_no_question_and_more_segments_than_frames(family: str) -> None:
     model = build(family)
     segmo.compile(model, keep=0.5, segments=64)

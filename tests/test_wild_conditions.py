@@ -30,7 +30,7 @@ def generate(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
     return ids
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "llava_onevision"])
+@pytest.mark.families("qwen3_vl", "llava_onevision")
 def test_autocast(family: str) -> None:
     model, inputs = build(family), prompt(family)
     autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16)

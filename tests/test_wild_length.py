@@ -131,7 +131,7 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("family", ["llava_onevision", "qwen3_vl"])
+@pytest.mark.families("llava_onevision", "qwen3_vl")
 def test_a_run_shows_as_many_frames_as_fit_and_says_so(family: str, film: Path, tmp_path: Path) -> None:
     """By the program's own classes; the same question finds the same features."""
     loaded = load(write_model(family, tmp_path / family))

@@ -34,7 +34,7 @@ def in_a_thread(function: Callable[[], Any]) -> Any:
     return found[0]
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.families("qwen2_5_vl", "qwen3_vl")
 def test_a_streamer_s_thread_is_rewritten_as_the_main_thread_is(family: str) -> None:
     model, inputs = build(family), prompt(family)
     expected = generate(model, inputs)

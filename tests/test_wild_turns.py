@@ -111,7 +111,7 @@ def assert_all_same(run: Any, family: str = "llava_onevision") -> None:
         assert_same(found, expected)
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+@pytest.mark.families("qwen2_5_vl", "llava_onevision")
 def test_padded_rows_and_padded_questions(family: str) -> None:
     inputs = left_padded(prompt(family, batch=2, seed=1))
 
@@ -170,7 +170,7 @@ def test_a_cache_made_without_a_config_and_an_answer_that_goes_on() -> None:
     assert_all_same(run)
 
 
-@pytest.mark.parametrize("family", ["qwen3_vl", "llava_onevision"])
+@pytest.mark.families("qwen3_vl", "llava_onevision")
 def test_crop_goes_back_as_far_as_nothing_was_dropped(family: str) -> None:
     inputs = prompt(family, question=5)
 
@@ -216,7 +216,7 @@ def test_a_prompt_in_chunks_is_refused_and_one_chunk_is_not() -> None:
     assert_same(ask(model, inputs, prefill_chunk_size=500), ask(model, inputs))
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+@pytest.mark.families("qwen2_5_vl", "llava_onevision")
 def test_beams_take_the_cut_with_them(family: str) -> None:
     inputs = prompt(family)
     (mine,), (theirs,) = both(lambda model: [ask(model, inputs, num_beams=2, num_return_sequences=2)], family)
@@ -224,7 +224,7 @@ def test_beams_take_the_cut_with_them(family: str) -> None:
     assert layer_of(mine.past_key_values).positions.shape[0] == 2
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "llava_onevision"])
+@pytest.mark.families("qwen2_5_vl", "llava_onevision")
 def test_direct_calls_go_on_at_the_right_positions(family: str) -> None:
     """Without position ids, with them, with a 2-D mask that hides a token of the prompt, and with a 4-D one."""
     inputs = prompt(family)
