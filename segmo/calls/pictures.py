@@ -34,8 +34,11 @@ def no_video(model: Any, inputs: Mapping[str, Any]) -> Miss | None:
         model: a transformers Video LLM.
         inputs: of its forward by name.
     """
-    ids, token = inputs.get("input_ids"), _shared_placeholder(model)
-    if token is None or not isinstance(ids, Tensor) or ids.shape[-1] == 1 or not _only_images(inputs):
+    ids = inputs.get("input_ids")
+    if not isinstance(ids, Tensor) or ids.shape[-1] == 1 or not _only_images(inputs):
+        return None
+    token = _shared_placeholder(model)
+    if token is None:
         return None
     rows = [_runs(row == token) for row in ids]
     if not any(rows):
