@@ -33,6 +33,8 @@ NO_SEGMENTS = {
     "molmo2": "foreign-mask",  # frame tokens see each other both ways
     "gemma4_unified": "foreign-mask",
 }
+# Whose frames are chosen in front of the vision encoder; with --exhaustive, all are tried.
+UPSTREAM = ("qwen3_5", "qwen3_vl_moe", "qwen2_5_omni", "glm46v", "cosmos3_edge")
 # Their forward gives the logits of every token, or adds features of the video in the last of these few layers.
 EVERY_ROW = (
     "qwen2_5_omni", "qwen3_omni_moe", "video_llama_3", "minicpmv4_6", "nemotron_h_omni",
@@ -126,6 +128,9 @@ def test_the_cut_is_the_decoder_on_the_kept_tokens(family: str) -> None:
         assert matches("trim-last-layer") == (family not in EVERY_ROW)
         assert report.prefill is not None
         assert report.prefill.index is not None
+        sizes = report.prefill.frame[0, report.prefill.cell[0] >= 0].bincount()
+        assert len(sizes) == frames  # as the prompt was laid out
+        assert (sizes[:-1] == sizes[0]).all()  # a newline belongs to the last one
         held.append((inputs, out, report.prefill.index[0], report.prefill.cell[0] >= 0))
     assert [graph.kind for graph in report.graphs].count("prefill") == 1
     if family in HYBRIDS:
@@ -165,11 +170,31 @@ def test_segments_are_the_dense_mask(family: str, request: pytest.FixtureRequest
     prefill = report.prefill
     assert prefill is not None
     assert prefill.segment is not None
-    if int(prefill.frame.max()) > 0:  # a video of several frames has several segments
-        assert int(prefill.segment.max()) == 2
+    assert int(prefill.segment.max()) == 2
     segmo.uncompile(model)
     context = None if prefill.context is None else prefill.context[0]
     with dense_attention(model, dense_mask(prefill.segment[0], context)):
+        expected = generate(model, inputs, 1)
+    assert error(out.logits[0], expected.logits[0]) < 1e-4
+
+
+@pytest.mark.parametrize("family", UPSTREAM)
+def test_frames_that_are_left_out_of_the_encoder_are_not_kept(family: str, request: pytest.FixtureRequest) -> None:
+    """And the answer is that of the decoder on the kept tokens of a video that was encoded whole."""
+    if family not in UPSTREAM[:1] and not request.config.getoption("--exhaustive"):
+        pytest.skip("one family is enough")
+    model, inputs = build(family), prompt(family, 9)
+    out = generate(segmo.compile(model, keep=0.3, frames=0.5, segments=1), inputs, 1)
+    report = segmo.last_report()
+    prefill = report.prefill
+    assert report.frames is not None
+    assert prefill is not None
+    assert prefill.index is not None
+    assert report.frames.encoded < 9 == report.frames.video
+    index, video = prefill.index[0], prefill.cell[0] >= 0
+    assert set(prefill.frame[0, index][video[index]].tolist()) <= set(report.frames.kept[0])
+    segmo.uncompile(model)
+    with kept_tokens_only(model, index, video):
         expected = generate(model, inputs, 1)
     assert error(out.logits[0], expected.logits[0]) < 1e-4
 

@@ -63,7 +63,7 @@ def inputs_of(loaded: Checkpoint, film: str) -> dict[str, Any]:
     return inputs
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_omni", "video_llama_3", "internvl"])
+@pytest.mark.parametrize("family", ["video_llama_3", "internvl"])
 def test_prompts_of_a_real_processor_are_cut(family: str, film: str, tmp_path: Path) -> None:
     loaded = load(write_folder(family, tmp_path))
     with pytest.raises(OptionError, match="give a CLIP or SigLIP model"):

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_every_family import AS_IT_IS, HYBRIDS, NO_CUT, NO_SEGMENTS
+from test_every_family import AS_IT_IS, HYBRIDS, NO_CUT, NO_SEGMENTS, UPSTREAM
 from typer.testing import CliRunner
-from video_families import FAMILIES, build, prompt
+from video_families import FAMILIES
 
 import segmo
 from segmo.calls.videos import frames_of
@@ -20,8 +20,6 @@ from segmo.cli import app
 from segmo.errors import OptionError
 from segmo.inspection.support import TESTED, families, markdown
 from segmo.runtime.layout import video_layout
-
-ONE_RUN = ("llava_next_video", "video_llava", "perception_lm")  # 1-D positions, a video is one run of tokens
 
 
 @given(
@@ -52,21 +50,6 @@ def test_runs_that_are_frames_stay_frames_and_their_tags_stay_with_them() -> Non
         assert frame_BN[0, 3:].tolist() == [-1, -1, 0, 0, 0, *[1] * 5, *[2] * 5, *[3] * 5, -2, -2]
 
 
-@pytest.mark.parametrize("family", ONE_RUN)
-@pytest.mark.usefixtures("fresh_dynamo")
-def test_frames_are_told_before_the_graph(family: str) -> None:
-    model, frames = build(family), 6
-    inputs = prompt(family, frames)
-    segmo.compile(model, keep=0.5, segments=1)
-    with torch.no_grad():
-        model.generate(**inputs, max_new_tokens=1, do_sample=False)
-    prefill: Any = segmo.last_report().prefill
-    video = prefill.cell[0] >= 0
-    assert int(prefill.frame[0, video].max()) == frames - 1
-    sizes = prefill.frame[0, video].bincount()
-    assert (sizes == int(video.sum()) // frames).all()
-
-
 def test_what_was_said_of_a_model_comes_first() -> None:
     model = torch.nn.Linear(1, 1)
     assert frames_of(model, {"video_grid_thw": torch.tensor([[3, 4, 4], [2, 4, 4]])}) == [3, 2]
@@ -74,6 +57,9 @@ def test_what_was_said_of_a_model_comes_first() -> None:
     rows = SimpleNamespace(last_hidden_state=torch.zeros(6, 4, 8), pooler_output=torch.zeros(2, 12, 8))
     assert frames_of(model, {"mm_encoder_outputs": {"video": rows}}) == [3, 3]
     assert frames_of(model, {}) is None
+    asked = {"video_grid_thw": torch.tensor([[3, 4, 4], [2, 4, 4]]), "input_ids": torch.ones(2, 5)}
+    assert frames_of(model, {"input_ids": torch.ones(2, 5)}, asked) == [3, 2]
+    assert frames_of(model, {"input_ids": torch.ones(4, 5)}, asked) == [3, 3, 2, 2]  # two beams
     assert segmo.describe(model, frames=4) is model
     assert frames_of(model, {"video_grid_thw": torch.tensor([[3, 4, 4]])}) == [4]
     segmo.describe(model, frames=lambda call: [len(call["clips"])])
@@ -91,6 +77,8 @@ def test_the_table_is_what_the_tests_run() -> None:
     assert set(rows) == set(FAMILIES)
     assert {name for name, row in rows.items() if row.cas != TESTED} == {*AS_IT_IS, *NO_CUT}
     assert {name for name, row in rows.items() if row.lsp != TESTED} == {*AS_IT_IS, *NO_SEGMENTS, *HYBRIDS}
+    own = {"qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision"}  # tests/test_push_selection.py
+    assert {name for name, row in rows.items() if row.upstream == TESTED} == {*own, *UPSTREAM}
     page = Path(__file__).parent.parent / "docs" / "families.md"
     assert page.read_text(encoding="utf-8") == markdown(), "segmo families --markdown > docs/families.md"
     shown = CliRunner().invoke(app, ["families"])

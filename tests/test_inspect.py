@@ -79,6 +79,15 @@ def test_every_family_is_rewritten(name: str) -> None:
     assert missed == {"shard-segments": ["no-group"], **deepstack}
 
 
+@pytest.mark.parametrize("name", ["qwen3_5", "glm4v_moe"])
+def test_relatives_are_rewritten_from_their_name_alone(name: str) -> None:
+    report = capture_subject(subject(name, frames=8), {"keep": 0.25})
+    passes = {record.name: record.matches for record in report.graphs[0].passes}
+    assert passes["select-tokens"] == 1
+    assert passes["segment-attention"] == (0 if name == "qwen3_5" else 4)  # it has recurrent layers
+    assert any("128 video tokens in the traced call, 32 kept" in str(note) for note in report.graphs[0].notes)
+
+
 def test_the_tree_shows_ops_and_reasons() -> None:
     out = run("qwen2_vl", "--layers", "2", "--disable", "segment-attention")
     assert "graph 0: prefill, rewritten" in out

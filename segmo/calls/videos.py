@@ -10,11 +10,16 @@ import torch
 from segmo.families import description_of
 
 
-def frames_of(model: Any, inputs: Mapping[str, Any]) -> list[int] | None:
+def frames_of(model: Any, inputs: Mapping[str, Any], generate: Mapping[str, Any] | None = None) -> list[int] | None:
     """Frames of each video of the batch, in order of the prompt; None where the arguments do not tell.
 
     What :func:`segmo.describe` was told comes first; then the grid; then the shape of the pixels; then that of what the
     encoder gave, whose rows are frames in families that encode each frame alone.
+
+    Args:
+        model: that is called.
+        inputs: of the call.
+        generate: what the ``generate`` around it was called with; it keeps the grid to itself once that is encoded.
     """
     ids = inputs.get("input_ids")
     if isinstance(ids, torch.Tensor) and ids.shape[-1] == 1:  # a step of decoding
@@ -25,6 +30,9 @@ def frames_of(model: Any, inputs: Mapping[str, Any]) -> list[int] | None:
     if told is not None:
         return [told] if isinstance(told, int) else list(told)
     grid, pixels = inputs.get("video_grid_thw"), inputs.get("pixel_values_videos")
+    if grid is None and generate and isinstance(generate.get("video_grid_thw"), torch.Tensor):
+        counts = [int(count) for count in generate["video_grid_thw"][:, 0].tolist()]
+        return _for_beams(counts, generate.get("input_ids"), ids)
     if isinstance(grid, torch.Tensor):
         return [int(count) for count in grid[:, 0].tolist()]
     if isinstance(pixels, torch.Tensor) and pixels.dim() == 5:
@@ -32,6 +40,16 @@ def frames_of(model: Any, inputs: Mapping[str, Any]) -> list[int] | None:
     outputs = inputs.get("mm_encoder_outputs")
     video = outputs.get("video") if isinstance(outputs, Mapping) else None
     return None if video is None else _frames_of_features(video)
+
+
+def _for_beams(counts: list[int], before: Any, now: Any) -> list[int] | None:
+    """Frames of each video of the batch that ``generate`` made of a prompt's rows, one or several of each."""
+    if not isinstance(before, torch.Tensor) or not isinstance(now, torch.Tensor) or len(before) == len(now):
+        return counts
+    if len(now) % len(before) or len(counts) % len(before):
+        return None
+    each, copies = len(counts) // len(before), len(now) // len(before)
+    return [count for row in range(len(before)) for count in counts[row * each : (row + 1) * each] * copies]
 
 
 def _frames_of_features(output: Any) -> list[int] | None:

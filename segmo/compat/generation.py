@@ -1,7 +1,7 @@
 """What ``generate`` is doing while it calls a model, which the call itself does not say: read from its own variables.
 
 Assisted decoding puts candidates behind the prompt of its first call. A chunked prefill hands out a part of the prompt
-as if it were a whole one.
+as if it were a whole one. ``generate`` keeps the sizes of a video's frames to itself once that is encoded.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 
 from segmo.compat.versions import installed
 
-WHAT = "transformers.generation.GenerationMixin._assisted_decoding and _prefill"
+WHAT = "transformers.generation.GenerationMixin.generate, _assisted_decoding and _prefill"
 VERSIONS = "transformers 5.18 to 5.24"
 
 _WHERE = "transformers.generation.utils"
-_READ = {"_assisted_decoding": "candidate_length", "_prefill": "input_chunks"}
+_READ = {"_assisted_decoding": "candidate_length", "_prefill": "input_chunks", "generate": "kwargs"}
 
 
 def candidates() -> int:
@@ -27,6 +27,11 @@ def candidates() -> int:
 def chunks() -> int:
     """Parts into which the prompt of the running call was cut; 1 for a whole one."""
     return len(_running("_prefill") or (None,))
+
+
+def arguments() -> dict[str, Any]:
+    """What the running ``generate`` was called with, by name; nothing outside of one."""
+    return dict(_running("generate") or {})
 
 
 def _running(method: str) -> Any:

@@ -8,16 +8,22 @@ vocabulary, number of heads, depth of the vision tower, size of a frame) shrinks
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
 from segmo.errors import OptionError
 from segmo.families import FAMILIES
+from segmo.pretrained import build_model, understanding
 
 VIDEO, IMAGE, START, END = 5, 6, 7, 8
 VOCABULARY = 128
 SIDE = 8  # patches of a frame's side for Qwen; two by two are merged into a token
 PIXELS = 4  # of a patch's side
+# Families whose narrow model and prompt can be made from a config: those with rules of their own, and their relatives.
+TAGGED = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm4v_moe", "glm46v")  # a time before a frame
+AS_IMAGES = ("glm4v", "glm4v_moe", "glm46v")  # a video's features take the place of the image token
+KNOWN = tuple(dict.fromkeys((*FAMILIES, *TAGGED, "qwen2_5_omni")))
 DEFAULT_LAYERS = 4  # of a family that is given by name only; its default config may have 80
 
 
@@ -49,7 +55,8 @@ def _from_path(path: Path) -> Any:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
         raise OptionError(f"{path} holds no config that transformers can read: {error}") from error
-    if config.model_type not in FAMILIES:
+    config = understanding(config)
+    if config.model_type.removesuffix("_thinker") not in KNOWN:
         raise _unknown(config.model_type)
     return config
 
@@ -58,11 +65,11 @@ def _from_name(name: str) -> Any:
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    for model_type in FAMILIES:
+    for model_type in KNOWN:
         cls = CONFIG_MAPPING[model_type]
         stem = cls.__name__.removesuffix("Config")
         if name == model_type or (name.startswith(stem) and name.removeprefix(stem) in ("Config", _GENERATION)):
-            return AutoConfig.for_model(model_type)
+            return understanding(AutoConfig.for_model(model_type))
     raise _unknown(name)
 
 
@@ -72,7 +79,7 @@ _GENERATION = "ForConditionalGeneration"
 def _unknown(name: str) -> OptionError:
     return OptionError(
         f"{name!r} is no model family that SegMo knows, and no folder with a config.json; "
-        f"known families: {', '.join(FAMILIES)}"
+        f"known families: {', '.join(KNOWN)}; of any other, a folder with weights can be inspected (--weights --video)"
     )
 
 
@@ -93,8 +100,7 @@ def shrink(config: Any) -> Any:
         _set(small, name, VIDEO)
     for name in ("image_token_id", "image_token_index"):
         _set(small, name, IMAGE)
-    _set(small, "vision_start_token_id", START)
-    _set(small, "vision_end_token_id", END)
+    small.vision_start_token_id, small.vision_end_token_id = START, END
     _set(small, "vision_feature_layer", -1)
     return small
 
@@ -102,6 +108,16 @@ def shrink(config: Any) -> Any:
 def _set(config: Any, name: str, value: Any) -> None:
     if getattr(config, name, None) is not None:
         setattr(config, name, value)
+
+
+# Sizes of experts and of linear attention, by the names that families share.
+_SIZES = {
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts", "linear_num_value_heads"), 4),
+    **dict.fromkeys(("num_experts_per_tok", "linear_num_key_heads"), 2),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 32),
+    **dict.fromkeys(("linear_key_head_dim", "linear_value_head_dim"), 8),
+    **dict.fromkeys(("first_k_dense_replace", "n_group", "topk_group"), 1),
+}
 
 
 def _shrink_text(text: Any) -> None:
@@ -112,13 +128,16 @@ def _shrink_text(text: Any) -> None:
     text.num_attention_heads = text.num_key_value_heads * repeats
     text.hidden_size = text.num_attention_heads * size
     text.intermediate_size = 96
+    for name, value in _SIZES.items():
+        _set(text, name, value)
     text.vocab_size = VOCABULARY
     text.bos_token_id = text.eos_token_id = None
     text.pad_token_id = 0
     if text.model_type.endswith("_text"):  # M-RoPE; a config made by name only says nothing of its sections
-        side = (size // 2 - size // 8) // 2
         rope = dict(text.rope_parameters)
-        rope.setdefault("mrope_section", [size // 2 - 2 * side, side, side])
+        half = math.ceil(int(size * rope.get("partial_rotary_factor", 1)) / 2)
+        side = (half - half // 4) // 2
+        rope.setdefault("mrope_section", [half - 2 * side, side, side])
         text.rope_parameters = rope
 
 
@@ -143,8 +162,6 @@ def _shrink_vision(config: Any) -> None:
 def build(config: Any) -> Any:
     """The conditional-generation model of a narrow config: random weights, eval mode, on the CPU in float32."""
     import torch
-
-    from segmo.pretrained import build_model
 
     with torch.random.fork_rng():
         torch.manual_seed(0)

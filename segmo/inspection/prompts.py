@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segmo.errors import OptionError
 from segmo.families import family_of
-from segmo.inspection.models import END, PIXELS, SIDE, START, VIDEO
+from segmo.inspection.models import AS_IMAGES, END, IMAGE, PIXELS, SIDE, START, TAGGED, VIDEO
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -120,14 +121,15 @@ def _prompt(model: Any, pixels: Tensor, question: int, generator: Generator) -> 
 
     family = family_of(model)
     frames, cells = len(pixels) // _frames_per_step(model), (SIDE // 2) ** 2
+    token = IMAGE if model.config.model_type in AS_IMAGES else VIDEO
     row = words(4)
     if family is not None and not family.mrope:
         row += [VIDEO] * (frames * cells + family.trailing)
-    elif model.config.model_type == "qwen3_vl":  # a timestamp in front of every frame
+    elif model.config.model_type in TAGGED:
         for _ in range(frames):
-            row += [*words(3), START, *[VIDEO] * cells, END]
+            row += [*words(3), START, *[token] * cells, END]
     else:
-        row += [START, *[VIDEO] * (frames * cells), END]
+        row += [START, *[token] * (frames * cells), END]
     ids = torch.tensor([row + words(question)])
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if family is not None and not family.mrope:
@@ -135,8 +137,9 @@ def _prompt(model: Any, pixels: Tensor, question: int, generator: Generator) -> 
         return inputs
     inputs["pixel_values_videos"] = _patches(pixels, frames)
     inputs["video_grid_thw"] = torch.tensor([[frames, SIDE, SIDE]])
-    inputs["mm_token_type_ids"] = torch.where(ids == VIDEO, 2, 0)
-    return inputs
+    taken = inspect.signature(model.forward).parameters
+    more = {"mm_token_type_ids": torch.where(ids == token, 2, 0), "video_second_per_grid": torch.ones(1)}
+    return inputs | {name: value for name, value in more.items() if name in taken}
 
 
 def _patches(pixels: Tensor, frames: int) -> Tensor:

@@ -105,6 +105,7 @@ def capture_subject(given: Subject, options: Mapping[str, Any], stop_after: str 
     """
     import segmo
     from segmo.compat import flags
+    from segmo.compat.chunk_loops import make_loops_opaque
     from segmo.compat.dynamo import BackendCompilerFailed
     from segmo.compiler.backend import segmo as rewrite
 
@@ -118,7 +119,9 @@ def capture_subject(given: Subject, options: Mapping[str, Any], stop_after: str 
 
     segmo.uncompile(given.model)
     given.model.compile(backend=backend, dynamic=True)
-    undo = flags.hold()  # a backend that is not segmo itself has no call around it that sets Dynamo up
+    # A backend that is not segmo itself has no call around it that sets Dynamo up.
+    make_loops_opaque()
+    undo = flags.hold()
     try:
         _generate(given, 1)
     except BackendCompilerFailed as failure:

@@ -51,7 +51,9 @@ def chooses_frames_of(model: Any, family: Family) -> bool:
     if encode is None or own is None:
         return False
     patches = "video_grid_thw" in inspect.signature(encode).parameters
-    merges = isinstance(getattr(model.config.vision_config, "spatial_merge_size", None), int)
+    vision = model.config.vision_config
+    merges = isinstance(getattr(vision, "spatial_merge_size", None), int)
+    merges = merges and getattr(vision, "temporal_merge_size", 1) == 1  # ERNIE joins frames of the grid
     return merges if patches else family.cells_per_frame is not None
 
 
@@ -171,7 +173,7 @@ class FrameEncoder:
         features: Tensor | None,
     ) -> list[Tensor]:
         """The frames to keep of each video; ``features`` (R, H) are read at the scored frames."""
-        row_of = rows_of_videos(call, prompt, self.tower.video_token)
+        row_of = rows_of_videos(call, prompt, self.tower.placeholder(prompt.ids))
         external = self.options.scorer == "external"
         given = frame_scores(current_scores(), call) if external else []
         kept = []
@@ -190,7 +192,7 @@ class FrameEncoder:
         """Token ids of the question in the row that a video stands in."""
         beside = [other for other, row in enumerate(row_of) if row == row_of[video]]
         videos = only_rows(call.token_rows, beside)
-        return prompt.question(row_of[video], self.tower.video_token, videos, chat_of(self.model).tokens)
+        return prompt.question(row_of[video], self.tower.placeholder(prompt.ids), videos, chat_of(self.model).tokens)
 
     def _note(self, call: VideoCall, kept: Sequence[Tensor], scored: Sequence[Tensor]) -> None:
         from segmo.compiler.backend import SETUP

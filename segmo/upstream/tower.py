@@ -92,6 +92,11 @@ class Tower(torch.nn.Module):
         self.outputs = 1
         self.made: Any = None
 
+    def placeholder(self, ids: Tensor) -> int:
+        """The token that stands for a video in a prompt: the video's own, or the image's where that is not there."""
+        image = getattr(self.model.config, "image_token_id", None)
+        return self.video_token if image is None or bool((ids == self.video_token).any()) else int(image)
+
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> VideoCall | None:
         """A call's videos; None for one without any."""
         bound = self.signature.bind_partial(*args, **kwargs).arguments
