@@ -33,8 +33,8 @@ from rich.table import Table
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from serving import tiny  # noqa: E402
-from serving.server import serving  # noqa: E402
+from serving import tiny  # noqa: E402  # lies below tests, which stands on the path only now
+from serving.server import serving  # noqa: E402  # likewise
 
 RATE = ["--video-pruning-rate", "0.75"]
 # Name, command line beside the model, and whether the plugin is loaded.
