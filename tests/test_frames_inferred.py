@@ -58,8 +58,8 @@ def test_what_was_said_of_a_model_comes_first() -> None:
     assert frames_of(model, {"mm_encoder_outputs": {"video": rows}}) == [3, 3]
     assert frames_of(model, {}) is None
     asked = {"video_grid_thw": torch.tensor([[3, 4, 4], [2, 4, 4]]), "input_ids": torch.ones(2, 5)}
-    assert frames_of(model, {"input_ids": torch.ones(2, 5)}, asked) == [3, 2]
-    assert frames_of(model, {"input_ids": torch.ones(4, 5)}, asked) == [3, 3, 2, 2]  # two beams
+    assert frames_of(model, {"input_ids": torch.ones(2, 5)}, lambda: asked) == [3, 2]
+    assert frames_of(model, {"input_ids": torch.ones(4, 5)}, lambda: asked) == [3, 3, 2, 2]  # two beams
     assert segmo.describe(model, frames=4) is model
     assert frames_of(model, {"video_grid_thw": torch.tensor([[3, 4, 4]])}) == [4]
     segmo.describe(model, frames=lambda call: [len(call["clips"])])

@@ -18,7 +18,6 @@ from segmo.calls.shards import Shards
 from segmo.calls.videos import frames_of
 from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit, trace_again
 from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
-from segmo.compat.generation import arguments
 from segmo.compat.joining import Asked
 from segmo.compiler.capture import called
 from segmo.compiler.left import leave_prefill
@@ -89,7 +88,7 @@ class Call:
         with called(self.model, self.notes), plain_errors(), memory_explained(self.options.ranks):
             inputs = self.before(named)
             warn_if_too_long(self.model, inputs)
-            frames = frames_of(self.model, {**inputs, **named}, arguments())
+            frames = frames_of(self.model, {**inputs, **named})
             cache = going_on(inputs.get("past_key_values"), self.options.ranks, self.spreads_cache)
             with self.sizes(inputs), words_known(inputs.get("input_ids")), frames_known(frames), cache:
                 result = self.hooks.call(self._marked, inputs)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from segmo.compat.generation import arguments
 from segmo.families import description_of
 
 
-def frames_of(model: Any, inputs: Mapping[str, Any], generate: Mapping[str, Any] | None = None) -> list[int] | None:
+def frames_of(
+    model: Any, inputs: Mapping[str, Any], generate: Callable[[], Mapping[str, Any]] = arguments
+) -> list[int] | None:
     """Frames of each video of the batch, in order of the prompt; None where the arguments do not tell.
 
     What :func:`segmo.describe` was told comes first; then the grid; then the shape of the pixels; then that of what the
@@ -19,7 +22,8 @@ def frames_of(model: Any, inputs: Mapping[str, Any], generate: Mapping[str, Any]
     Args:
         model: that is called.
         inputs: of the call.
-        generate: what the ``generate`` around it was called with; it keeps the grid to itself once that is encoded.
+        generate: tells what the ``generate`` around it was called with, which keeps the grid to itself once encoded.
+            Asked where it is needed alone: finding it out takes longer than all else here.
     """
     ids = inputs.get("input_ids")
     if isinstance(ids, torch.Tensor) and ids.shape[-1] == 1:  # a step of decoding
@@ -30,9 +34,10 @@ def frames_of(model: Any, inputs: Mapping[str, Any], generate: Mapping[str, Any]
     if told is not None:
         return [told] if isinstance(told, int) else list(told)
     grid, pixels = inputs.get("video_grid_thw"), inputs.get("pixel_values_videos")
-    if grid is None and generate and isinstance(generate.get("video_grid_thw"), torch.Tensor):
-        counts = [int(count) for count in generate["video_grid_thw"][:, 0].tolist()]
-        return _for_beams(counts, generate.get("input_ids"), ids)
+    whole = generate() if grid is None else {}
+    if isinstance(whole.get("video_grid_thw"), torch.Tensor):
+        counts = [int(count) for count in whole["video_grid_thw"][:, 0].tolist()]
+        return _for_beams(counts, whole.get("input_ids"), ids)
     if isinstance(grid, torch.Tensor):
         return [int(count) for count in grid[:, 0].tolist()]
     if isinstance(pixels, torch.Tensor) and pixels.dim() == 5:
