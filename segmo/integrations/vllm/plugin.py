@@ -11,6 +11,9 @@ MODELS = {
     "Qwen2VLForConditionalGeneration": "segmo.integrations.vllm.qwen2:Qwen2VL",
     "Qwen2_5_VLForConditionalGeneration": "segmo.integrations.vllm.qwen2:Qwen25VL",
     "Qwen3VLForConditionalGeneration": "segmo.integrations.vllm.qwen3:Qwen3VL",
+    "Qwen3VLMoeForConditionalGeneration": "segmo.integrations.vllm.qwen3:Qwen3VLMoe",
+    "Qwen3_5ForConditionalGeneration": "segmo.integrations.vllm.qwen3:Qwen35",
+    "Qwen3_5MoeForConditionalGeneration": "segmo.integrations.vllm.qwen3:Qwen35Moe",
 }
 
 

@@ -1,4 +1,7 @@
-"""Qwen3-VL: every frame has its time in front of it, and its features come in again in deeper layers.
+"""Qwen3-VL and Qwen3.5: every frame has its time in front of it.
+
+The features of Qwen3-VL come in again in deeper layers. The layers of Qwen3.5 that keep a state instead of keys (linear
+attention) see the kept tokens alone, in their order.
 
 In the prompt that vLLM schedules, all placeholders of a video stand in its first frame, because nobody knows yet how
 many each frame keeps. The rows that the model computes have them where they belong, with the text between embedded.
@@ -10,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
-from vllm.model_executor.models import qwen3_vl
+from vllm.model_executor.models import qwen3_5, qwen3_vl, qwen3_vl_moe
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from segmo.integrations.vllm.model import KeepsTokens
@@ -55,17 +58,33 @@ class KeepsFrames(KeepsTokens):
         return rows_LH
 
 
-class Qwen3VLProcessor(CutsFrames, qwen3_vl.Qwen3VLMultiModalProcessor):  # type: ignore[misc]  # no types here
-    """Qwen3-VL's processor, for cut videos."""
+class FramesProcessor(CutsFrames, qwen3_vl.Qwen3VLMultiModalProcessor):  # type: ignore[misc]  # no types here
+    """Processor of all these families, for cut videos."""
 
 
-class Qwen3VLDummies(SeparateMedia, qwen3_vl.Qwen3VLDummyInputsBuilder):  # type: ignore[misc]
+class FramesDummies(SeparateMedia, qwen3_vl.Qwen3VLDummyInputsBuilder):  # type: ignore[misc]
     """Inputs for warming up."""
 
 
-_REGISTER: Any = MULTIMODAL_REGISTRY.register_processor
+def _register(info: Any) -> Any:
+    return MULTIMODAL_REGISTRY.register_processor(FramesProcessor, info=info, dummy_inputs=FramesDummies)
 
 
-@_REGISTER(Qwen3VLProcessor, info=qwen3_vl.Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummies)
+@_register(qwen3_vl.Qwen3VLProcessingInfo)
 class Qwen3VL(KeepsFrames, qwen3_vl.Qwen3VLForConditionalGeneration):  # type: ignore[misc]
     """Qwen3-VL with SegMo's selection."""
+
+
+@_register(qwen3_vl_moe.Qwen3VLMoeProcessingInfo)
+class Qwen3VLMoe(KeepsFrames, qwen3_vl_moe.Qwen3VLMoeForConditionalGeneration):  # type: ignore[misc]
+    """Qwen3-VL of experts with SegMo's selection."""
+
+
+@_register(qwen3_5.Qwen3_5ProcessingInfo)
+class Qwen35(KeepsFrames, qwen3_5.Qwen3_5ForConditionalGeneration):  # type: ignore[misc]
+    """Qwen3.5 with SegMo's selection."""
+
+
+@_register(qwen3_5.Qwen3_5MoeProcessingInfo)
+class Qwen35Moe(KeepsFrames, qwen3_5.Qwen3_5MoeForConditionalGeneration):  # type: ignore[misc]
+    """Qwen3.5 of experts with SegMo's selection."""

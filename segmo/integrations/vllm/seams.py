@@ -85,6 +85,9 @@ SEAMS = (
     *_of(f"{_MODELS}.qwen2_vl:Qwen2VLForConditionalGeneration", *_MODEL),
     *_of(f"{_MODELS}.qwen2_5_vl:Qwen2_5_VLForConditionalGeneration", *_MODEL),
     *_of(f"{_MODELS}.qwen3_vl:Qwen3VLForConditionalGeneration", *_MODEL),
+    *_of(f"{_MODELS}.qwen3_vl_moe:Qwen3VLMoeForConditionalGeneration", *_MODEL),
+    *_of(f"{_MODELS}.qwen3_5:Qwen3_5ForConditionalGeneration", *_MODEL),
+    *_of(f"{_MODELS}.qwen3_5:Qwen3_5MoeForConditionalGeneration", *_MODEL),
     Seam(
         f"{_MODELS}.qwen3_vl:Qwen3VLMultiModalProcessor.get_video_repl",
         ("tokens_per_frame", "timestamps", "tokenizer", "video_token_id"),
