@@ -41,6 +41,15 @@ def test_inference_mode_gives_the_same() -> None:
         assert torch.equal(model(**inputs, logits_to_keep=1).logits, expected)
 
 
+def test_features_that_a_caller_encoded_need_no_positions() -> None:
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl")
+    features = model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"], return_dict=True)
+    others = {name: value for name, value in inputs.items() if name != "pixel_values_videos"}
+    wanted = model(**inputs).logits
+    segmo.compile(model, keep=1.0, segments=1)
+    assert torch.allclose(model(**others, mm_encoder_outputs={"video": features}).logits, wanted, atol=1e-5)
+
+
 def test_inductor_with_gradients_is_refused_in_words() -> None:
     model, inputs = compiled(lowering="inductor"), prompt("qwen2_vl")
     with pytest.raises(CompileError, match=r"torch\.no_grad\(\)"):

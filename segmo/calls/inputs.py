@@ -34,11 +34,12 @@ def encoded(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 
     ``generate`` does the same before it calls the model. Inside of the graph, both would break it.
     """
-    pixels = {kind: name for kind, name in _PIXELS.items() if inputs.get(name) is not None}
-    if not pixels or inputs.get("mm_encoder_outputs") is not None:
+    given = inputs.get("mm_encoder_outputs") is not None
+    pixels = {} if given else {kind: name for kind, name in _PIXELS.items() if inputs.get(name) is not None}
+    if not pixels and not given:
         return inputs
     base = model.base_model
-    added: dict[str, Any] = {"mm_encoder_outputs": {}}
+    added: dict[str, Any] = {} if given else {"mm_encoder_outputs": {}}
     require_parameters(model, *added)
     if hasattr(base, "compute_3d_position_ids") and inputs.get("position_ids") is None:
         wanted = inspect.signature(base.compute_3d_position_ids).parameters
@@ -52,8 +53,8 @@ def encoded(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         names = [name for name in inspect.signature(encode).parameters if inputs.get(name) is not None]
         used.update(names)
         added["mm_encoder_outputs"][kind] = encode(**{name: inputs[name] for name in names}, return_dict=True)
-    given = {name: value for name, value in inputs.items() if name not in used}
-    return with_arguments(model, given, **added)
+    others = {name: value for name, value in inputs.items() if name not in used}
+    return with_arguments(model, others, **added) if added else inputs
 
 
 def joined(inputs: dict[str, Any]) -> dict[str, Any]:
