@@ -1,6 +1,6 @@
 """A video asked several times: the whole prompt again, a prefix cache, CAS+LSP, and a memory (``segmo.watch``).
 
-    python benchmarks/memory.py                      # 16k video tokens, in the dtype that the processor multiplies fastest
+    python benchmarks/memory.py                      # 16k video tokens, bf16
     python benchmarks/memory.py --live 1000          # a video that goes on: seconds and bytes of every extend
 
 The decoder is that of benchmarks/prefill.py, with the features of the video given. Ways, in one process and one run:
@@ -131,7 +131,16 @@ def remembered(model: Any, prompt: dict[str, Any], asked: list[Tensor], keep: fl
 def show(rows: list[dict[str, Any]], console: Console) -> None:
     """The table, each time beside eager's, CAS+LSP's and the prefix cache's."""
     table = Table(title="A video asked several times, medians")
-    for column in ("way", "first, s", "next, s", "of eager's", "of CAS+LSP's", "step, ms", "of the prefix cache's", "MB"):
+    for column in (
+        "way",
+        "first, s",
+        "next, s",
+        "of eager's",
+        "of CAS+LSP's",
+        "step, ms",
+        "of the prefix cache's",
+        "MB",
+    ):
         table.add_column(column, justify="right" if table.columns else "left")
     by = {each["way"]: each for each in rows}
     for each in rows:

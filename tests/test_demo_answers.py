@@ -41,6 +41,8 @@ def test_the_demo_begins_with_every_kind_answered_both_ways(
     assert [each.question.kind for each in answered] == list(KINDS)
     words = {each.question.answer for each in answered}
     assert words & {each.full for each in answered}, "some answer is right under full attention"
+    right = [each.question.answer == each.remembered for each in answered]
+    assert sum(right) >= 3, "most answers of the memory are right"
     assert segmo.last_report().to_dict()["tokens"]["kept"] == 192
     for each in answered:
         assert each.cells.sum() == 192

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from segmo.demo.edit import Shot
+from segmo.demo.memory import Remembered, memory_table
 from segmo.demo.prefill import Timing, Way, four_ways
 from segmo.demo.tables import match_cuts, scene_table, timing_table
 from segmo.options import Options
@@ -34,6 +35,14 @@ def test_times_are_compared_with_the_first_way() -> None:
     rows = [line.split() for line in text.splitlines() if "│" in line]
     assert any("1.0x" in row and "4.00" in row for row in rows)
     assert any({"8.0x", "0.50", "1,000", "280", "1.3"} <= set(row) for row in rows)
+
+
+def test_questions_to_a_memory_are_added_to_its_watching() -> None:
+    eager = Timing(Way("eager", "all", None), 4.0, 0.0, 1000, 1000)
+    text = text_of(memory_table(Remembered(2.5, (0.2, 0.5, 0.4, 0.3, 0.6), 12.0), [eager]))
+    rows = [line.split() for line in text.splitlines() if "│" in line]
+    assert any({"eager", "4.00", "20.00", "1.0x"} <= set(row) for row in rows)
+    assert any({"memory", "2.50", "0.40", "4.50", "4.4x"} <= set(row) for row in rows)
 
 
 @given(keep=st.floats(0.05, 1), segments=st.sampled_from(["scene", 8, "equal:4"]))

@@ -1,4 +1,4 @@
-"""The demo's second part: real questions to the trained model, under full attention and under SegMo side by side."""
+"""The demo's second part: real questions to the trained model: full attention, SegMo and a memory side by side."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 
 import segmo
+from segmo.demo.memory import answers_from_memory
 from segmo.demo.picture import draw_kept, save_picture
 from segmo.demo.prefill import kept_cells
 from segmo.report.storyboard import Scene
@@ -32,7 +33,8 @@ class Answered:
 
     Attributes:
         question: with the right answer.
-        full, kept: the model's answers with all tokens, and through SegMo.
+        full, kept, remembered: the model's answers with all tokens, through SegMo, and from a memory of the video that
+            was watched once for all questions.
         scenes: ``segmo.last_report().to_dict()["scenes"]`` of the prefill under SegMo.
         cells: which tokens it kept, (F, cells_h, cells_w) bool.
     """
@@ -40,6 +42,7 @@ class Answered:
     question: Question
     full: str
     kept: str
+    remembered: str
     scenes: Sequence[Scene]
     cells: NDArray[np.bool_]
 
@@ -53,7 +56,7 @@ def _next_word(model: Any, processor: Any, prompts: Prompts) -> str:
 def answer_side_by_side(
     keep: float = 0.25, segments: int | str = "scene", index: int = 0, per_kind: int = 1, **options: Any
 ) -> tuple[Sample, list[Answered]]:
-    """Ask about one video of SceneQA's test split: once as the model is, once through SegMo.
+    """Ask about one video of SceneQA's test split: as the model is, through SegMo, and from a memory.
 
     Args:
         keep: fraction of the video tokens that SegMo keeps.
@@ -70,14 +73,15 @@ def answer_side_by_side(
     prompts = build_prompts(model, processor, sample.pictures, sample.questions)
     single = [prompts.only(number) for number in range(len(sample.questions))]
     full = [_next_word(model, processor, one) for one in single]
+    remembered = answers_from_memory(model, processor, sample, keep)
     segmo.compile(model, keep=keep, segments=segments, **options)
     merge = processor.video_processor.merge_size
     found = []
-    for question, before, one in zip(sample.questions, full, single, strict=True):
+    for question, before, again, one in zip(sample.questions, full, remembered, single, strict=True):
         word = _next_word(model, processor, one)
         report = segmo.last_report()
         cells = kept_cells(report.prefill, one.grid[0], merge)
-        found.append(Answered(question, before, word, report.to_dict()["scenes"], cells))
+        found.append(Answered(question, before, word, again, report.to_dict()["scenes"], cells))
     segmo.uncompile(model)
     return sample, found
 
@@ -85,10 +89,13 @@ def answer_side_by_side(
 def answer_table(answered: Sequence[Answered]) -> Table:
     """One row per question."""
     table = Table(title="Answers of the trained model", title_justify="left")
-    for name in ("kind", "question", "right answer", "full attention", "SegMo"):
+    for name in ("kind", "question", "right answer", "full attention", "SegMo", "memory"):
         table.add_column(name)
     for one in answered:
-        words = [f"[{'green' if word == one.question.answer else 'red'}]{word}" for word in (one.full, one.kept)]
+        words = [
+            f"[{'green' if word == one.question.answer else 'red'}]{word}"
+            for word in (one.full, one.kept, one.remembered)
+        ]
         table.add_row(one.question.kind, one.question.text, one.question.answer, *words)
     return table
 

@@ -12,6 +12,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 import segmo
 from segmo.demo.answers import answer_side_by_side, answer_table, save_answer_picture
 from segmo.demo.edit import Shot, cut_list, cut_times, write_video
+from segmo.demo.memory import memory_table, time_memory
 from segmo.demo.model import build_model
 from segmo.demo.picture import draw_kept, save_picture
 from segmo.demo.prefill import Prompt, Timing, encode_video, four_ways, kept_cells, time_prefill
@@ -106,7 +107,8 @@ def run_demo(
     with bars.progress:
         video, processor, model, prompt = _prepare(bars, shots, question, out)
         timings = _compare(bars, model, prompt, keep, segments)
-    report = segmo.last_report()
+        report = segmo.last_report()
+        remembered = time_memory(model, processor, prompt, keep, segments, bars.start("a memory, five questions"))
     scenes = report.to_dict()["scenes"]
     seconds_per_frame = float(prompt["second_per_grid_ts"][0])
 
@@ -116,6 +118,7 @@ def run_demo(
     )
     console.print(f"question: {question}\n", markup=False)
     console.print(timing_table(timings))
+    console.print(memory_table(remembered, timings))
     table, summary = scene_table(scenes, shots, seconds_per_frame)
     console.print(table, summary, "", sep="\n")
     console.print(str(report), "", sep="\n", markup=False)
