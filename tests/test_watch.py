@@ -207,6 +207,21 @@ def part_of(family: str, inputs: dict[str, Tensor], start: int, end: int) -> dic
     return {**part, "pixel_values_videos": pixels[start * each : end * each]}
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_nothing_is_computed_behind_the_last_keys_but_for_hooks(family: str) -> None:
+    model, inputs = build(family), prompt(family, frames=6)
+    last, calls = model.base_model.language_model.layers[-1].mlp, []
+    forward = last.forward
+    last.forward = lambda *args: calls.append(1) or forward(*args)
+    trimmed = segmo.watch(model, None, inputs)
+    assert not calls
+    hook = last.register_forward_hook(lambda *_: None)
+    whole = segmo.watch(model, None, inputs)
+    hook.remove()
+    assert calls
+    same_memory(trimmed, whole, exact=True)
+
+
 def test_what_is_remembered_is_counted() -> None:
     inputs = prompt("qwen3_vl", frames=12)
     memory = segmo.watch(model_of("qwen3_vl"), None, inputs, watch_keep=0.5)

@@ -12,6 +12,7 @@ hidden size, R rows of position ids.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -49,6 +50,32 @@ def filled_cache(keys: Tensor, values: Tensor, kind: type[DynamicLayer] = Dynami
     return cache
 
 
+class _Enough(Exception):
+    """The last layer has its keys and values."""
+
+
+class _LastLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of transformers
+    """The last layer's keys and values; what comes behind them in the forward is read by nobody and not computed."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Takes them and ends the forward."""
+        super().update(key_states, value_states, *args, **kwargs)
+        raise _Enough
+
+
+def _past_cache(decoder: Any, past: tuple[Tensor, Tensor] | None) -> Any:
+    """A cache that holds a past. A decoder with hooks runs whole: what they do behind a module must not be left out."""
+    hooked = any(module._forward_hooks or hasattr(module, "_hf_hook") for module in decoder.modules())
+    layers: list[Any] = [DynamicLayer() for _ in range(decoder.config.num_hidden_layers - 1)]
+    layers.append(DynamicLayer() if hooked else _LastLayer())
+    if past is not None and past[0].shape[2]:
+        for layer, key, value in zip(layers, *past, strict=True):
+            DynamicLayer.update(layer, key[None], value[None])
+    cache = DynamicCache()
+    cache.layers += layers
+    return cache
+
+
 @torch.no_grad()
 def run_rows(
     model: Any,
@@ -70,7 +97,8 @@ def run_rows(
     """
     device, total = embeds_TH.device, embeds_TH.shape[0]
     before = 0 if past is None else past[0].shape[2]
-    cache: Any = DynamicCache() if past is None else filled_cache(past[0][:, None], past[1][:, None])
+    decoder = decoder_of(model)
+    cache = _past_cache(decoder, past)
     done = 0
     for start in range(0, total, ROWS):
         rows = slice(start, min(start + ROWS, total))
@@ -82,13 +110,14 @@ def run_rows(
             extra["deepstack_visual_embeds"] = [layer[done : done + count] for layer in deepstack]
         done += count
         position = position_RT[:, rows].to(device)
-        decoder_of(model)(
-            inputs_embeds=embeds_TH[None, rows],
-            position_ids=position if position.shape[0] == 1 else position[:, None],
-            past_key_values=cache,
-            use_cache=True,
-            **extra,
-        )
+        with suppress(_Enough):
+            decoder(
+                inputs_embeds=embeds_TH[None, rows],
+                position_ids=position if position.shape[0] == 1 else position[:, None],
+                past_key_values=cache,
+                use_cache=True,
+                **extra,
+            )
     keys = torch.stack([layer.keys[0, :, before:] for layer in cache.layers])
     values = torch.stack([layer.values[0, :, before:] for layer in cache.layers])
     return keys, values
