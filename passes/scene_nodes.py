@@ -109,7 +109,8 @@ def relevance_node(rewrite: Rewrite, before: Node | None = None) -> Node:
                 node = rewrite.graph.call_function(OPS.external_relevance.default, args)
             else:
                 cell = nodes.get("seen", nodes["cell"])
-                args = (merge_of(rewrite).node, nodes["scene"], cell, nodes["question"], MAX_SCENES)
+                frame = None if "seen" in nodes else nodes["frame"]
+                args = (merge_of(rewrite).node, nodes["scene"], cell, nodes["question"], MAX_SCENES, frame)
                 node = rewrite.graph.call_function(OPS.embedding_relevance.default, args)
         nodes["relevance"] = node
         if before is None:

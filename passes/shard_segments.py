@@ -118,7 +118,7 @@ class ShardSegments:
             elif node.target is OPS.scene_novelty.default:
                 node.target, node.args = OPS.rank_scene_novelty.default, (*node.args[:5], group, TORCH)
             elif node.target is OPS.embedding_relevance.default:
-                node.target, node.args = OPS.rank_relevance.default, (*node.args, group)
+                node.target, node.args = OPS.rank_relevance.default, (*node.args[:5], group, *node.args[5:])
 
     def _roots(self, rewrite: Rewrite) -> dict[Node, int]:
         """What is dealt out to the ranks, along which dimension."""

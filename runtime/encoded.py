@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from segmo.runtime.layout import frame_heads
+
 Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 FindScenes = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
@@ -79,7 +81,8 @@ def without_gaps(frame_N: Tensor, cell_N: Tensor, encoded_N: Tensor) -> tuple[Te
         video whose last frame is missing (LLaVA-OneVision's newline) with the one in front.
     """
     index_T = encoded_N.nonzero()[:, 0]
-    present_P = frame_N[encoded_N & (cell_N == 0)]
+    head_F = frame_heads(frame_N, cell_N)
+    present_P = frame_N[head_F[encoded_N[head_F]]]
     old_T = frame_N[index_T]
     behind_T = torch.searchsorted(present_P, old_T)
     before_T = torch.searchsorted(present_P, old_T, right=True) - 1
@@ -125,7 +128,7 @@ def find_encoded_scenes(
             continue
         cell_T = cell_BN[row, index_T]
         scene_T = find_scenes(similarity_BN[row, index_T][None], frame_T[None], cell_T[None], max_scenes)[0]
-        scene_P = scene_T[cell_T == 0]
+        scene_P = scene_T[frame_heads(frame_T, cell_T)]
         at = torch.searchsorted(present_P, frame_BN[row, inside_N], right=True) - 1
         scene_BN[row, inside_N] = scene_P[at.clamp(min=0)]
     return scene_BN

@@ -9,19 +9,17 @@ segment) that the token belongs to. Short text in front of a frame, such as Qwen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from segmo.errors import PromptError
+from segmo.runtime.video_runs import between_videos, later_parts, run_ends, run_starts, videos_of_frames
 
 SINK = -1
 QUERY = -2
 TURN = -3
-
-TAG = 24  # text between two frames of one video is at most so long ...
-TAG_SPREAD, TAG_MORE = 1.5, 3  # ... and at most so many times, plus so much, as long as the shortest of its row
 
 
 def last_at_or_before(flag_BN: Tensor) -> Tensor:
@@ -37,11 +35,6 @@ def next_at_or_after(flag_BN: Tensor) -> Tensor:
     return torch.where(flag_BN, positions, length).flip(1).cummin(dim=1).values.flip(1)
 
 
-def _run_ends(video_BN: Tensor) -> Tensor:
-    """Whether a token is the last one of its run of video tokens."""
-    return video_BN & ~torch.nn.functional.pad(video_BN[:, 1:], (0, 1))
-
-
 def _frame_starts_mrope(video_BN: Tensor, run_start_BN: Tensor, positions_RBN: Tensor) -> Tensor:
     """A frame starts where height and width are back at the first values of its run of video tokens."""
     first_BN = last_at_or_before(run_start_BN)
@@ -54,7 +47,7 @@ def _frame_starts_mrope(video_BN: Tensor, run_start_BN: Tensor, positions_RBN: T
 
 def _frame_starts_counted(video_BN: Tensor, run_start_BN: Tensor, cells: int, trailing: int) -> Tensor:
     """A frame starts every ``cells`` tokens of a run; ``trailing`` tokens at its end join the last frame."""
-    run_end_BN = _run_ends(video_BN)
+    run_end_BN = run_ends(video_BN)
     positions = torch.arange(video_BN.shape[1], device=video_BN.device)
     offset_BN = positions - last_at_or_before(run_start_BN)
     length_BN = offset_BN + next_at_or_after(run_end_BN) - positions + 1
@@ -76,7 +69,7 @@ def _frame_starts_shared(video_BN: Tensor, run_start_BN: Tensor, frames: Sequenc
         frames = [sum(frames) // len(heads)] * len(heads)  # frames that were encoded one by one, or runs of one frame
     if frames is None or len(heads) != len(frames):
         return run_start_BN
-    ends = (_run_ends(video_BN).flatten().nonzero()[:, 0] + 1).tolist()
+    ends = (run_ends(video_BN).flatten().nonzero()[:, 0] + 1).tolist()
     start_M = torch.zeros_like(video_BN).flatten()
     for head, end, count in zip(heads, ends, frames, strict=True):
         cells = (end - head) // count if count > 0 else 0
@@ -86,28 +79,14 @@ def _frame_starts_shared(video_BN: Tensor, run_start_BN: Tensor, frames: Sequenc
     return start_M.view_as(video_BN)
 
 
-def _between_videos(video_N: Tensor, start_N: Tensor, marks_N: Tensor | None, tagged: bool) -> Tensor:
-    """Whether a token stands between two videos, and not between two frames of one, (N,) bool.
+def _frame_starts_by_cell(video_BN: Tensor, run_start_BN: Tensor, cell_V: Tensor) -> Tensor:
+    """A frame starts with a run, and where a run's cells do not go on."""
+    back_V = torch.nn.functional.pad(cell_V[1:] <= cell_V[:-1], (1, 0), value=True)
+    return run_start_BN | torch.zeros_like(video_BN).masked_scatter(video_BN, back_V.to(video_BN.device))
 
-    Two runs of video tokens are frames of one video if each is one frame, both are of one size, and between them is
-    little text, about as much as between others, and no mark of a chat's turn.
-    """
-    head_G = (video_N & ~torch.nn.functional.pad(video_N[:-1], (1, 0))).nonzero()[:, 0]
-    end_G = _run_ends(video_N[None])[0].nonzero()[:, 0] + 1
-    if head_G.shape[0] < 2:
-        return torch.zeros_like(video_N)
-    frames_G = torch.bucketize(start_N.nonzero()[:, 0], head_G, right=True).sub_(1).bincount(minlength=len(head_G))
-    size_G, gap_G = end_G - head_G, head_G[1:] - end_G[:-1]
-    alike_G = (frames_G[1:] == 1) & (frames_G[:-1] == 1) & (size_G[1:] == size_G[:-1]) & tagged
-    shortest = gap_G.masked_fill(~alike_G, TAG).min()
-    tag_G = alike_G & (gap_G <= (TAG_SPREAD * shortest + TAG_MORE).clamp(max=TAG))
-    if marks_N is not None:
-        before = torch.nn.functional.pad(marks_N.long().cumsum(0), (1, 0))
-        tag_G &= before[head_G[1:]] == before[end_G[:-1]]
-    edge_N = torch.zeros(video_N.shape[0] + 1, dtype=torch.long, device=video_N.device)
-    edge_N[end_G[:-1][~tag_G]] += 1
-    edge_N[head_G[1:][~tag_G]] -= 1
-    return edge_N.cumsum(0)[:-1] > 0
+
+def _rows(of_row: Callable[..., Tensor], *parts_BN: Tensor) -> Tensor:
+    return torch.stack([of_row(*row) for row in zip(*parts_BN, strict=True)])
 
 
 def roles(video_BN: Tensor, start_BN: Tensor, between_BN: Tensor) -> tuple[Tensor, Tensor]:
@@ -125,7 +104,8 @@ def roles(video_BN: Tensor, start_BN: Tensor, between_BN: Tensor) -> tuple[Tenso
     frame_BN = frame_BN.masked_fill(between_BN, TURN)
     frame_BN = frame_BN.masked_fill(positions < upcoming_BN[:, :1], SINK)
     frame_BN = frame_BN.masked_fill(upcoming_BN == length, QUERY)
-    return frame_BN, torch.where(video_BN, positions - last_at_or_before(start_BN), -1)
+    seen_BN = video_BN.long().cumsum(dim=1)
+    return frame_BN, torch.where(video_BN, seen_BN - seen_BN.gather(1, last_at_or_before(start_BN)), -1)
 
 
 def video_layout(
@@ -135,6 +115,8 @@ def video_layout(
     trailing: int,
     marks_BN: Tensor | None = None,
     frames: Sequence[int] | None = None,
+    cell_V: Tensor | None = None,
+    ids_BN: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Frame and cell of every prompt token.
 
@@ -148,6 +130,8 @@ def video_layout(
         trailing: video tokens after a video's last frame; read only without ``positions_RBN``.
         marks_BN: True where a turn of the chat begins or ends, as far as that is known.
         frames: frames of each video of the batch, in order of the prompt, if they are known before the graph.
+        cell_V: cell of each video token of the batch, in order, where a processor left cells out.
+        ids_BN: token ids, which tell the parts of a frame from frames.
 
     Returns:
         ``frame`` (B, N) int64: frame index, ``SINK``, ``TURN`` or ``QUERY``; frames are counted through the whole row.
@@ -162,19 +146,48 @@ def video_layout(
             f"the rows of the batch hold different numbers of video tokens ({counts_B.tolist()}); SegMo "
             "keeps the same number of tokens in every row: run such prompts one at a time"
         )
-    run_start_BN = video_BN & ~torch.nn.functional.pad(video_BN[:, :-1], (1, 0))
+    run_start_BN = run_starts(video_BN)
+    later_BN = torch.zeros_like(video_BN) if ids_BN is None else _rows(later_parts, video_BN, ids_BN)
+    if cell_V is not None and cell_V.numel() != int(video_BN.sum()):
+        cell_V = None  # what is known of the call is of another video
     if positions_RBN is not None:
         start_BN = _frame_starts_mrope(video_BN, run_start_BN, positions_RBN)
     elif cells_per_frame:
         start_BN = _frame_starts_counted(video_BN, run_start_BN, cells_per_frame, trailing)
+    elif cell_V is not None:
+        start_BN = _frame_starts_by_cell(video_BN, run_start_BN, cell_V)
+    elif bool(later_BN.any()):
+        start_BN = run_start_BN
     else:
         start_BN = _frame_starts_shared(video_BN, run_start_BN, frames)
-    tagged = positions_RBN is not None or not cells_per_frame
+    start_BN = start_BN & ~later_BN
+    tagged, videos = positions_RBN is not None or not cells_per_frame, videos_of_frames(start_BN, frames)
     between = [
-        _between_videos(video_BN[row], start_BN[row], None if marks_BN is None else marks_BN[row], tagged)
+        between_videos(
+            video_BN[row],
+            start_BN[row],
+            later_BN[row],
+            None if marks_BN is None else marks_BN[row],
+            tagged,
+            None if videos is None else videos[row],
+        )
         for row in range(video_BN.shape[0])
     ]
-    return roles(video_BN, start_BN, torch.stack(between))
+    frame_BN, cell_BN = roles(video_BN, start_BN, torch.stack(between))
+    if cell_V is not None:
+        cell_BN = cell_BN.masked_scatter(video_BN, cell_V.to(cell_BN.device))
+    return frame_BN, cell_BN
+
+
+def frame_heads(frame_N: Tensor, cell_N: Tensor) -> Tensor:
+    """Place of the first video token of each frame of a row, (F,) int64.
+
+    Args:
+        frame_N, cell_N: one row of :func:`video_layout`.
+    """
+    video_V = (cell_N >= 0).nonzero()[:, 0]
+    frame_V = frame_N[video_V]
+    return video_V[torch.nn.functional.pad(frame_V[1:] != frame_V[:-1], (1, 0), value=True)[: len(frame_V)]]
 
 
 def video_starts(frame_N: Tensor, cell_N: Tensor) -> Tensor:
@@ -184,7 +197,7 @@ def video_starts(frame_N: Tensor, cell_N: Tensor) -> Tensor:
         frame_N, cell_N: one row of :func:`video_layout`.
     """
     positions = torch.arange(frame_N.shape[0], device=frame_N.device)
-    head_F = (cell_N == 0).nonzero()[:, 0]
+    head_F = frame_heads(frame_N, cell_N)
     text_N = torch.where(frame_N < 0, positions, -1).cummax(0).values
     video_N = torch.where(cell_N >= 0, positions, -1).cummax(0).values
     before_F = torch.where(head_F > 0, video_N[head_F - 1], -1)
@@ -198,8 +211,10 @@ def tag_tokens(frame_N: Tensor, cell_N: Tensor) -> Tensor:
     what stands in front of the second one.
     """
     tag_N = (frame_N >= 0) & (cell_N < 0)
-    head_F, first_F = (cell_N == 0).nonzero()[:, 0], video_starts(frame_N, cell_N)
-    length_F = torch.bincount(frame_N[tag_N], minlength=head_F.shape[0])
+    head_F, first_F = frame_heads(frame_N, cell_N), video_starts(frame_N, cell_N)
+    place_M = tag_N.nonzero()[:, 0]
+    front_M = frame_N[place_M][place_M < head_F[frame_N[place_M]]]
+    length_F = torch.bincount(front_M, minlength=head_F.shape[0])
     leads_F = (first_F[:-1] & ~first_F[1:]).nonzero()[:, 0] if head_F.shape[0] > 1 else head_F[:0]
     for head, length in zip(head_F[leads_F].tolist(), length_F[leads_F + 1].tolist(), strict=True):
         tag_N[max(head - length, 0) : head] = True

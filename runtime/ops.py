@@ -32,7 +32,7 @@ from segmo.runtime.kernels import scan as generated_scan
 from segmo.runtime.kernels.render import render
 from segmo.runtime.lowering import kernel_name, runs_generated
 from segmo.runtime.register import fake, one_dtype, operator
-from segmo.runtime.videos import current_frames
+from segmo.runtime.videos import current_videos
 
 
 @operator("valid_tokens")
@@ -100,7 +100,10 @@ def video_layout(
 ) -> tuple[Tensor, Tensor]:
     """See :func:`segmo.runtime.layout.video_layout`; ``chat`` is :class:`segmo.runtime.question.ChatTokens` as text."""
     marks_BN = None if ids_BN is None else question.turn_marks(ids_BN, question.ChatTokens.parse(chat))
-    return layout.video_layout(video_BN, positions_RBN, cells_per_frame, trailing, marks_BN, current_frames())
+    known = current_videos()
+    return layout.video_layout(
+        video_BN, positions_RBN, cells_per_frame, trailing, marks_BN, known.frames, known.cell_V, ids_BN
+    )
 
 
 @fake(video_layout)
@@ -238,10 +241,15 @@ def _(frame_BN: Tensor) -> Tensor:
 
 @operator("embedding_relevance")
 def embedding_relevance(
-    embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, question_BN: Tensor, max_scenes: int
+    embeds_BNH: Tensor,
+    scene_BN: Tensor,
+    cell_BN: Tensor,
+    question_BN: Tensor,
+    max_scenes: int,
+    frame_BN: Tensor | None = None,
 ) -> Tensor:
     """See :func:`segmo.runtime.relevance.embedding_relevance`."""
-    return relevance.embedding_relevance(embeds_BNH, scene_BN, cell_BN, question_BN, max_scenes)
+    return relevance.embedding_relevance(embeds_BNH, scene_BN, cell_BN, question_BN, max_scenes, frame_BN=frame_BN)
 
 
 @fake(embedding_relevance)

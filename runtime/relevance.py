@@ -15,6 +15,7 @@ from torch import Tensor
 
 from segmo.errors import PromptError
 from segmo.runtime.features import CHUNK
+from segmo.runtime.layout import frame_heads
 
 ROWS = 64  # question tokens scored at a time, so that memory stays linear in the prompt's length
 
@@ -82,10 +83,12 @@ def embedding_relevance(
     question_BN: Tensor,
     max_scenes: int,
     fit: Fit = whole_fit,
+    frame_BN: Tensor | None = None,
 ) -> Tensor:
     """How well a scene's best frame fits the question's words, before the first decoder layer.
 
-    ``question_BN`` tells the question's tokens, wherever they stand (:mod:`segmo.runtime.question`).
+    ``question_BN`` tells the question's tokens, wherever they stand (:mod:`segmo.runtime.question`). ``frame_BN`` is
+    the frame of each token; without it a frame begins at its cell 0.
 
     A frame fits a word by the mean cosine between the word's embedding and the frame's features, without what all of
     the video's features have in common; a scene fits as its best frame does; and a word counts by how much it tells
@@ -103,7 +106,10 @@ def embedding_relevance(
         if question.shape[0] == 0:
             out_BS[row, :scenes] = 0
             continue
-        first_V = cell_BN[row, video_V] == 0
+        if frame_BN is None:
+            first_V = cell_BN[row, video_V] == 0
+        else:
+            first_V = torch.isin(video_V, frame_heads(frame_BN[row], cell_BN[row]))
         frame_V = first_V.long().cumsum(0) - 1
         fit_QF = fit(question, embeds_BNH[row], video_V, frame_V, int(frame_V[-1]) + 1)
         best_QS = torch.full((question.shape[0], scenes), -torch.inf, device=question.device)
@@ -184,7 +190,7 @@ def external_relevance(scores: Tensor, scene_BN: Tensor, frame_BN: Tensor, cell_
         raise PromptError(f"external scores have {rows.shape[0]} rows, the batch has {scene_BN.shape[0]}")
     rows = rows.expand(scene_BN.shape[0], -1)
     for row in range(scene_BN.shape[0]):
-        heads_F = (cell_BN[row] == 0).nonzero()[:, 0]
+        heads_F = frame_heads(frame_BN[row], cell_BN[row])
         if heads_F.numel() == 0:
             continue
         scene_F = scene_BN[row, heads_F]

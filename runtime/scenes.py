@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segmo.runtime.layout import video_starts
+from segmo.runtime.layout import frame_heads, video_starts
 
 WINDOW = 2  # frames on each side in the local average
 RATIO = 2.0  # a start's distance is at least this many times the local average ...
@@ -71,7 +71,7 @@ def find_scenes(similarity_BN: Tensor, frame_BN: Tensor, cell_BN: Tensor, max_sc
         inside = frame_BN[row] >= 0
         if not bool(inside.any()):
             continue
-        distance_F = 1 - similarity_BN[row, cell_BN[row] == 0]
+        distance_F = 1 - similarity_BN[row, frame_heads(frame_BN[row], cell_BN[row])]
         starts = scene_starts(distance_F.cpu(), video_starts(frame_BN[row], cell_BN[row]).cpu(), max_scenes)
         boundaries = torch.tensor(starts[1:], device=frame_BN.device)
         scene_BN[row, inside] = torch.bucketize(frame_BN[row, inside], boundaries, right=True)

@@ -1,4 +1,4 @@
-"""How many frames each video of the running call has, where that is known before the graph.
+"""What is known of the videos of the running call before the graph: their frames, and which cells have a token.
 
 The graph holds features and positions. What says how many frames they are of stands in the call's other arguments.
 """
@@ -8,20 +8,39 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 
-_FRAMES: ContextVar[tuple[int, ...] | None] = ContextVar("segmo_frames", default=None)
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of a batch's videos, in order of the prompt.
+
+    Attributes:
+        frames: frames of each video; None if that is not known.
+        cell_V: the cell of its frame that each video token shows, (V,) int64, where a processor left cells out; None
+            where every frame has all of its cells.
+    """
+
+    frames: tuple[int, ...] | None = None
+    cell_V: Tensor | None = None
+
+
+NOTHING = Known()
+_KNOWN: ContextVar[Known] = ContextVar("segmo_videos", default=NOTHING)
 
 
 @contextmanager
-def frames_known(frames: Sequence[int] | None) -> Iterator[None]:
-    """Inside the block, the videos of the batch have so many frames, in order of the prompt; None if not known."""
-    token = _FRAMES.set(None if frames is None else tuple(frames))
+def frames_known(frames: Sequence[int] | None, cell_V: Tensor | None = None) -> Iterator[None]:
+    """Inside the block, this is known of the videos of the batch; see :class:`Known`."""
+    token = _KNOWN.set(Known(None if frames is None else tuple(frames), cell_V))
     try:
         yield
     finally:
-        _FRAMES.reset(token)
+        _KNOWN.reset(token)
 
 
-def current_frames() -> tuple[int, ...] | None:
-    """Frames of each video of the running call, None where they are not known."""
-    return _FRAMES.get()
+def current_videos() -> Known:
+    """What is known of the videos of the running call."""
+    return _KNOWN.get()

@@ -339,7 +339,7 @@ def tiny_config(model_type: str, case: Case) -> PretrainedConfig:
     return kind(**{**fields, **case.top})
 
 
-def _model_class(model_type: str) -> Any:
+def model_class(model_type: str) -> Any:
     case = FAMILIES[model_type]
     inner = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(model_type)
     return getattr(transformers, case.inner[1] if case.inner else inner)
@@ -351,7 +351,7 @@ def build(model_type: str, dtype: torch.dtype = torch.float32) -> Any:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         try:
-            model = _model_class(model_type)(config)
+            model = model_class(model_type)(config)
         except ImportError as error:  # an older transformers wants timm for one family
             pytest.skip(str(error).strip().splitlines()[0])
     # Larger weights than at initialisation, so that what a token sees makes a difference in the logits.
@@ -367,7 +367,7 @@ def build(model_type: str, dtype: torch.dtype = torch.float32) -> Any:
 
 def prompt(model_type: str, frames: int = 6, seed: int = 0) -> Prompt:
     """Inputs of ``generate``: some text, a video of so many frames, a question."""
-    taken = inspect.signature(_model_class(model_type).forward).parameters
+    taken = inspect.signature(model_class(model_type).forward).parameters
     inputs = FAMILIES[model_type].inputs(frames, seed)
     newer = {"mm_token_type_ids", "num_frames_per_video"}  # which some releases do without
     return {name: value for name, value in inputs.items() if name not in newer or name in taken}

@@ -104,11 +104,17 @@ def _(novelty_BN: Tensor) -> Tensor:
 
 @operator("rank_relevance")
 def rank_relevance(
-    embeds_BNH: Tensor, scene_BN: Tensor, cell_BN: Tensor, question_BN: Tensor, max_scenes: int, group: str
+    embeds_BNH: Tensor,
+    scene_BN: Tensor,
+    cell_BN: Tensor,
+    question_BN: Tensor,
+    max_scenes: int,
+    group: str,
+    frame_BN: Tensor | None = None,
 ) -> Tensor:
     """:func:`segmo.runtime.relevance.embedding_relevance`, each rank doing the frames that it encoded."""
     fit = functools.partial(spread_fit, session_of(group).ranks)
-    return embedding_relevance(embeds_BNH, scene_BN, cell_BN, question_BN, max_scenes, fit)
+    return embedding_relevance(embeds_BNH, scene_BN, cell_BN, question_BN, max_scenes, fit, frame_BN)
 
 
 @fake(rank_relevance)

@@ -15,7 +15,7 @@ from segmo.calls.inputs import by_name, encoded, joined
 from segmo.calls.length import warn_if_too_long
 from segmo.calls.pictures import no_video
 from segmo.calls.shards import Shards
-from segmo.calls.videos import frames_of
+from segmo.calls.videos import cells_of, frames_of
 from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit, trace_again
 from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
 from segmo.compat.joining import Asked
@@ -88,9 +88,10 @@ class Call:
         with called(self.model, self.notes), plain_errors(), memory_explained(self.options.ranks):
             inputs = self.before(named)
             warn_if_too_long(self.model, inputs)
-            frames = frames_of(self.model, {**inputs, **named})
+            given = {**inputs, **named}
+            videos = frames_known(frames_of(self.model, given), cells_of(given))
             cache = going_on(inputs.get("past_key_values"), self.options.ranks, self.spreads_cache)
-            with self.sizes(inputs), words_known(inputs.get("input_ids")), frames_known(frames), cache:
+            with self.sizes(inputs), words_known(inputs.get("input_ids")), videos, cache:
                 result = self.hooks.call(self._marked, inputs)
             self.after(inputs, result)
             return result

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from segmo.calls.videos import COMPRESSION
 from segmo.compat.arguments import require_parameters, with_arguments
 
 _PIXELS = {"video": "pixel_values_videos", "image": "pixel_values"}
-_REPEATS = "video_compression_mask"
 
 
 def by_name(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -74,14 +74,14 @@ def _compressed(inputs: dict[str, Any]) -> dict[str, Any]:
 
     The model does it first thing, by a mask; inside of a graph, how many are left would not be known.
     """
-    mask, output = inputs.get(_REPEATS), inputs["mm_encoder_outputs"].get("video")
+    mask, output = inputs.get(COMPRESSION), inputs["mm_encoder_outputs"].get("video")
     features: Any = getattr(output, "pooler_output", None)
     if not isinstance(mask, torch.Tensor) or features is None:
         return inputs
     whole = features if isinstance(features, torch.Tensor) else torch.cat(list(features))
     output = copy.copy(output)
     output.pooler_output = (whole[mask.to(whole.device)],)
-    others = {name: value for name, value in inputs.items() if name != _REPEATS}
+    others = {name: value for name, value in inputs.items() if name != COMPRESSION}
     return {**others, "mm_encoder_outputs": {**inputs["mm_encoder_outputs"], "video": output}}
 
 

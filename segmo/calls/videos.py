@@ -1,4 +1,4 @@
-"""How many frames the videos of a call have, read from its arguments before the graph."""
+"""What is known of a call's videos before the graph, read from its arguments: their frames, and cells left out."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ import torch
 from segmo.compat.generation import arguments
 from segmo.families import description_of
 
+COMPRESSION = "video_compression_mask"
+
 
 def frames_of(
     model: Any, inputs: Mapping[str, Any], generate: Callable[[], Mapping[str, Any]] = arguments
 ) -> list[int] | None:
     """Frames of each video of the batch, in order of the prompt; None where the arguments do not tell.
 
-    What :func:`segmo.describe` was told comes first; then the grid; then the shape of the pixels; then that of what the
-    encoder gave, whose rows are frames in families that encode each frame alone.
+    What :func:`segmo.describe` was told comes first; then the grid or the count beside the pixels; then the shape of
+    the pixels; then that of what the encoder gave, whose rows are frames in families that encode each frame alone.
 
     Args:
         model: that is called.
@@ -33,18 +35,51 @@ def frames_of(
         return [int(count) for count in told(inputs)]
     if told is not None:
         return [told] if isinstance(told, int) else list(told)
-    grid, pixels = inputs.get("video_grid_thw"), inputs.get("pixel_values_videos")
-    whole = generate() if grid is None else {}
-    if isinstance(whole.get("video_grid_thw"), torch.Tensor):
-        counts = [int(count) for count in whole["video_grid_thw"][:, 0].tolist()]
+    counts = _counted(inputs)
+    if counts is not None:
+        return counts
+    whole = generate()
+    counts = _counted(whole)
+    if counts is not None:
         return _for_beams(counts, whole.get("input_ids"), ids)
-    if isinstance(grid, torch.Tensor):
-        return [int(count) for count in grid[:, 0].tolist()]
+    pixels = inputs.get("pixel_values_videos")
     if isinstance(pixels, torch.Tensor) and pixels.dim() == 5:
         return [pixels.shape[1]] * pixels.shape[0]
     outputs = inputs.get("mm_encoder_outputs")
     video = outputs.get("video") if isinstance(outputs, Mapping) else None
     return None if video is None else _frames_of_features(video)
+
+
+def _counted(inputs: Mapping[str, Any]) -> list[int] | None:
+    """Frames of each video as a processor tells them: beside the pixels, or first in each video's grid."""
+    count = inputs.get("num_frames_per_video")
+    if isinstance(count, (torch.Tensor, list)):
+        return [int(number) for number in torch.as_tensor(count).flatten().tolist()]
+    grids = (inputs.get(name) for name in ("video_grid_thw", "video_grids"))
+    grid = next((grid for grid in grids if isinstance(grid, torch.Tensor)), None)
+    return None if grid is None else [int(count) for count in grid[:, 0].tolist()]
+
+
+def cells_of(inputs: Mapping[str, Any], generate: Callable[[], Mapping[str, Any]] = arguments) -> torch.Tensor | None:
+    """The cell of its frame that each video token shows, (V,) int64, where the processor left cells out (VideoLLaMA3).
+
+    None where every frame has all of its cells, or where it is not known how many those are.
+
+    Args:
+        inputs, generate: as for :func:`frames_of`.
+    """
+    mask = inputs.get(COMPRESSION)
+    if not isinstance(mask, torch.Tensor):
+        return None
+    known = inputs if inputs.get("video_grid_thw") is not None else generate()
+    grid, merge = known.get("video_grid_thw"), known.get("video_merge_sizes")
+    if not isinstance(grid, torch.Tensor) or not isinstance(merge, torch.Tensor):
+        return None
+    grid, merge = grid.cpu(), merge.cpu()
+    cells = (grid[:, 1] * grid[:, 2] // merge**2).tolist()
+    frames = grid[:, 0].tolist()
+    cell_M = torch.cat([torch.arange(c).repeat(f) for c, f in zip(cells, frames, strict=True)])
+    return cell_M[mask.cpu()] if cell_M.shape == mask.shape else None
 
 
 def _for_beams(counts: list[int], before: Any, now: Any) -> list[int] | None:
@@ -58,12 +93,13 @@ def _for_beams(counts: list[int], before: Any, now: Any) -> list[int] | None:
 
 
 def _frames_of_features(output: Any) -> list[int] | None:
-    """Frames of each video from an encoder's output: its rows before the projector, shared out evenly."""
+    """Frames of each video from an encoder's output: its rows before the projector, shared out by the features."""
     rows, features = getattr(output, "last_hidden_state", None), getattr(output, "pooler_output", None)
     if not isinstance(rows, torch.Tensor) or rows.dim() < 3 or features is None:
         return None
     flat = isinstance(features, torch.Tensor) and features.dim() == 2
-    videos = 1 if flat else len(features)
-    if videos == 0 or rows.shape[0] % videos:
+    sizes = [1] if flat else [each.numel() for each in features]
+    total, frames = sum(sizes), rows.shape[0]
+    if total == 0 or any(size * frames % total for size in sizes):
         return None
-    return [rows.shape[0] // videos] * videos
+    return [size * frames // total for size in sizes]
