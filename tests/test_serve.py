@@ -22,6 +22,14 @@ def test_keep_is_what_pruning_leaves() -> None:
     assert server_arguments("m", 1, False, []) == ["--model", "m"]
 
 
+def test_frames_go_to_the_video_loader() -> None:
+    assert server_arguments("m", 1, False, [], frames=8)[2:] == (
+        ["--media-io-kwargs", '{"video": {"video_backend": "segmo", "num_frames": 16, "pictures": 2}}']
+    )
+    with pytest.raises(OptionError, match="--media-io-kwargs is what segmo serve sets"):
+        server_arguments("m", 1, False, ["--media-io-kwargs", "{}"], frames=8)
+
+
 @pytest.mark.parametrize("keep", [0, -1, 1.5])
 def test_a_budget_out_of_range_is_refused(keep: float) -> None:
     with pytest.raises(OptionError, match="--keep is"):

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent.parent
 FOLDER = ROOT / "build" / "environments" / "vllm"
 CONSTRAINTS = ROOT / "tests" / "environments" / "vllm.txt"
-TOOLS = ("av", "httpx", "hypothesis", "pytest", "pytest-timeout", "scikit-learn")
+TOOLS = ("av", "httpx", "hypothesis", "pytest", "pytest-timeout", "scenedetect-headless", "scikit-learn")
 # torchvision's operators live in a library that needs CUDA, unless it is built for torch's CPU build. Then the package
 # itself cannot be imported, for the want of two operators that nobody here calls.
 CURE = """

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -96,6 +99,47 @@ def test_options_of_a_request(address: str, films: list[Any]) -> None:
     video = len(sample.pictures) // 2 * CELLS
     half = say(address, chat(sample.questions[0].text, film, mm_processor_kwargs={"keep": 0.5}))
     assert half.json()["usage"]["prompt_tokens"] == video // 2 + TEXT
+
+
+@pytest.fixture(scope="module")
+def site(films: list[Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The first film as a file on a server of its own."""
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "film.mp4").write_bytes(films[0][1])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_frames_by_scene_from_an_address(address: str, films: list[Any], site: str) -> None:
+    """One file at one address, in as many frames as each request asks for: the same question, then others."""
+    right = 0
+    sample, _ = films[0]
+    asked = [sample.questions[at] for at in (0, 0, 0, 1, 2, 3, 4, 5, 6)]
+    for at, question in enumerate(asked):
+        pictures = (32, 16, -1)[at % 3]
+        body = chat(question.text, media_io_kwargs={"video": {"video_backend": "segmo", "num_frames": pictures}})
+        body["messages"][0]["content"].insert(0, {"type": "video_url", "video_url": {"url": f"{site}/film.mp4"}})
+        reply = say(address, body)
+        right += text_of(reply) == question.answer
+        shown = len(sample.pictures) if pictures == -1 else pictures
+        assert reply.json()["usage"]["prompt_tokens"] == shown // 2 * CELLS // 4 + TEXT
+    print(f"\nover HTTP, frames by scene: {right} of {len(asked)} right")
+    assert right > len(asked) / 3
+
+
+def test_faults_of_a_file_and_of_the_loader(address: str, films: list[Any]) -> None:
+    asked, film = films[0][0].questions[0].text, films[0][1]
+
+    def fault(film: bytes, **options: Any) -> str:
+        reply = say(address, chat(asked, film, media_io_kwargs={"video": {"video_backend": "segmo", **options}}))
+        assert reply.status_code == 400, reply.text
+        return str(reply.json()["error"]["message"])
+
+    assert "video" in fault(b"this is no film")
+    assert "num_frames of the video loader 'segmo' is 0" in fault(film, num_frames=0)
+    assert "no option colour" in fault(film, colour=3)
 
 
 def test_metrics_and_log(address: str, films: list[Any], log: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 from segmo.integrations.vllm.seams import check_seams
@@ -26,6 +27,7 @@ def register() -> None:
     check_seams()
     from vllm import ModelRegistry
 
+    import_module("segmo.integrations.vllm.frames")  # registers its video loader
     for name, home in MODELS.items():
         ModelRegistry.register_model(name, home)
     mend_cpu_runner()

@@ -56,6 +56,9 @@ _MODEL = (
 )
 SEAMS = (
     Seam("vllm:ModelRegistry.register_model", ("model_arch", "model_cls")),
+    Seam("vllm.multimodal.video:VIDEO_LOADER_REGISTRY.register", ("name",)),
+    Seam("vllm.multimodal.video:VideoLoader.load_bytes", ("data",)),
+    Seam("vllm.envs:VLLM_MAX_IMAGE_PIXELS"),
     Seam("vllm.multimodal:MULTIMODAL_REGISTRY.register_processor", ("processor", "info", "dummy_inputs")),
     Seam("vllm.config.multimodal:MultiModalConfig.get_video_pruning_spec"),
     Seam("vllm.config.multimodal:MultiModalConfig.is_multimodal_pruning_enabled"),
