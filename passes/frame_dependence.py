@@ -11,7 +11,7 @@ code than smaller ones would not be seen through.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -55,25 +55,26 @@ _ATTENTION = _names(
     _scaled_dot_product_fused_attention_overrideable scaled_dot_product_attention
     _scaled_dot_product_attention_math"""
 )
-_PER_SAMPLE = _names("convolution conv2d conv3d _convolution convolution_overrideable")
 _PER_CHANNEL = _names(
     """upsample_bilinear2d upsample_nearest2d upsample_bicubic2d _upsample_bilinear2d_aa avg_pool2d max_pool2d
     max_pool2d_with_indices _adaptive_avg_pool2d adaptive_avg_pool2d"""
 )
 
 
-def frame_dependence(graph: Graph, owner_R: Tensor, frames: int) -> list[list[Tensor]]:
+def frame_dependence(graph: Graph, owner_R: Tensor, frames: int, none_empty: bool = False) -> list[list[Tensor]]:
     """For each frame and each output of the graph, the rows that may depend on it, (rows,) bool.
 
     Args:
         graph: from :func:`segmo.upstream.record.record`; outputs have their rows in the first dimension.
         owner_R: frame of each row of the input ``pixels``.
         frames: number of frames.
+        none_empty: the encoder is handed no picture of zeros alone, so that whether one is empty depends on no pixels.
 
     Raises:
         DoesNotApply: the pixels reach an operator that has no rule, or decide what is computed.
     """
-    return [_follow(graph, owner_R == frame) for frame in range(frames)]
+    known = {node for node in graph.nodes if none_empty and _asks_whether_empty(node)}
+    return [_follow(graph, owner_R == frame, known) for frame in range(frames)]
 
 
 def mixed(depends: Sequence[Sequence[Tensor]], owner_R: Tensor) -> Miss | None:
@@ -94,7 +95,16 @@ def moved(error: float, close: float) -> Miss | None:
     return None if error <= close else Miss.of("frame-place", f"{error:.1%}")
 
 
-def _follow(graph: Graph, chosen_R: Tensor) -> list[Tensor]:
+def _asks_whether_empty(node: Node) -> bool:
+    """``(pixels == 0).sum(...) != values``: whether a picture holds something (SmolVLM fills up with pictures of 0)."""
+    aten, count = torch.ops.aten, node.args[0] if node.args else None
+    if node.target is not aten.ne.Scalar or not isinstance(count, Node) or count.target is not aten.sum.dim_IntList:
+        return False
+    zero = count.args[0]
+    return isinstance(zero, Node) and zero.target is aten.eq.Scalar and zero.args[1] == 0
+
+
+def _follow(graph: Graph, chosen_R: Tensor, known: Collection[Node]) -> list[Tensor]:
     flags: dict[Node, Any] = {}
     last_use = {source: node for node in graph.nodes for source in node.all_input_nodes}
     for node in graph.nodes:
@@ -105,6 +115,8 @@ def _follow(graph: Graph, chosen_R: Tensor) -> list[Tensor]:
                 flags[node] |= chosen_R.view(-1, *[1] * (value.dim() - 1))
         elif node.op == "output":
             return [_any_but_first(flags[out]) for out in node.args[0]]
+        elif node in known:
+            flags[node] = _unflagged(value)
         else:
             flags[node] = _visit(node, flags)
         for source in node.all_input_nodes:
@@ -273,11 +285,17 @@ def _attention(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value
     return [out, *rest]
 
 
-def _per_sample(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
+def _convolution(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
+    """Mixes channels, and places that the kernel covers at a time (patches of several frames may lie side by side)."""
     if any(_flagged(leaf.flags) for leaf in _tensors((args[1:], kwargs))):
         raise DoesNotApply(Miss.of("unknown-operator", str(target)))
-    sample = args[0].flags.flatten(1).any(1)
-    return sample.view(-1, *[1] * (value.dim() - 1)).expand(value.shape)
+    source, weight, _, stride, padding, dilation, transposed, _, _ = args
+    if transposed:
+        raise DoesNotApply(Miss.of("unknown-operator", str(target)))
+    places = source.flags.any(1, keepdim=True).float()
+    kernel = torch.ones(1, 1, *weight.value.shape[2:])
+    reached = torch.convolution(places, kernel, None, stride, padding, dilation, False, [0] * len(stride), 1)
+    return (reached > 0).expand(value.shape)
 
 
 def _per_channel(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
@@ -301,7 +319,7 @@ _RULES: Sequence[tuple[frozenset[str], Rule]] = (
     (_PRODUCT, _product),
     (_names("linear"), _linear),
     (_ATTENTION, _attention),
-    (_PER_SAMPLE, _per_sample),
+    (_names("convolution convolution_overrideable"), _convolution),
     (_PER_CHANNEL, _per_channel),
     (_names("constant_pad_nd pad"), _pad),
 )

@@ -11,7 +11,7 @@ from torch.fx import Graph, Node
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.scene_nodes import OPS
 
-INPUTS = ("pixels", "grid", "pixel_rows", "few_grid", "token_rows", "total")
+INPUTS = ("pixels", "beside", "pixel_rows", "few_beside", "token_rows", "total")
 
 
 def vision_graph(outputs: int) -> Graph:
@@ -19,15 +19,16 @@ def vision_graph(outputs: int) -> Graph:
 
     The encoder is one node: a graph of its inside is unrolled frame by frame, and so would not serve another video.
 
-    Inputs: ``pixels`` and ``grid`` of all frames; the rows of the chosen frames in the pixels and in the features
-    (``pixel_rows``, ``token_rows``), their grid, and the number of rows of all features (``total``).
+    Inputs: the ``pixels`` of all frames and what goes to the encoder ``beside`` them; the rows of the chosen frames in
+    the pixels and in the features (``pixel_rows``, ``token_rows``), what goes beside these alone (``few_beside``), and
+    the number of rows of all features (``total``).
 
     Args:
         outputs: arrays of features that the encoder gives (Qwen3-VL's deepstack levels are further ones).
     """
     graph = Graph()
     named = {name: graph.placeholder(name) for name in INPUTS}
-    features = graph.call_module("encoder", (named["pixels"], named["grid"]))
+    features = graph.call_module("encoder", (named["pixels"], named["beside"]))
     placed = []
     for place in range(outputs):
         item = graph.call_function(operator.getitem, (features, place))
@@ -60,7 +61,7 @@ class PushSelection:
         encoder = next(node for node in graph.nodes if node.op == "call_module")
         with graph.inserting_before(encoder):
             few = graph.call_function(OPS.take_rows.default, (named["pixels"], named["pixel_rows"]))
-        encoder.args = (few, named["few_grid"])
+        encoder.args = (few, named["few_beside"])
         below = [node for node in graph.nodes if node.target is OPS.take_rows.default and node is not few]
         for taken in below:
             source = taken.args[0]

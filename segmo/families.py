@@ -6,6 +6,7 @@ more than can be inferred; any other model that takes video is described by :fun
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,33 @@ def family_for(config: object) -> Family:
     return FAMILIES.get(getattr(config, "model_type", "")) or inferred(config)
 
 
-_ENCODERS = ("get_video_features", "get_image_features")
+ENCODERS = ("get_video_features", "get_image_features")
+
+
+def encoder_of(base: Any, kind: str) -> Callable[..., Any] | None:
+    """What encodes a model's videos ("video") or images ("image"), None where it has nothing for them.
+
+    Args:
+        base: the ``base_model`` of a transformers model, whose method it is.
+        kind: of pictures. A model that takes ``pixel_values_videos`` and has one encoder for both encodes them as
+            images (PerceptionLM).
+    """
+    found: Callable[..., Any] | None = getattr(base, f"get_{kind}_features", None)
+    if found is not None or kind == "image" or "pixel_values_videos" not in inspect.signature(base.forward).parameters:
+        return found
+    images = getattr(base, "get_image_features", None)
+
+    def as_images(pixel_values_videos: Any, **kwargs: Any) -> Any:
+        return images(pixel_values=pixel_values_videos, **kwargs)  # type: ignore[misc]  # not None, see below
+
+    return None if images is None else as_images
+
+
+def video_encoder_name(base: Any) -> str:
+    """The method of a model's ``base_model`` that frames of a video go to: the images' where there is no other."""
+    return ENCODERS[0] if encoder_of(base, "video") is not None else ENCODERS[1]
+
+
 _PLACEHOLDERS = ("video_token_id", "video_token_index", "image_token_id", "image_token_index")
 
 
@@ -84,7 +111,7 @@ def takes_video(model: object) -> bool:
         return False
     parts = (model, getattr(model, "base_model", None))
     config = getattr(model, "config", None)
-    return any(hasattr(part, name) for part in parts for name in _ENCODERS) or any(
+    return any(hasattr(part, name) for part in parts for name in ENCODERS) or any(
         getattr(config, name, None) is not None for name in _PLACEHOLDERS
     )
 

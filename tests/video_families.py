@@ -227,8 +227,13 @@ FAMILIES: dict[str, Case] = {
         parts={"audio_config": None},
         inputs=lambda f, s: patches_prompt(f, s, merged=True),
     ),
-    "minicpmv4_6": Case({"model_type": "qwen3_5_text", "head_dim": 32}, inputs=packed_prompt),
-    "minicpmv4_7": Case({"model_type": "qwen3_5_text", "head_dim": 32}, inputs=packed_prompt),
+    # The vision layer behind which patches are merged has to be there.
+    "minicpmv4_6": Case(
+        {"model_type": "qwen3_5_text", "head_dim": 32}, top={"insert_layer_id": 0}, inputs=packed_prompt
+    ),
+    "minicpmv4_7": Case(
+        {"model_type": "qwen3_5_text", "head_dim": 32}, top={"insert_layer_id": 0}, inputs=packed_prompt
+    ),
     "molmo2": Case(
         vision={"image_size": [16, 16], "num_position_embeddings": 16},
         top={"image_patch_id": IMAGE},

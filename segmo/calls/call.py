@@ -13,7 +13,7 @@ from segmo.calls.attention import attention_of
 from segmo.calls.hooks import Hooks
 from segmo.calls.inputs import by_name, encoded, joined
 from segmo.calls.length import warn_if_too_long
-from segmo.calls.pictures import no_video
+from segmo.calls.pictures import no_video, refuse_gaps
 from segmo.calls.shards import Shards
 from segmo.calls.videos import cells_of, frames_of
 from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit, trace_again
@@ -83,6 +83,8 @@ class Call:
         named = by_name(self.model, args, kwargs)
         miss = no_video(self.model, named)
         if miss is not None:
+            if self.encoder is not None:
+                refuse_gaps(named, miss)
             leave_prefill(self.model, self.options, miss)
             return self.original(*args, **kwargs)
         with called(self.model, self.notes), plain_errors(), memory_explained(self.options.ranks):

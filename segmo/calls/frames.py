@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from segmo.calls.call import Call
+from segmo.calls.pictures import no_video
 from segmo.calls.standing import standing_call
 from segmo.upstream.encoder import encode_all, encoding
 
@@ -40,7 +41,11 @@ def prompt_of(
         yield
         return
     bound = inspect.signature(generate).bind_partial(*args, **kwargs).arguments
-    with encoding(call.encoder, {**bound, **bound.get("kwargs", {})}):
+    inputs = {**bound, **bound.get("kwargs", {})}
+    if no_video(call.model, {**inputs, "input_ids": inputs.get("input_ids", inputs.get("inputs"))}) is not None:
+        yield  # pictures that are no frames, or may be none: all are encoded
+        return
+    with encoding(call.encoder, inputs):
         yield
 
 

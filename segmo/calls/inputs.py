@@ -10,6 +10,7 @@ import torch
 
 from segmo.calls.videos import COMPRESSION
 from segmo.compat.arguments import require_parameters, with_arguments
+from segmo.families import encoder_of
 
 _PIXELS = {"video": "pixel_values_videos", "image": "pixel_values"}
 
@@ -34,12 +35,20 @@ def encoded(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
 
     ``generate`` does the same before it calls the model. Inside of the graph, both would break it.
     """
-    given = inputs.get("mm_encoder_outputs") is not None
-    pixels = {} if given else {kind: name for kind, name in _PIXELS.items() if inputs.get(name) is not None}
-    if not pixels and not given:
+    outputs = inputs.get("mm_encoder_outputs")
+    there = {} if outputs is None else outputs  # generate encodes what it knows how to, which may be nothing
+    if not isinstance(there, dict):
         return inputs
     base = model.base_model
-    added: dict[str, Any] = {} if given else {"mm_encoder_outputs": {}}
+    encoders = {
+        kind: encoder_of(base, kind)
+        for kind, name in _PIXELS.items()
+        if inputs.get(name) is not None and there.get(kind) is None
+    }
+    pixels = {kind: encode for kind, encode in encoders.items() if encode is not None}
+    if not pixels and outputs is None:
+        return inputs
+    added: dict[str, Any] = {"mm_encoder_outputs": {**there}} if pixels else {}
     require_parameters(model, *added)
     if hasattr(base, "compute_3d_position_ids") and inputs.get("position_ids") is None:
         wanted = inspect.signature(base.compute_3d_position_ids).parameters
@@ -48,8 +57,7 @@ def encoded(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
             known["inputs_embeds"] = known["input_ids"][..., None]  # asked for its shape where a cache holds tokens
             added["position_ids"] = base.compute_3d_position_ids(**known)
     used = set()
-    for kind in pixels:
-        encode = getattr(base, f"get_{kind}_features")
+    for kind, encode in pixels.items():
         names = [name for name in inspect.signature(encode).parameters if inputs.get(name) is not None]
         used.update(names)
         added["mm_encoder_outputs"][kind] = encode(**{name: inputs[name] for name in names}, return_dict=True)

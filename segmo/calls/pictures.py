@@ -17,6 +17,7 @@ from torch import Tensor
 
 from segmo.calls.videos import frames_of
 from segmo.compiler.chat import chat_of
+from segmo.errors import NotRewrittenError
 from segmo.families import description_of, family_for
 from segmo.passes.reasons import Miss
 from segmo.runtime.layout import video_layout, video_starts
@@ -49,11 +50,28 @@ def no_video(model: Any, inputs: Mapping[str, Any]) -> Miss | None:
         return None if sum(map(len, rows)) in (len(counts), sum(counts)) else Miss.of("images-and-video")
     if told.placeholder is not None:
         return None
-    chat, cells = chat_of(model).tokens, _cells(inputs)
+    chat, cells = chat_of(model).tokens, _cells(inputs, token)
     found = [_of_video(row, runs, row == token, chat, cells) for row, runs in zip(ids, rows, strict=True)]
     if all(all(flags) for flags in found):
         return None
     return Miss.of("images") if all(_is_one_image(runs, cells) for runs in rows) else Miss.of("images-and-video")
+
+
+def refuse_gaps(inputs: Mapping[str, Any], miss: Miss) -> None:
+    """A prompt that is not cut must hold every picture.
+
+    Raises:
+        NotRewrittenError: frames were left out of the vision encoder, when the prompt looked like one of a video.
+    """
+    outputs = inputs.get("mm_encoder_outputs")
+    image = outputs.get("image") if isinstance(outputs, Mapping) else None
+    features = getattr(image, "pooler_output", None)
+    parts = [features] if isinstance(features, Tensor) else list(features or ())
+    if any(bool((part == 0).all(-1).any()) for part in parts):
+        raise NotRewrittenError(
+            f"frames were left out of the vision encoder, and then the prompt could not be cut: {miss.reason}. Set "
+            "frames=1 for such prompts"
+        )
 
 
 def _shared_placeholder(model: Any) -> int | None:
@@ -73,8 +91,11 @@ def _only_images(inputs: Mapping[str, Any]) -> bool:
     return inputs.get("pixel_values") is not None or encoded.get("image") is not None
 
 
-def _cells(inputs: Mapping[str, Any]) -> int | None:
-    """Tokens of one picture, where the encoder gives each picture's features apart."""
+def _cells(inputs: Mapping[str, Any], token: int) -> int | None:
+    """Tokens of one picture, where the encoder gives each picture's features apart, or is to do so."""
+    ids, pixels = inputs["input_ids"], inputs.get("pixel_values")
+    if isinstance(pixels, Tensor) and pixels.dim() == 4:
+        return int((ids == token).sum()) // len(pixels)
     outputs = inputs.get("mm_encoder_outputs")
     image = outputs.get("image") if isinstance(outputs, Mapping) else None
     features = getattr(image, "pooler_output", None)

@@ -24,8 +24,8 @@ def frames_of(
     Args:
         model: that is called.
         inputs: of the call.
-        generate: tells what the ``generate`` around it was called with, which keeps the grid to itself once encoded.
-            Asked where it is needed alone: finding it out takes longer than all else here.
+        generate: tells what the ``generate`` around it was called with, which keeps pixels and grid to itself once they
+            are encoded. Asked where it is needed alone: finding it out takes longer than all else here.
     """
     ids = inputs.get("input_ids")
     if isinstance(ids, torch.Tensor) and ids.shape[-1] == 1:  # a step of decoding
@@ -42,22 +42,24 @@ def frames_of(
     counts = _counted(whole)
     if counts is not None:
         return _for_beams(counts, whole.get("input_ids"), ids)
-    pixels = inputs.get("pixel_values_videos")
-    if isinstance(pixels, torch.Tensor) and pixels.dim() == 5:
-        return [pixels.shape[1]] * pixels.shape[0]
     outputs = inputs.get("mm_encoder_outputs")
     video = outputs.get("video") if isinstance(outputs, Mapping) else None
     return None if video is None else _frames_of_features(video)
 
 
 def _counted(inputs: Mapping[str, Any]) -> list[int] | None:
-    """Frames of each video as a processor tells them: beside the pixels, or first in each video's grid."""
+    """Frames of each video as a processor tells them: beside the pixels, first in the grid, or by the pixels' shape."""
     count = inputs.get("num_frames_per_video")
     if isinstance(count, (torch.Tensor, list)):
         return [int(number) for number in torch.as_tensor(count).flatten().tolist()]
     grids = (inputs.get(name) for name in ("video_grid_thw", "video_grids"))
     grid = next((grid for grid in grids if isinstance(grid, torch.Tensor)), None)
-    return None if grid is None else [int(count) for count in grid[:, 0].tolist()]
+    if grid is not None:
+        return [int(count) for count in grid[:, 0].tolist()]
+    pixels = inputs.get("pixel_values_videos")
+    if isinstance(pixels, torch.Tensor) and pixels.dim() == 5:
+        return [pixels.shape[1]] * pixels.shape[0]
+    return None
 
 
 def cells_of(inputs: Mapping[str, Any], generate: Callable[[], Mapping[str, Any]] = arguments) -> torch.Tensor | None:

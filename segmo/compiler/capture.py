@@ -16,7 +16,7 @@ from segmo.compat.masks import ask_cut_caches
 from segmo.compat.parts import warn_of_misfits
 from segmo.compat.placeholder_check import assert_in_the_graph
 from segmo.compat.symbolic_messages import keep_counts_symbolic
-from segmo.families import takes_video
+from segmo.families import ENCODERS, takes_video
 from segmo.report.setup import Setup
 
 
@@ -94,4 +94,4 @@ def calling_line() -> str | None:
 def chooses_frames(model: torch.nn.Module | None) -> bool:
     """Whether SegMo stands between this model and its vision encoder (see :mod:`segmo.upstream.encoder`)."""
     base = getattr(model, "base_model", None)
-    return hasattr(getattr(base, "get_video_features", None), "segmo")
+    return any(hasattr(getattr(base, name, None), "segmo") for name in ENCODERS)

@@ -33,12 +33,6 @@ _RANKS = (
     *("qwen3_vl_moe", "qwen2_5_omni", "qwen3_omni_moe", "glm46v", "internvl", "smolvlm", "video_llama_3"),
     *("llava_next_video", "ernie4_5_vl_moe", "cosmos3_edge"),
 )
-_UPSTREAM = ("qwen3_5", "qwen3_vl_moe", "qwen2_5_omni", "glm46v", "cosmos3_edge")
-# Their encoders take patches and a grid, as those of the tested families do.
-_GRID = (
-    *("qwen3_5_moe", "qwen3_omni_moe", "glm4v", "glm4v_moe", "glmga", "glm5_next", "hyperclovax_vision_v2"),
-    *("exaone4_5", "cohere_compass", "cosmos3_omni", "lfm3_vl", "dots3_note"),
-)
 _LOCAL = dict.fromkeys(
     ("exaone4_5", "cohere_compass", "muse_glimmer", "muse_spark", "gemma4", "minimax_m3_vl"),
     "its layers with a window or an index need the tokens of other ranks",
@@ -103,7 +97,7 @@ def families() -> list[Support]:
         cas = _NO_CUT.get(family, TESTED)
         lsp = _ASKED_FOR if family in _HYBRID else _FOREIGN_MASK.get(family, TESTED)
         run = TESTED if family in _WITH_PROCESSORS else INFERRED
-        upstream = TESTED if family in _UPSTREAM else INFERRED if family in _GRID else _NO_ENTRY
+        upstream = f"needs a decoder that drops tokens: {_NO_CUT[family]}" if family in _NO_CUT else TESTED
         rows.append(Support(family, cas, lsp, upstream, _ranks(family), _NO_ENTRY, run))
     return rows
 

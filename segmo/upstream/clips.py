@@ -115,10 +115,12 @@ class OwnScorer:
         """Features of each frame's tokens, (S, cells, H)."""
         size = max(len(part) for part in frames)  # the last frame of a video may have fewer pictures
         pictures = np.concatenate([np.concatenate([part, part[-1:]])[:size] for part in frames])
-        pixels, grid = self._pixels(pictures)
-        call = self.tower.call(pixels, grid, {})
-        features_RH = self.tower(call.pixels, call.grid)[0]
-        cells = call.token_rows.rows[0]
+        made = self.processor.video_processor(videos=[pictures], do_sample_frames=False, return_tensors="pt")
+        wanted = self.tower.signature.parameters
+        call = self.tower.read((), {n: made[n].to(self.device) for n in made if n in wanted}, None)
+        assert call is not None  # it was asked for videos
+        features_RH = self.tower(call.pixels, call.beside)[0]
+        cells = len(features_RH) // sum(call.beside.frames)
         return torch.unflatten(features_RH[: len(frames) * cells], 0, (len(frames), cells))
 
     @torch.no_grad()
@@ -128,13 +130,6 @@ class OwnScorer:
             return torch.zeros(len(features))
         ids = self.processor.tokenizer(question, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
         return words_and_scenes(self.tower.embed(ids.to(self.device)), features.to(self.device))
-
-    def _pixels(self, pictures: Pictures) -> tuple[Tensor, Tensor]:
-        inputs = self.processor.video_processor(videos=[pictures], do_sample_frames=False, return_tensors="pt")
-        pixels = inputs["pixel_values_videos"].to(self.device)
-        if self.tower.patches:
-            return pixels, inputs["video_grid_thw"]
-        return pixels.flatten(0, 1), torch.tensor([[pixels.shape[1], 1, 1]])
 
 
 def pictures_per_frame(processor: Any) -> int:

@@ -1,7 +1,8 @@
 """Chooses frames in front of a model's vision encoder, and encodes no others where that gives the same features.
 
-With ``frames=0.25`` this stands in front of the model's ``get_video_features`` while what was compiled, or its
-``generate``, is called; ``segmo.uncompile`` takes it away. Elsewhere there is no question, and every frame is encoded.
+With ``frames=0.25`` this stands in front of what encodes a model's frames (``get_video_features``, mostly) while what
+was compiled, or its ``generate``, is called; ``segmo.uncompile`` takes it away. Elsewhere there is no question, and
+every frame is encoded.
 
 Legend: F frames of a video, M chosen ones, R rows of features, H hidden size, V videos.
 """
@@ -21,7 +22,7 @@ from torch.fx import GraphModule
 from segmo.compiler.capture import calling_line
 from segmo.compiler.chat import chat_of
 from segmo.errors import OptionError
-from segmo.families import Family, family_for
+from segmo.families import encoder_of, family_for
 from segmo.options import Options
 from segmo.passes.analyse import Facts
 from segmo.passes.pipeline import build_pass
@@ -36,25 +37,20 @@ from segmo.runtime.frame_budget import choose_frames, frame_count, frame_scenes,
 from segmo.upstream.prompt import Prompt, current_prompt, prompt_known
 from segmo.upstream.proof import prove_independence
 from segmo.upstream.scores import descriptors, frame_scores, rows_of_videos, words_and_features
-from segmo.upstream.tower import Tower, VideoCall, only_rows
+from segmo.upstream.shapes import shape_of
+from segmo.upstream.tower import Tower
+from segmo.upstream.video_call import VideoCall
 
-NAME = "get_video_features"
 # Scenes whose representatives the model's own encoder is asked to score, for each frame that is kept. More scenes would
 # make scoring dearer than answering; a scorer that is cheap (scorer="external") has no such limit.
 SCENES_PER_FRAME = 2
 
 
-def chooses_frames_of(model: Any, family: Family) -> bool:
+def chooses_frames_of(model: Any) -> bool:
     """Whether frames can be told apart in what goes into a model's vision encoder and in what comes out."""
-    encode = getattr(model.base_model, NAME, None)
-    own = getattr(model.config, "video_token_id", None) or getattr(model.config, "video_token_index", None)
-    if encode is None or own is None:
-        return False
-    patches = "video_grid_thw" in inspect.signature(encode).parameters
-    vision = model.config.vision_config
-    merges = isinstance(getattr(vision, "spatial_merge_size", None), int)
-    merges = merges and getattr(vision, "temporal_merge_size", 1) == 1  # ERNIE joins frames of the grid
-    return merges if patches else family.cells_per_frame is not None
+    base = model.base_model
+    encode = encoder_of(base, "video") or encoder_of(base, "image")
+    return encode is not None and shape_of(inspect.signature(encode).parameters, model.config, {}) is not None
 
 
 class FrameEncoder:
@@ -62,7 +58,7 @@ class FrameEncoder:
 
     def __init__(self, model: Any, options: Options) -> None:
         family = family_for(model.config)
-        if not chooses_frames_of(model, family):
+        if not chooses_frames_of(model):
             raise OptionError(
                 f"frames={options.frames:g}: SegMo cannot tell which rows of a {family.model_type!r} video belong to "
                 "which frame in front of its vision encoder; set frames=1"
@@ -76,23 +72,26 @@ class FrameEncoder:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's ``get_video_features``, with zeros in the places of frames that were not chosen."""
         prompt = current_prompt()
-        call = self.tower.read(args, kwargs)
+        call = None if prompt is None else self.tower.read(args, kwargs, prompt)
         if prompt is None or call is None:
             return self.tower.original(*args, **kwargs)
         if self.graph is None:
             self._build(call)
-        wanted = [frame_count(frames, self.options.frames) for frames in call.pixel_rows.frames]
+        wanted = [frame_count(frames, self.options.frames) for frames in call.beside.frames]
         looks = descriptors(call)
         scored = self._scored(looks, wanted)
         if self.pushed:
             kept, features = self._encode_chosen(call, prompt, looks, wanted, scored)
         else:
-            whole = self._encode(call, [torch.arange(frames) for frames in call.pixel_rows.frames])
+            whole = self._encode(call, [torch.arange(frames) for frames in call.beside.frames])
             kept = self._choose(call, prompt, looks, wanted, scored, whole[0])
             rows = call.token_rows.of(kept).to(call.pixels.device)
             features = [place_rows(item[rows], rows, call.token_rows.total) for item in whole]
         self._note(call, kept, scored)
-        return self.tower.output(call, features)
+        missing_R = torch.ones(call.token_rows.total, dtype=torch.bool)
+        missing_R[call.token_rows.of(kept)] = False
+        features[0][missing_R.to(features[0].device)] = self.tower.absent(features[0], prompt.ids)
+        return self.tower.output(call, features, len(prompt.ids))
 
     def _encode_chosen(
         self,
@@ -135,7 +134,8 @@ class FrameEncoder:
         """Features (R, H) of all videos with zeros where frames are not in ``kept``; one for each output."""
         videos = [video for video, frame_M in enumerate(kept) if len(frame_M)]  # of which something is encoded
         # Pictures of several videos make one array only when every video has as many of them.
-        groups = [videos] if self.tower.patches else [[video] for video in videos]
+        assert self.tower.shape is not None
+        groups = [videos] if self.tower.shape.joint else [[video] for video in videos]
         found: list[Tensor] = []
         for group in groups:
             made = self._run(call.only(group), [kept[video] for video in group])
@@ -146,12 +146,10 @@ class FrameEncoder:
     def _run(self, call: VideoCall, kept: Sequence[Tensor]) -> list[Tensor]:
         """The vision graph on a call, of whose every video something is kept."""
         assert self.graph is not None
-        self.tower.extra = call.extra
         device = call.pixels.device
-        few = call.grid.clone()
-        few[:, 0] = torch.tensor([len(frame_M) for frame_M in kept])
         rows, total = call.token_rows.of(kept).to(device), call.token_rows.total
-        made = self.graph(call.pixels, call.grid, call.pixel_rows.of(kept).to(device), few, rows, total)
+        few, pixel_rows = call.beside.of(kept), call.pixel_rows.of(kept).to(device)
+        made = self.graph(call.pixels, call.beside, pixel_rows, few, rows, total)
         return list(made)
 
     def _scored(self, looks: Sequence[Tensor], wanted: Sequence[int]) -> list[Tensor]:
@@ -186,19 +184,40 @@ class FrameEncoder:
                 words = self.tower.embed(self._question(prompt, row_of, video, call))
                 relevance_S = words_and_features(words, features, call, video, scored[video])
             kept.append(choose_frames(look, scene_F, relevance_S, count, self.options.balance))
-        return kept
+        return self._enough(call, prompt, row_of, kept)
+
+    def _enough(self, call: VideoCall, prompt: Prompt, row_of: Sequence[int], kept: Sequence[Tensor]) -> list[Tensor]:
+        """The chosen frames, and further ones where those have fewer tokens than the decoder is to keep.
+
+        That is so only where a processor leaves tokens out that repeat: then the frames with most tokens are taken
+        along, ties by order.
+        """
+        share, found = min(self.options.keep, self.options.frames), [frame_M.tolist() for frame_M in kept]
+        frames, frame_T = list(call.beside.frames), prompt.shown(call.token_rows).frame_T
+        size_F = torch.bincount(frame_T[frame_T >= 0], minlength=sum(frames)).split(frames)
+        for row in set(row_of):
+            videos = [video for video, place in enumerate(row_of) if place == row]
+            wanted = int(share * sum(int(size_F[video].sum()) for video in videos))
+            there = sum(int(size_F[video][found[video]].sum()) for video in videos)
+            others = [(-int(n), v, f) for v in videos for f, n in enumerate(size_F[v].tolist()) if f not in found[v]]
+            for size, video, frame in sorted(others):
+                if there >= wanted:
+                    break
+                found[video].append(frame)
+                there -= size
+        return [torch.tensor(sorted(numbers)) for numbers in found]
 
     def _question(self, prompt: Prompt, row_of: Sequence[int], video: int, call: VideoCall) -> Tensor:
         """Token ids of the question in the row that a video stands in."""
-        beside = [other for other, row in enumerate(row_of) if row == row_of[video]]
-        videos = only_rows(call.token_rows, beside)
-        return prompt.question(row_of[video], self.tower.placeholder(prompt.ids), videos, chat_of(self.model).tokens)
+        row = [other for other, place in enumerate(row_of) if place == row_of[video]]
+        shown = prompt.shown(call.token_rows).only(row)
+        return prompt.question(row_of[video], self.tower.placeholder(prompt.ids), shown, chat_of(self.model).tokens)
 
     def _note(self, call: VideoCall, kept: Sequence[Tensor], scored: Sequence[Tensor]) -> None:
         from segmo.compiler.backend import SETUP
 
         report: Report = report_for(self.model, self.options, SETUP)
-        frames = sum(call.pixel_rows.frames)
+        frames = sum(call.beside.frames)
         both = sum(len(torch.unique(torch.cat(pair))) for pair in zip(kept, scored, strict=True))
         report.frames = FrameCounts(frames, both if self.pushed else frames, tuple(tuple(f.tolist()) for f in kept))
 
@@ -209,9 +228,9 @@ _ENCODER: ContextVar[FrameEncoder | None] = ContextVar("segmo_encoder", default=
 @contextmanager
 def encoding(encoder: FrameEncoder, inputs: Mapping[str, Any]) -> Iterator[None]:
     """Inside the block, ``encoder`` stands in front of its model's own, and the prompt is that of these arguments."""
-    base = encoder.tower.base
-    if not isinstance(vars(base).get(NAME), Features):
-        setattr(base, NAME, Features(base))
+    base, name = encoder.tower.base, encoder.tower.name
+    if not isinstance(vars(base).get(name), Features):
+        setattr(base, name, Features(encoder.tower))
     token = _ENCODER.set(encoder)
     try:
         with prompt_known(inputs):
@@ -221,13 +240,13 @@ def encoding(encoder: FrameEncoder, inputs: Mapping[str, Any]) -> Iterator[None]
 
 
 class Features:
-    """Takes the place of a model's ``get_video_features``: the encoder of the running call, or else the model's own."""
+    """Takes the place of what encodes a model's frames: the encoder of the running call, or else the model's own."""
 
     segmo = True
 
-    def __init__(self, base: Any) -> None:
-        self.base = base
-        self.original = base.get_video_features
+    def __init__(self, tower: Tower) -> None:
+        self.base, self.original = tower.base, tower.original
+        self.own = vars(tower.base).get(tower.name)  # what somebody else had put there
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -242,5 +261,8 @@ class Features:
 def encode_all(model: Any) -> None:
     """Takes what :func:`encoding` put there away again."""
     base = getattr(model, "base_model", None)
-    if base is not None and isinstance(vars(base).get(NAME), Features):
-        delattr(base, NAME)
+    for name, value in list(vars(base).items()) if base is not None else ():
+        if isinstance(value, Features):
+            delattr(base, name)
+            if value.own is not None:
+                setattr(base, name, value.own)

@@ -5,50 +5,128 @@ Legend: B batch, N prompt tokens.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from segmo.runtime.encoded import VideoRows
-from segmo.runtime.layout import roles
-from segmo.runtime.question import ChatTokens, question_tokens
+from segmo.runtime.layout import roles, video_layout, video_starts
+from segmo.runtime.question import ChatTokens, question_tokens, turn_marks
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs of placeholders in a prompt.
+
+    Attributes:
+        rows: lengths of the runs of each row of the batch.
+        videos: runs of each video of the batch, where every run is a frame.
+    """
+
+    rows: tuple[tuple[int, ...], ...]
+    videos: tuple[int, ...]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of all runs."""
+        return [length for row in self.rows for length in row]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Which video and which frame each video token of a prompt is of, (T,), counted through all; -1 for no frame."""
+
+    video_T: Tensor
+    frame_T: Tensor
+
+    def only(self, videos: Sequence[int]) -> Shown:
+        """The tokens of some of the videos."""
+        inside_T = torch.isin(self.video_T, torch.tensor(list(videos)))
+        return Shown(self.video_T[inside_T], self.frame_T[inside_T])
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids (B, N), and the attention mask (B, N) if there is one."""
+    """One prompt, or several as the rows of a batch.
+
+    Attributes:
+        ids: of the tokens, (B, N).
+        mask: of attention, (B, N), if there is one.
+        repeats: False for features that the processor found to repeat and that have no token (VideoLLaMA3), (R,) bool.
+    """
 
     ids: Tensor
     mask: Tensor | None
+    repeats: Tensor | None = None
 
-    def question(self, row: int, video_token: int, videos: VideoRows, chat: ChatTokens) -> Tensor:
+    def runs(self, video_token: int, chat: ChatTokens) -> Runs:
+        """The runs of placeholders in this prompt; arguments as for :meth:`question`."""
+        video_BN, marks_BN = self.ids == video_token, turn_marks(self.ids, chat)
+        rows: list[tuple[int, ...]] = []
+        videos: list[int] = []
+        for row in range(len(video_BN)):
+            length_G = _run_lengths(video_BN[row])
+            rows.append(tuple(length_G))
+            if not length_G:
+                continue
+            frame_BN, cell_BN = video_layout(video_BN[row : row + 1], None, 0, 0, marks_BN[row : row + 1])
+            first = video_starts(frame_BN[0], cell_BN[0]).nonzero()[:, 0].tolist()
+            videos += [end - start for start, end in pairwise([*first, len(length_G)])]
+        return Runs(tuple(rows), tuple(videos))
+
+    def shown(self, rows: VideoRows) -> Shown:
+        """What the video tokens are of.
+
+        Args:
+            rows: how frames lie in the encoder's features, some of which may have no token.
+        """
+        sizes = [f * r + rows.trailing for f, r in zip(rows.frames, rows.rows, strict=True)]
+        video_R, frame_R = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)), rows.owner()
+        if self.repeats is None or len(self.repeats) != len(frame_R):
+            return Shown(video_R, frame_R)
+        there_R = self.repeats.cpu().bool()
+        return Shown(video_R[there_R], frame_R[there_R])
+
+    def question(self, row: int, video_token: int, shown: Shown, chat: ChatTokens) -> Tensor:
         """Token ids of a row's question, (Q,), as the decoder's graph tells it.
 
         Args:
             row: of the batch.
             video_token: id of the placeholder.
-            videos: how the frames of this row's videos lie in its video tokens.
+            shown: what this row's video tokens are of.
             chat: what is known of the model's chat template.
         """
         ids_BN = self.ids[row : row + 1]
-        owner_V = videos.owner()
         video_BN = ids_BN == video_token
         start_BN, between_BN = torch.zeros_like(video_BN), torch.zeros_like(video_BN)
-        place_V = video_BN[0].nonzero()[:, 0]
-        first_V = torch.nn.functional.pad(owner_V[1:] != owner_V[:-1], (1, 0), value=True) & (owner_V >= 0)
-        start_BN[0, place_V[first_V.to(place_V.device)]] = True
-        for start in videos.starts()[1:]:
-            between_BN[0, int(place_V[start - 1]) + 1 : int(place_V[start])] = True
+        place_T = video_BN[0].nonzero()[:, 0]
+        first_T = _changes(shown.frame_T) & (shown.frame_T >= 0)
+        start_BN[0, place_T[first_T.to(place_T.device)]] = True
+        for start in _changes(shown.video_T).nonzero()[1:, 0].tolist():
+            between_BN[0, int(place_T[start - 1]) + 1 : int(place_T[start])] = True
         frame_BN, cell_BN = roles(video_BN, start_BN, between_BN)
         valid_BN = None if self.mask is None else self.mask[row : row + 1].bool()
         return ids_BN[question_tokens(ids_BN, frame_BN, cell_BN, valid_BN, chat)]
 
 
+def _changes(value_T: Tensor) -> Tensor:
+    """Whether a value is another than the one before; True for the first."""
+    return torch.nn.functional.pad(value_T[1:] != value_T[:-1], (1, 0), value=True)
+
+
+def _run_lengths(flag_N: Tensor) -> list[int]:
+    edges = torch.nn.functional.pad(flag_N.int(), (1, 1)).diff()
+    found: list[int] = ((edges == -1).nonzero()[:, 0] - (edges == 1).nonzero()[:, 0]).tolist()
+    return found
+
+
+_REPEATS = "video_compression_mask"
 _PROMPT: ContextVar[Prompt | None] = ContextVar("segmo_prompt", default=None)
 
 
@@ -62,7 +140,7 @@ def prompt_known(inputs: Mapping[str, Any]) -> Iterator[None]:
     if not isinstance(ids, Tensor) or ids.dim() != 2 or _PROMPT.get() is not None:
         yield
         return
-    token = _PROMPT.set(Prompt(ids, inputs.get("attention_mask")))
+    token = _PROMPT.set(Prompt(ids, inputs.get("attention_mask"), inputs.get(_REPEATS)))
     try:
         yield
     finally:

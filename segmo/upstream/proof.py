@@ -13,13 +13,20 @@ not be found out.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
+from torch.fx import Graph
 
+from segmo.errors import PromptError
 from segmo.passes.frame_dependence import frame_dependence, mixed, moved
 from segmo.passes.reasons import DoesNotApply, Miss
+from segmo.runtime.encoded import VideoRows
 from segmo.upstream.record import record
-from segmo.upstream.tower import Tower, VideoCall
+from segmo.upstream.shapes import Grid, PaddedPictures
+from segmo.upstream.tower import Tower
+from segmo.upstream.video_call import VideoCall
 
 SEED = 0
 FRAMES = (6, 3)  # of the two videos that are tried
@@ -35,37 +42,58 @@ def prove_independence(tower: Tower, call: VideoCall) -> tuple[Miss | None, int]
         tower: the encoder.
         call: a call of it, for the dtype, the device and the size of a row of pixels.
     """
-    tower.extra = call.extra
     trial = _trial(tower, call)
-    graph = record(lambda pixels: tower(pixels, trial.grid), trial.pixels)
+    graph = record(lambda pixels: tower(pixels, trial.beside), trial.pixels)
+    tower.settle(trial)
+    _check_rows(graph, trial)
     try:
-        depends = frame_dependence(graph, trial.pixel_rows.owner(), sum(trial.pixel_rows.frames))
+        none_empty = isinstance(tower.shape, PaddedPictures)
+        depends = frame_dependence(graph, trial.pixel_rows.owner(), sum(trial.pixel_rows.frames), none_empty)
     except DoesNotApply as found:
         return found.miss, tower.outputs
     return mixed(depends, trial.token_rows.owner()) or _place(tower, trial), tower.outputs
 
 
 def _trial(tower: Tower, call: VideoCall) -> VideoCall:
-    """A small call like ``call``: two videos, of two sizes where the encoder reads patches."""
-    if tower.patches:
-        side = int(tower.model.config.vision_config.spatial_merge_size)
-        grid = torch.tensor([[FRAMES[0], 2 * side, 6 * side], [FRAMES[1], 2 * side, 2 * side]])
-    else:
-        grid = torch.tensor([[FRAMES[1], 1, 1]] * 2)
-    rows = int(grid.prod(1).sum())
+    """A small call like ``call``: two videos, of two sizes where the encoder reads patches of any picture."""
+    trial = call.like(FRAMES if isinstance(tower.shape, Grid) else (FRAMES[1], FRAMES[1]))
+    if isinstance(tower.shape, Grid):
+        trial = _other_sizes(trial, tower.shape)
     generator = torch.Generator().manual_seed(SEED)
-    pixels = torch.randn(rows, *call.pixels.shape[1:], generator=generator)
-    return tower.call(pixels.to(call.pixels), grid.to(call.grid.device), call.extra)
+    return replace(trial, pixels=torch.randn(trial.pixels.shape, generator=generator).to(trial.pixels))
+
+
+def _other_sizes(trial: VideoCall, shape: Grid) -> VideoCall:
+    per_video, frames = trial.beside.per_video, trial.beside.frames
+    side = int(per_video[shape.SIDES][0]) if shape.side is None else shape.side
+    grid = torch.tensor([[0, 2 * side, 6 * side], [0, 2 * side, 2 * side]]).to(per_video[shape.GRID])
+    rows = tuple(shape.temporal * size for size in grid[:, 1:].prod(1).tolist())
+    pixels = trial.pixels[:1].expand(sum(f * r for f, r in zip(frames, rows, strict=True)), *trial.pixels.shape[1:])
+    beside = replace(trial.beside, per_video={**per_video, shape.GRID: grid})
+    return VideoCall(pixels, beside, VideoRows(frames, rows), VideoRows(frames, (12, 4)))
+
+
+def _check_rows(graph: Graph, trial: VideoCall) -> None:
+    """A prompt whose tokens are not as many as the encoder's features is told before anything is left out of it.
+
+    Raises:
+        PromptError: they are not.
+    """
+    output = next(node for node in graph.nodes if node.op == "output")
+    found = [len(node.meta["example_value"]) for node in output.args[0]]  # type: ignore[union-attr]
+    if any(count != trial.token_rows.total for count in found):
+        raise PromptError(
+            f"the prompt has {trial.token_rows.rows[0]} video tokens for a frame, and the encoder gives {found[0]} "
+            f"features for {sum(trial.token_rows.frames)} frames; leave the processor's placeholders be"
+        )
 
 
 @torch.no_grad()
 def _place(tower: Tower, trial: VideoCall) -> Miss | None:
     """Whether features stay the same when other frames are left out."""
-    left = list(LEFT) if tower.patches else [LEFT[1], LEFT[1]]
-    few = trial.grid.clone()
-    few[:, 0] = torch.tensor([len(frames) for frames in left])
-    whole = tower(trial.pixels, trial.grid)
-    part = tower(trial.pixels[trial.pixel_rows.of(left).to(trial.pixels.device)], few)
+    left = [LEFT[0] if frames == FRAMES[0] else LEFT[1] for frames in trial.beside.frames]
+    whole = tower(trial.pixels, trial.beside)
+    part = tower(trial.pixels[trial.pixel_rows.of(left).to(trial.pixels.device)], trial.beside.of(left))
     rows = trial.token_rows.of(left).to(trial.pixels.device)
     worst = max(_error(b, a[rows]) for a, b in zip(whole, part, strict=True))
     return moved(worst, CLOSE.get(whole[0].dtype, CLOSE_HALF))

@@ -14,7 +14,7 @@ from segmo.errors import PromptError
 from segmo.runtime.layout import QUERY
 from segmo.runtime.relevance import embedding_relevance
 from segmo.upstream.prompt import Prompt
-from segmo.upstream.tower import VideoCall
+from segmo.upstream.video_call import VideoCall
 
 GRID = 16  # a picture is looked at as so many by so many averages
 
@@ -27,8 +27,8 @@ def descriptors(call: VideoCall) -> list[Tensor]:
         part = pixels[start : start + frames * rows].float()
         if part.dim() == 4:
             seen = torch.nn.functional.adaptive_avg_pool2d(part, min(GRID, *part.shape[2:]))
-        else:  # a patch's pixels lie channel by channel
-            seen = torch.unflatten(part, 1, (3, -1)).mean(2)
+        else:  # a patch's pixels lie channel by channel, or else in three bands
+            seen = torch.unflatten(part, -1, (3, -1)).mean(-1)
         found.append(seen.reshape(frames, -1))
     return found
 
@@ -63,8 +63,8 @@ def rows_of_videos(call: VideoCall, prompt: Prompt, video_token: int) -> list[in
         PromptError: the prompt's video tokens are not those of these videos.
     """
     counts = (prompt.ids == video_token).sum(1).tolist()
-    rows = call.token_rows
-    sizes = [f * r + rows.trailing for f, r in zip(rows.frames, rows.rows, strict=True)]
+    shown_T = prompt.shown(call.token_rows).video_T
+    sizes = torch.bincount(shown_T, minlength=len(call.token_rows.frames)).tolist()
     if sum(counts) != sum(sizes):
         raise PromptError(
             f"the prompt holds {sum(counts)} video tokens and its videos {sum(sizes)}; "

@@ -1,76 +1,33 @@
 """A model's vision encoder as rows in, rows out, whatever a family's pixels and outputs look like.
 
-Legend: F frames of a video, R rows, H hidden size.
+Legend: R rows, H hidden size, V videos, F frames of all videos, Q words.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from segmo.families import Family
-from segmo.runtime.encoded import VideoRows, place_rows
+from segmo.compiler.chat import chat_of
+from segmo.errors import PromptError
+from segmo.families import Family, description_of, encoder_of, video_encoder_name
+from segmo.runtime.encoded import VideoRows
+from segmo.upstream.prompt import Prompt, Runs
+from segmo.upstream.shapes import PICTURES, VIDEOS, PooledPatches, Taken, shape_of
+from segmo.upstream.video_call import Beside, VideoCall
 
-
-@dataclass(frozen=True)
-class VideoCall:
-    """The videos of one call of the encoder.
-
-    Attributes:
-        pixels: rows of pixels: patches for Qwen-VL, whole pictures for LLaVA-OneVision.
-        grid: (videos, 3): frames, and the two sides of a frame in rows.
-        pixel_rows: how frames lie in ``pixels``.
-        token_rows: how frames lie in the features.
-        extra: the other arguments of the call.
-    """
-
-    pixels: Tensor
-    grid: Tensor
-    pixel_rows: VideoRows
-    token_rows: VideoRows
-    extra: dict[str, Any]
-
-    def only(self, videos: Sequence[int]) -> VideoCall:
-        """The call for some of its videos."""
-        if len(videos) == len(self.pixel_rows.frames):
-            return self
-        starts, sizes = self.pixel_rows.starts(), [f * r for f, r in _pairs(self.pixel_rows)]
-        parts = [self.pixels[starts[v] : starts[v] + sizes[v]] for v in videos]
-        rows = [only_rows(part, videos) for part in (self.pixel_rows, self.token_rows)]
-        return replace(
-            self, pixels=torch.cat(parts), grid=self.grid[list(videos)], pixel_rows=rows[0], token_rows=rows[1]
-        )
-
-    def spread(self, videos: Sequence[int], features: Tensor) -> Tensor:
-        """Features of some videos among zeros for the others."""
-        if len(videos) == len(self.token_rows.frames):
-            return features
-        owner = torch.repeat_interleave(
-            torch.arange(len(self.token_rows.frames)),
-            torch.tensor([f * r + self.token_rows.trailing for f, r in _pairs(self.token_rows)]),
-        )
-        rows = torch.isin(owner, torch.tensor(list(videos))).nonzero()[:, 0].to(features.device)
-        return place_rows(features, rows, self.token_rows.total)
-
-
-def _pairs(rows: VideoRows) -> list[tuple[int, int]]:
-    return list(zip(rows.frames, rows.rows, strict=True))
-
-
-def only_rows(rows: VideoRows, videos: Sequence[int]) -> VideoRows:
-    """The rows of some of the videos."""
-    return VideoRows(tuple(rows.frames[v] for v in videos), tuple(rows.rows[v] for v in videos), rows.trailing)
+_PLACEHOLDERS = ("video_token_id", "video_token_index", "image_token_id", "image_token_index", "image_patch_id")
 
 
 class Tower(torch.nn.Module):
     """The encoder of a model, up to the features that take the places of video tokens.
 
-    As a module it takes rows of pixels and their grid and gives a tuple of features, (R, H) each, in prompt order.
+    As a module it takes rows of pixels and what goes beside them, and gives a tuple of features, (R, H) each, in
+    prompt order.
     """
 
     model: Any
@@ -79,82 +36,154 @@ class Tower(torch.nn.Module):
 
     def __init__(self, model: Any, family: Family) -> None:
         super().__init__()
+        self.name = video_encoder_name(model.base_model)
+        original: Any = encoder_of(model.base_model, "video" if "video" in self.name else "image")
         # Not registered as modules: the model owns its encoder.
-        original = model.base_model.get_video_features
         self.__dict__.update(model=model, base=model.base_model, original=getattr(original, "original", original))
         self.signature = inspect.signature(self.original)
         self.family = family
-        self.patches = "video_grid_thw" in self.signature.parameters
-        config = model.config
-        self.video_token = int(getattr(config, "video_token_id", None) or config.video_token_index)
-        self.width = int(config.get_text_config().hidden_size)
-        self.extra: dict[str, Any] = {}
+        self.shape = shape_of(self.signature.parameters, model.config, {})
         self.outputs = 1
         self.made: Any = None
+        self.pieces, self.whole = 0, False  # parts of what the method gave last, and whether it gave one tensor
+        self.parts = "videos"  # what these parts are
 
     def placeholder(self, ids: Tensor) -> int:
         """The token that stands for a video in a prompt: the video's own, or the image's where that is not there."""
-        image = getattr(self.model.config, "image_token_id", None)
-        return self.video_token if image is None or bool((ids == self.video_token).any()) else int(image)
+        told = description_of(self.model).placeholder
+        known = [told, *(getattr(self.model.config, name, None) for name in _PLACEHOLDERS)]
+        tokens = [int(token) for token in known if token is not None]
+        return next((token for token in tokens if bool((ids == token).any())), tokens[0])
 
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> VideoCall | None:
-        """A call's videos; None for one without any."""
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any], prompt: Prompt | None) -> VideoCall | None:
+        """A call's videos; None for one without any.
+
+        Args:
+            args, kwargs: of the model's own method.
+            prompt: that it is called for; without one, all frames are taken to be of one video where nothing tells.
+
+        Raises:
+            PromptError: the pixels are not those of the prompt, or an argument cannot be told into frames.
+        """
         bound = self.signature.bind_partial(*args, **kwargs).arguments
         given = {**bound, **bound.pop("kwargs", {})}
-        pixels, grid = given.pop("pixel_values_videos", None), given.pop("video_grid_thw", None)
-        if pixels is None:
+        if given.get(VIDEOS) is None and (VIDEOS in self.signature.parameters or given.get(PICTURES) is None):
             return None
+        pixels = {name: given[name] for name in (VIDEOS, PICTURES) if isinstance(given.get(name), Tensor)}
+        shape = shape_of(self.signature.parameters, self.model.config, pixels)
+        if shape is None:
+            sizes = {name: tuple(value.shape) for name, value in pixels.items()}
+            raise PromptError(f"frames below 1: frames cannot be told apart in pixels of these sizes: {sizes}")
+        self.shape = shape
         given.pop("return_dict", None)
-        if self.patches:
-            return self.call(pixels, grid, given)
-        videos, frames = pixels.shape[:2]
-        return self.call(pixels.flatten(0, 1), torch.tensor([[frames, 1, 1]] * videos), given)
+        runs = None if prompt is None else prompt.runs(self.placeholder(prompt.ids), chat_of(self.model).tokens)
+        taken = shape.take(given, lambda count: _in_prompt(count, runs))
+        for name, value in given.items():
+            if isinstance(value, Tensor):
+                raise PromptError(
+                    f"frames below 1: the vision encoder is handed {name}, and SegMo cannot tell which part of it is "
+                    "which frame's; leave it out, or set frames=1"
+                )
+        beside = Beside(taken.frames, taken.per_frame, taken.per_video, given)
+        cells, trailing = self._cells(taken, runs)
+        token_rows = VideoRows(taken.frames, cells, trailing)
+        return VideoCall(taken.pixels, beside, VideoRows(taken.frames, taken.rows), token_rows)
 
-    def call(self, pixels: Tensor, grid: Tensor, extra: dict[str, Any]) -> VideoCall:
-        """The videos of rows of pixels with their grid."""
-        sides = [(int(t), int(h) * int(w)) for t, h, w in grid.tolist()]
-        frames = tuple(t for t, _ in sides)
-        if self.patches:
-            merged = int(self.model.config.vision_config.spatial_merge_size) ** 2
-            cells = tuple(rows // merged for _, rows in sides)
-        else:
-            assert self.family.cells_per_frame is not None
-            cells = (self.family.cells_per_frame(self.model.config),) * len(sides)
-        token_rows = VideoRows(frames, cells, self.family.trailing)
-        return VideoCall(pixels, grid, VideoRows(frames, tuple(rows for _, rows in sides)), token_rows, extra)
+    def _cells(self, taken: Taken, runs: Runs | None) -> tuple[tuple[int, ...], int]:
+        """Tokens of a frame of each video, and those behind the last frame of each."""
+        if taken.cells is not None:
+            return taken.cells, 0
+        if self.family.cells_per_frame is not None:
+            return (self.family.cells_per_frame(self.model.config),) * len(taken.frames), self.family.trailing
+        return _cells_in_prompt(taken.frames, [] if runs is None else runs.lengths)
 
-    def forward(self, pixels: Tensor, grid: Tensor) -> tuple[Tensor, ...]:
-        """Features of every frame of the grid, through the model's own method."""
-        if self.patches:
-            made = self.original(pixel_values_videos=pixels, video_grid_thw=grid, return_dict=True, **self.extra)
-        else:
-            shaped = torch.unflatten(pixels, 0, (len(grid), -1))
-            made = self.original(pixel_values_videos=shaped, return_dict=True, **self.extra)
-        self.made = type(made)
+    def forward(self, pixels: Tensor, beside: Beside) -> tuple[Tensor, ...]:
+        """Features of every frame, through the model's own method."""
+        assert self.shape is not None
+        arguments = self.shape.put(pixels, beside.frames, {**beside.per_frame, **beside.per_video})
+        made = self.original(**arguments, **beside.plain, return_dict=True)
+        self.made, self.pieces = type(made), len(made.pooler_output)
+        self.whole = isinstance(made.pooler_output, Tensor)
         levels = getattr(made, "deepstack_features", None) or ()
         features = tuple(_flat(item) for item in (made.pooler_output, *levels))
         self.outputs = len(features)
         return features
 
-    def output(self, call: VideoCall, features: Sequence[Tensor]) -> Any:
-        """What the model's own method gives, around these features."""
-        first, *levels = (self._split(call, item) for item in features)
+    def settle(self, trial: VideoCall) -> None:
+        """Remembers, from the call that was tried last, which parts the model's own method gives features in."""
+        frames = trial.beside.frames
+        self.parts = "videos" if self.pieces == len(frames) else "frames" if self.pieces == sum(frames) else "all"
+
+    def absent(self, features: Tensor, ids: Tensor) -> Tensor:
+        """What stands for a missing feature, (H,): zeros in its token's place, behind the merge."""
+        zeros = torch.zeros_like(features[0])
+        if not isinstance(self.shape, PooledPatches):
+            return zeros
+        # Molmo adds features to what the placeholder's embedding is.
+        placeholder = torch.tensor([self.placeholder(ids)], device=ids.device)
+        return zeros - self.embed(placeholder)[0].to(zeros)
+
+    def output(self, call: VideoCall, features: Sequence[Tensor], rows: int) -> Any:
+        """What the model's own method gives, around these features, for a batch of so many rows."""
+        first, *levels = (self._split(call, item, rows) for item in features)
         more = {"deepstack_features": levels} if levels else {}
         return self.made(pooler_output=first, **more)
 
-    def _split(self, call: VideoCall, features: Tensor) -> Any:
-        if not self.patches:
-            return torch.unflatten(features, 0, (len(call.grid), -1))
-        return torch.split(features, [f * r for f, r in _pairs(call.token_rows)])
+    def _split(self, call: VideoCall, features: Tensor, rows: int) -> Any:
+        if self.parts == "all":
+            return features if self.whole else list(torch.split(features, len(features) // rows))
+        sizes = call.tokens()
+        if self.parts == "frames":
+            pairs = zip(call.token_rows.frames, call.token_rows.rows, strict=True)
+            sizes = [cells for frames, cells in pairs for _ in range(frames)]
+        return torch.unflatten(features, 0, (len(sizes), -1)) if self.whole else torch.split(features, sizes)
 
+    @torch.no_grad()
     def embed(self, ids: Tensor) -> Tensor:
         """Embeddings of words, (Q, H)."""
         words: Tensor = self.base.get_input_embeddings()(ids)
         return words
 
 
+def _in_prompt(count: int, runs: Runs | None) -> Sequence[int]:
+    """Frames of each video, where the prompt has a run of placeholders for each of ``count`` frames, or for several."""
+    if runs is None:
+        return (count,)
+    found = len(runs.lengths)
+    if found and found != count and count % found == 0:
+        return (count // found,) * found
+    if found != count:
+        raise PromptError(
+            f"the prompt has {found} runs of video tokens and its videos {count} frames; to choose frames "
+            "before the encoder every frame must have a run of its own: leave the processor's placeholders be"
+        )
+    return runs.videos
+
+
+def _cells_in_prompt(frames: Sequence[int], lengths: Sequence[int]) -> tuple[tuple[int, ...], int]:
+    """Tokens of a frame of each video, and those behind each video's last frame, from the runs of a prompt."""
+    if len(lengths) == len(frames):
+        cells = tuple(length // count for length, count in zip(lengths, frames, strict=True))
+        trailing = {length % count for length, count in zip(lengths, frames, strict=True)}
+        if len(trailing) == 1 and all(cells):
+            return cells, trailing.pop()
+    elif len(lengths) == sum(frames):
+        places = [sum(frames[:video]) for video in range(len(frames))]
+        parts = [lengths[start : start + count] for start, count in zip(places, frames, strict=True)]
+        if all(len(set(part)) == 1 for part in parts):
+            return tuple(part[0] for part in parts), 0
+    elif lengths and sum(lengths) % sum(frames) == 0:
+        return (sum(lengths) // sum(frames),) * len(frames), 0
+    if not lengths:
+        return (0,) * len(frames), 0
+    raise PromptError(
+        f"the prompt's {sum(lengths)} video tokens, in {len(lengths)} runs, are not whole frames of videos of "
+        f"{', '.join(map(str, frames))} frames; leave the processor's placeholders be"
+    )
+
+
 def _flat(features: Any) -> Tensor:
     if isinstance(features, (list, tuple)):
-        return torch.cat(list(features))
+        return torch.cat([_flat(part) for part in features])
     rows: Tensor = features
     return rows.flatten(0, -2)
