@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import transformers
 from family_processors import PROCESSORS
-from video_families import FAMILIES, model_class, tiny_config
+from video_families import FAMILIES, expect_family, model_class, tiny_config
 
 from segmo.demo.processor import CHAT_TEMPLATE, IMAGE, VIDEO, VISION_END, VISION_START, build_tokenizer
 
@@ -74,6 +74,7 @@ def build_model(family: str, processor: Any) -> Any:
 
 def write_folder(family: str, folder: Path) -> Path:
     """The model and its processor in a folder; the same random weights on every call."""
+    expect_family(family)
     processor = build_processor(family)
     build_model(family, processor).save_pretrained(folder)
     processor.save_pretrained(folder)

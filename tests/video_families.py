@@ -196,7 +196,10 @@ FAMILIES: dict[str, Case] = {
         vision={"image_size": [16, 16], "patch_size": [4, 4]},
         inputs=_frames(tagged=True, token=IMAGE, name="pixel_values", flat=True),
     ),
-    "smolvlm": Case(inputs=_frames(tagged=True, token=IMAGE, name="pixel_values")),
+    "smolvlm": Case(
+        inputs=_frames(tagged=True, token=IMAGE, name="pixel_values"),
+        since="5.23",  # 5.18 merges by another operation than masked_scatter, and runs as it was
+    ),
     "perception_lm": Case(
         vision={"model_type": "clip_vision_model", "model_args": {"embed_dim": 32}}, inputs=_frames(cells=16)
     ),
@@ -328,11 +331,18 @@ def _part(name: str, default: PretrainedConfig, case: Case) -> dict[str, Any]:
     )  # a config changes what it is given
 
 
-def tiny_config(model_type: str, case: Case) -> PretrainedConfig:
-    """The family's config with every size small."""
+def expect_family(model_type: str) -> str:
+    """The name of the config that understands video; the test skips where transformers has no such family yet."""
+    case = FAMILIES[model_type]
     name = case.inner[0] if case.inner else model_type
     if name not in CONFIG_MAPPING or Version(transformers.__version__) < Version(case.since):
         pytest.skip(f"transformers {transformers.__version__} has no {name}, or one that takes no video")
+    return name
+
+
+def tiny_config(model_type: str, case: Case) -> PretrainedConfig:
+    """The family's config with every size small."""
+    name = expect_family(model_type)
     kind = CONFIG_MAPPING[name]
     default = kind()
     fields: dict[str, Any] = {key: value for key, value in _TOKENS.items() if hasattr(default, key)}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 from segmo.compat.groups import FileStore
 from segmo.runtime.cost.device import Device
@@ -48,6 +48,7 @@ def _pair(rank: int, folder: str, kind: str) -> None:
     latency, rate = measure_link(Ranks.of(), device)
     if rank == 0:
         Path(folder, "link").write_text(f"{latency} {rate}")
+    dist.barrier()  # nobody leaves while another one still measures
     dist.destroy_process_group()
 
 
@@ -59,6 +60,10 @@ def with_link(measured: Device, device: torch.device) -> Device:
     if device.type == "cuda" and torch.cuda.device_count() < 2:
         return dataclasses.replace(measured, source=f"{measured.source}; link not measured: one GPU")
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_pair, (folder, device.type), nprocs=2)  # type: ignore[no-untyped-call]
+        try:
+            spawn(_pair, (folder, device.type), nprocs=2)  # type: ignore[no-untyped-call]
+        except ProcessExitedException:  # torch 2.11 was seen to abort a process as it left its group
+            if not Path(folder, "link").exists():
+                raise
         latency, rate = map(float, Path(folder, "link").read_text().split())
     return dataclasses.replace(measured, link_seconds=latency, link_bytes_per_s=rate, network_bytes_per_s=rate)

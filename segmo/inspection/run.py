@@ -104,6 +104,7 @@ def capture_subject(given: Subject, options: Mapping[str, Any], stop_after: str 
         OptionError: a wrong option, or ``stop_after`` is not in the pipeline.
     """
     import segmo
+    from segmo.calls.inputs import encoded
     from segmo.compat import flags
     from segmo.compat.chunk_loops import make_loops_opaque
     from segmo.compat.dynamo import BackendCompilerFailed
@@ -119,6 +120,9 @@ def capture_subject(given: Subject, options: Mapping[str, Any], stop_after: str 
 
     segmo.uncompile(given.model)
     given.model.compile(backend=backend, dynamic=True)
+    compiled = given.model._compiled_call_impl
+    # Before transformers 5.23 generate leaves it to some models to encode the video, in their forward.
+    given.model._compiled_call_impl = lambda **inputs: compiled(**encoded(given.model, inputs))
     # A backend that is not segmo itself has no call around it that sets Dynamo up.
     make_loops_opaque()
     undo = flags.hold()
