@@ -110,12 +110,6 @@ def rows_and_keys(attention: Attention) -> tuple[int | None, int | None]:
     return (query[-2] if query else None), (key[-2] if key else None)
 
 
-def head_sizes(attention: Attention) -> tuple[int | None, int | None]:
-    """Size of a head's keys, and of its values."""
-    key, value = sizes(attention.key), sizes(attention.value)
-    return (key[-1] if key else None), (value[-1] if value else None)
-
-
 def with_misses(attentions: Sequence[Attention], config: Any) -> tuple[tuple[Attention, ...], Padding]:
     """Each call with the reason why segments cannot take its place, and what the masks of the others are made from."""
     padding = Padding()
@@ -134,14 +128,14 @@ def _why_not(attention: Attention, config: Any) -> Miss | None:
     rows, keys = rows_and_keys(attention)
     if rows == 1 and keys != 1:
         return Miss.of("one-row", node=attention.node)
-    if _is_local(attention.node, config):
+    if is_local(attention.node, config):
         return Miss.of("local-layer", node=attention.node)
     if attention.mask is None and not attention.causal:
         return Miss.of("not-causal", node=attention.node)
     return None
 
 
-def _is_local(node: Node, config: Any) -> bool:
+def is_local(node: Node, config: Any) -> bool:
     """Whether the layer sees a neighbourhood only, from the config's kinds of layers."""
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
     kinds = getattr(text, "layer_types", None)

@@ -57,17 +57,17 @@ def upstream(node: Node) -> Iterator[Node]:
         if source not in seen:
             seen.add(source)
             stack.extend(source.all_input_nodes)
-            stack.extend(writer for writer in _writers(source) if writer < node)
+            stack.extend(writer for writer in writers_of(source) if writer < node)
             yield source
 
 
-def _writers(node: Node) -> Iterator[Node]:
+def writers_of(node: Node) -> Iterator[Node]:
     """The calls that change a node's tensor in place, directly or through a view of it."""
     for user in node.users:
         if changed_in_place(user) is node:
             yield user
         elif is_view(user) and user.args and user.args[0] is node:
-            yield from _writers(user)
+            yield from writers_of(user)
 
 
 def source_line(node: Node) -> str | None:
@@ -88,6 +88,16 @@ def op_name(node: Node) -> str:
         target: Any = node.target
         return str(target) if isinstance(target, torch._ops.OpOverload) else str(target.__name__)
     return f".{node.target}" if node.op == "call_method" else node.op
+
+
+def library_of(node: Node) -> str:
+    """Namespace of the operator that a node calls, such as ``"aten"``; empty where that is torch's own or a method."""
+    target: Any = node.target
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        return str(target).partition(".")[0]
+    if isinstance(target, (torch._ops.OpOverload, torch._ops.HigherOrderOperator)):
+        return str(getattr(target, "namespace", None) or "higher_order")
+    return ""
 
 
 def count_ops(graph: Graph) -> dict[str, int]:

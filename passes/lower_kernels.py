@@ -38,8 +38,8 @@ def _sizes_of(node: Node) -> tuple[Any, ...]:
     return tuple((x.shape[1], x.shape[3]) for x in tensors if isinstance(x, torch.Tensor) and x.dim() == 4)
 
 
-def _over_ranks(lowering: str, q: Any, k: Any, _: Any) -> Choice:
-    shape = (q.device, q.dtype, q.shape[3], q.shape[1], k.shape[1])
+def _over_ranks(lowering: str, q: Any, k: Any, v: Any) -> Choice:
+    shape = (q.device, q.dtype, max(int(q.shape[3]), int(v.shape[3])), int(q.shape[1]), int(k.shape[1]))
     return lowerings.choose(lowering, q.device, q.dtype, lambda: rank_kernels(*shape))
 
 

@@ -1,15 +1,14 @@
 """The second cut: from one node on, each rank computes on its own tokens of the prompt.
 
-Same walk as :class:`segmo.passes.cut.ApartCut`. What differs: how many tokens are left is known only when the
-graph runs, what was dropped on one rank is on another, and what leaves the graph is put together again.
+Same walk as :class:`segmo.passes.cut.WholeCut`. What differs: how many tokens are left is known only when the
+graph runs, what needs other ranks' tokens gathers them, and what leaves the graph is put together again.
 
 Legend: N prompt tokens, K kept tokens, L tokens of this rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -17,14 +16,12 @@ from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from segmo.passes.analyse import Merge
-from segmo.passes.attentions import SDPA
-from segmo.passes.cut import ApartCut
-from segmo.passes.cut.state import lost
-from segmo.passes.graph import concrete, example
+from segmo.passes.cut import WholeCut
+from segmo.passes.graph import concrete, erase_unused, example
 from segmo.passes.scene_nodes import OPS
 
 
-class RankCut(ApartCut):
+class RankCut(WholeCut):
     """Rewrites everything after the point at which tokens are dealt out to ranks.
 
     Every node's traced value still has the prompt's length N, whether tokens were selected before or not, so
@@ -32,6 +29,7 @@ class RankCut(ApartCut):
 
     Args:
         packed: node of the rank's packed schedule.
+        kept: node of the number of kept tokens, K.
         group: name of the process group.
         gather: whether caches are put together at the end.
         (others): as for :class:`segmo.passes.cut.TokenCut`.
@@ -42,15 +40,15 @@ class RankCut(ApartCut):
         graph: Graph,
         index: Node,
         packed: Node,
+        kept: Node,
         group: str,
         gather: bool,
         merge: Merge,
         caches: Collection[Node],
     ) -> None:
         length = int(concrete(example(merge.node).shape[1]))
-        super().__init__(graph, index, index, length, length - 1, merge, caches)
+        super().__init__(graph, index, index, length, length - 1, merge, caches, whole_length=kept)
         self.packed, self.group, self.gather_caches = packed, group, gather
-        self.joined: set[Node] = set()
         self.embeddings: set[Node] = set()
         with self.mode:
             self.values[packed] = torch.empty(8, dtype=torch.long)
@@ -68,15 +66,16 @@ class RankCut(ApartCut):
             return self.graph.call_function(OPS.rank_tokens.default, arguments)
         return super().pick(node, dim)
 
+    def incomplete(self, node: Node) -> bool:
+        """Whether features that other ranks encoded may be missing."""
+        return node in self.embeddings
+
     def _visit(self, node: Node, later: Sequence[Node]) -> None:
-        if node.target is SDPA:
-            raise lost("a layer that is not replaced by segments needs the tokens of other ranks", node)
         if node.target is OPS.scatter_tokens.default:  # on its way out after selection: all kept tokens are due
             source = node.args[0]
             assert isinstance(source, Node)
-            node.replace_input_with(source, self._join(source, node))
+            node.replace_input_with(source, self.whole(source, node))
             self.values[node] = self.old_value(node)
-            self.joined.add(node)
             return
         super()._visit(node, later)
 
@@ -89,27 +88,35 @@ class RankCut(ApartCut):
     def _finish(self, output: Node) -> None:
         """Caches are put together or stay; what is N long is joined; what is replicated comes from the home rank."""
 
+        inside = self.joined_bytes
+
         def mend(arg: Node) -> Node:
-            if arg in self.joined or arg not in self.after:
+            if arg not in self.after or (arg in self.entire and self._differs(arg)):
                 return arg
             if arg in self.caches:
-                return self._join(arg, output) if self.gather_caches else arg
+                gathers = self.gather_caches or arg in self.wholes
+                return self.whole(arg, output) if gathers else arg
             if self.changed_dims(arg):
-                return self._join(arg, output)
+                return self.whole(arg, output)
             value = example(arg)
             if isinstance(value, Tensor) and value.dtype.is_floating_point:
-                return self._insert(OPS.from_home.default, arg, output)
+                return self._from_home(arg, output)
             return arg
 
         output.args = map_arg(output.args, mend)
+        self.joined_bytes = inside
+        erase_unused(node for node in reversed(self.graph.nodes) if node in self.after)
 
-    def _join(self, node: Node, before: Node) -> Node:
-        made = self._insert(OPS.join_tokens.default, node, before)
-        self.joined.add(made)
+    def join(self, node: Node, dim: int, before: Node) -> Node:
+        """The tokens of all ranks, in order of the prompt."""
+        with self.graph.inserting_before(before):
+            arguments = (node, dim, self.packed, self.whole_length, self.group)
+            made = self.graph.call_function(OPS.join_tokens.default, arguments)
+        made.meta.update(example_value=example(node), stack_trace=node.meta.get("stack_trace"))
         return made
 
-    def _insert(self, op: Callable[..., Any], node: Node, before: Node) -> Node:
+    def _from_home(self, node: Node, before: Node) -> Node:
         with self.graph.inserting_before(before):
-            made = self.graph.call_function(op, (node, self.packed, self.group))
+            made = self.graph.call_function(OPS.from_home.default, (node, self.packed, self.group))
         made.meta.update(example_value=example(node), stack_trace=node.meta.get("stack_trace"))
         return made

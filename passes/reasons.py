@@ -150,14 +150,9 @@ _ALL = (
         "call the model once per prompt",
     ),
     Reason(
-        "head-sizes",
-        "queries and keys have {detail}, which attention over ranks does not know",
-        "run the model on one device",
-    ),
-    Reason(
-        "other-layers",
-        "a decoder layer that segments do not replace ({detail}) needs the tokens of other ranks",
-        "run the model on one device",
+        "whole-cache",
+        "a layer that is neither cut into segments nor local ({detail}) needs all ranks' keys and values to decode",
+        'use cache="gather"',
     ),
     Reason(
         "late-selection",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from importlib.metadata import version
 from typing import Any, ClassVar
@@ -14,8 +14,7 @@ from torch.fx import Node
 
 import segmo.runtime.distributed.ops  # noqa: F401  # registers torch.ops.segmo
 from segmo.errors import CacheError
-from segmo.passes.analyse import Facts
-from segmo.passes.attentions import head_sizes
+from segmo.passes.attentions import is_local
 from segmo.passes.base import Outcome, Pass, Rewrite, Tier
 from segmo.passes.graph import concrete, example, replace_call, upstream
 from segmo.passes.rank_cut import RankCut
@@ -74,13 +73,9 @@ class ShardSegments:
             return Outcome(misses=(Miss.of("batch", node=merge_of(rewrite).node),))
         if self.cache == "sharded" and rewrite.options.scorer == "attention":
             return Outcome(misses=(Miss.of("late-selection", node=merge_of(rewrite).node),))
-        whole = _whole_layer(rewrite.facts)
-        if whole is not None:
-            return Outcome(misses=(whole,))
-        uneven = next((a for a in rewrite.facts.replaceable if head_sizes(a)[0] != head_sizes(a)[1]), None)
-        if uneven is not None:
-            detail = "head size {}, values {}".format(*head_sizes(uneven))
-            return Outcome(misses=(Miss.of("head-sizes", detail, uneven.node),))
+        left = next((a for a in rewrite.facts.attentions if a.miss and a.miss.code != "local-layer"), None)
+        if self.cache == "sharded" and left is not None and left.miss is not None:
+            return Outcome(misses=(Miss.of("whole-cache", left.miss.code, left.node),))
         settings = self._settings(rewrite, ranks)
         return self._prefill(rewrite, settings)
 
@@ -95,16 +90,29 @@ class ShardSegments:
             packed = graph.call_function(OPS.plan_ranks.default, arguments)
         with graph.inserting_after(packed):
             index = graph.call_function(OPS.rank_positions.default, (packed, nodes["frame"]))
+            kept = graph.call_function(torch.ops.aten.sym_size.int, (nodes.get("index", nodes["frame"]), 1))
         for layer, node in enumerate(attentions):
             _replace(node, packed, settings.group, layer)
         gather = self.cache == "gather"
         merge, facts = merge_of(rewrite), rewrite.facts
+        kept.meta["example_value"] = example(merge.node).shape[1]  # as long as the prompt, in the traced call
         self._spread_scoring(rewrite, settings.group)
-        cut = RankCut(graph, index, packed, settings.group, gather, merge, facts.caches)
+        cut = RankCut(graph, index, packed, kept, settings.group, gather, merge, facts.caches)
         cut.run(self._roots(rewrite), index.next)
+        shared = next((a for a in facts.replaceable if a.key in cut.wholes), None)
+        if shared is not None and not gather:
+            return Outcome(misses=(Miss.of("whole-cache", "its keys are another layer's too", shared.node),))
+        whole = max(settings.shape.layers - len(attentions), 0)
+        shape = replace(settings.shape, whole_layers=whole, joined_bytes=cut.joined_bytes)
+        packed.args = (*packed.args[:-1], replace(settings, shape=shape).to_json())
         rewrite.notes.append(
             f"shard-segments: {len(settings.devices)} ranks ({settings.devices[0].name}), cache {self.cache}"
         )
+        if cut.joined_bytes:
+            rewrite.notes.append(
+                "shard-segments: layers that need the tokens of all ranks gather "
+                f"{cut.joined_bytes:,} bytes of each token in all"
+            )
         return Outcome(matches=len(attentions))
 
     def _spread_scoring(self, rewrite: Rewrite, group: str) -> None:
@@ -133,19 +141,21 @@ class ShardSegments:
     # --- decode
 
     def _decode(self, rewrite: Rewrite, ranks: Ranks) -> Outcome:
-        group = _name_of(ranks)
-        for attention in rewrite.facts.attentions:
+        group, model = _name_of(ranks), rewrite.model
+        # Layers with a window have the window's keys on every rank.
+        spread = [a for a in rewrite.facts.attentions if not is_local(a.node, getattr(model, "config", None))]
+        for attention in spread:
             if attention.mask is None or (session_of(group).decodes and _hides_nothing(attention.mask)):
                 continue
             miss = Miss.of("masked-decode", node=attention.node)
             if session_of(group).decodes:  # as it is, each rank would take its own part for the whole
                 raise CacheError(f"{miss.reason}: {miss.remedy}")
             return Outcome(misses=(miss,))
-        for attention in rewrite.facts.attentions:
+        for attention in spread:
             scale = scale_of(attention.query, attention.scale)
             args = (attention.query, attention.key, attention.value, scale, group, attention.layer, TORCH)
             replace_call(attention.node, OPS.rank_decode_attention.default, args)
-        return Outcome(matches=len(rewrite.facts.attentions))
+        return Outcome(matches=len(spread))
 
     # --- what the ranks must agree on
 
@@ -189,14 +199,6 @@ def _name_of(ranks: Ranks) -> str:
     assert ranks.group is not None
     name: str = ranks.group.group_name
     return name
-
-
-def _whole_layer(facts: Facts) -> Miss | None:
-    """Why some layer of the decoder cannot run on a part of the tokens, if so."""
-    left = next((attention for attention in facts.attentions if attention.miss), None)
-    if left is not None and left.miss is not None:
-        return Miss.of("other-layers", left.miss.code, left.node)
-    return None if facts.recurrent is None else Miss.of("other-layers", "recurrent", facts.recurrent)
 
 
 def _reads(node: Node, schedule: Node) -> bool:

@@ -280,7 +280,7 @@ def mark_cut(cache: Cache, seen: int, index_BK: Tensor, spread: RankSchedule | N
         cache: changed in place; its layers become :class:`CutLayer` or :class:`CutSlidingLayer`.
         seen: N, tokens of the prompt.
         index_BK: positions of the kept tokens, ascending, (B, K) int64.
-        spread: where the layers hold this rank's part of the kept tokens: whose part is which.
+        spread: where layers hold this rank's part of the kept tokens: whose part is which.
 
     Raises:
         CacheError: a layer is of a kind that is not known here.
@@ -288,7 +288,8 @@ def mark_cut(cache: Cache, seen: int, index_BK: Tensor, spread: RankSchedule | N
     for number, layer in enumerate(cache.layers):
         if not isinstance(layer, CacheLayerMixin) or not layer.is_initialized:
             continue
-        if spread is not None:
+        window = isinstance(layer, DynamicSlidingWindowLayer)  # which has the window's keys whole on every rank
+        if spread is not None and not window and layer.keys.shape[-2] == spread.length:
             cache.layers[number] = SpreadLayer(layer, seen, index_BK.clone(), spread)
             continue
         kind = _kind(type(layer))

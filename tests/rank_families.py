@@ -5,20 +5,23 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from kept_tokens import cached
 from video_families import build, prompt
 
 import segmo
+from segmo.passes.pipeline import DEFAULT
 
 
-def answer(rank: int, world: int, family: str, frames: int) -> dict[str, Any]:
-    """Greedy tokens, the logits that gave them, and which passes changed the prefill."""
+def answer(rank: int, world: int, family: str, keep: float, rounds: int, pipeline: str = DEFAULT) -> dict[str, Any]:
+    """Greedy tokens, the logits that gave them, what the cache holds, and which passes changed the prefill."""
     torch._dynamo.reset()
-    model = segmo.compile(build(family), keep=0.5, segments=3, ranks="all")
+    options: dict[str, Any] = {"keep": keep, "segments": 3, "ranks": "all", "pipeline": pipeline}
+    model = segmo.compile(build(family, rounds=rounds), **options)
     with torch.no_grad():
         out = model.generate(
-            **prompt(family, frames),
-            max_new_tokens=2,
-            min_new_tokens=2,
+            **prompt(family, 9),
+            max_new_tokens=3,
+            min_new_tokens=3,
             do_sample=False,
             return_dict_in_generate=True,
             output_logits=True,
@@ -27,6 +30,7 @@ def answer(rank: int, world: int, family: str, frames: int) -> dict[str, Any]:
     return {
         "tokens": out.sequences,
         "logits": torch.stack(out.logits),
+        "cache": cached(out.past_key_values),
         "matches": {record.name: record.matches for record in prefill.passes},
         "misses": {record.name: [miss.code for miss in record.misses] for record in prefill.passes},
     }

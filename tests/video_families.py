@@ -360,9 +360,20 @@ def model_class(model_type: str) -> Any:
     return getattr(transformers, case.inner[1] if case.inner else inner)
 
 
-def build(model_type: str, dtype: torch.dtype = torch.float32) -> Any:
+def _deeper(config: PretrainedConfig, rounds: int) -> None:
+    """Repeats the decoder's layers, so that a layer of each kind stands behind one of every other kind."""
+    text = config.get_text_config()
+    for name in _KINDS:
+        if getattr(text, name, None):
+            setattr(text, name, list(getattr(text, name)) * rounds)
+    text.num_hidden_layers = text.num_hidden_layers * rounds
+
+
+def build(model_type: str, dtype: torch.dtype = torch.float32, rounds: int = 1) -> Any:
     """A tiny model with the same random weights on every call, in eval mode on the CPU."""
     config = tiny_config(model_type, FAMILIES[model_type])
+    if rounds > 1:
+        _deeper(config, rounds)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         try:

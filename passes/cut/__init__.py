@@ -14,5 +14,6 @@ Legend: B batch, N prompt tokens, K kept tokens.
 
 from segmo.passes.cut.apart import ApartCut
 from segmo.passes.cut.token_cut import TokenCut
+from segmo.passes.cut.whole import WholeCut
 
-__all__ = ["ApartCut", "TokenCut"]
+__all__ = ["ApartCut", "TokenCut", "WholeCut"]

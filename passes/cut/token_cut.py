@@ -18,7 +18,7 @@ from segmo.passes.cut.rows import Rows
 from segmo.passes.cut.state import lost
 from segmo.passes.graph import changed_in_place, concrete, downstream, erase_unused, example, is_view
 
-_ELEMENTWISE = {
+ELEMENTWISE = {
     operator.add, operator.sub, operator.mul, operator.truediv, operator.iadd, operator.isub, operator.imul,
     operator.and_, operator.or_, operator.eq, operator.ne, operator.lt, operator.gt, operator.le, operator.ge,
     torch.add, torch.sub, torch.mul, torch.div, torch.where, torch.logical_and, torch.logical_or,
@@ -112,7 +112,7 @@ class TokenCut(Rows):
             mend_count(self, node)
         elif node.target is operator.setitem:
             mend_write(self, node)
-        elif node.target in _ELEMENTWISE:
+        elif node.target in ELEMENTWISE:
             self._align(node)
         self.execute(node)
 
@@ -121,7 +121,7 @@ class TokenCut(Rows):
         source = node.args[0] if node.args else None
         at = _LOOKUPS.get(node.target, len(node.args))
         looked_up = at < len(node.args) and isinstance(source, Node) and bool(self.changed_dims(source))
-        places = set(_nodes(node.args[at])) if looked_up else set()
+        places = set(nodes_of(node.args[at])) if looked_up else set()
 
         def renewed(arg: Node) -> Any:
             if arg in places and isinstance(example(arg), Tensor) and example(arg).dtype != torch.bool:
@@ -242,7 +242,8 @@ class TokenCut(Rows):
         return made
 
 
-def _nodes(argument: Any) -> list[Node]:
+def nodes_of(argument: Any) -> list[Node]:
+    """The nodes in a call's argument."""
     found: list[Node] = []
 
     def add(node: Node) -> Node:

@@ -18,7 +18,7 @@ class Memory:
         weights: the whole model; it is replicated.
         cache: keys and values, for all layers, of the tokens whose cache the rank ends with.
         activations: the peak while a layer runs, over the rank's own tokens.
-        exchanged: keys and values received in one layer.
+        exchanged: keys and values received in one layer, or what all ranks' tokens are in a layer that needs them.
         embeddings: of the whole prompt's video before selection, other ranks' included.
     """
 
@@ -40,7 +40,9 @@ class Memory:
         return ", ".join(f"{part} {size / GIB:.2f}" for part, size in self.parts().items())
 
 
-def rank_memory(shape: ModelShape, tokens: int, cached: int, received: int, features: int = 0) -> Memory:
+def rank_memory(
+    shape: ModelShape, tokens: int, cached: int, received: int, features: int = 0, joined: int = 0
+) -> Memory:
     """Memory of a rank.
 
     Args:
@@ -48,12 +50,13 @@ def rank_memory(shape: ModelShape, tokens: int, cached: int, received: int, feat
         cached: tokens whose keys and values it ends with (all of them when the cache is gathered).
         received: tokens whose keys and values arrive in each layer.
         features: video tokens whose features it holds before selection.
+        joined: bytes that it gathers in one layer that needs all tokens.
     """
     return Memory(
         weights=shape.weight_bytes,
         cache=cached * shape.kv_bytes * shape.layers,
         activations=tokens * shape.activation_bytes,
-        exchanged=received * shape.kv_bytes,
+        exchanged=max(received * shape.kv_bytes, joined),
         embeddings=features * shape.hidden * shape.value_bytes,
     )
 

@@ -40,7 +40,7 @@ class CostModel:
         return self.shape.layers * LAYER_CALLS * self.device.call_seconds
 
     def attention_seconds(self, pairs: float, rows: float = 0, blocks: float = 0, merged: float = 0) -> float:
-        """Attention over visible pairs.
+        """Attention over visible pairs, in the layers with segments.
 
         Args:
             pairs: visible (query, key) pairs.
@@ -52,7 +52,7 @@ class CostModel:
         flops = self.shape.pair_flops * visited
         calls = blocks * BLOCK_CALLS * self.device.call_seconds
         merging = merged * self.shape.merge_bytes / self.device.memory_bytes_per_s
-        return self.shape.layers * (flops / self.device.attention_flops + calls + merging)
+        return self.shape.segment_layers * (flops / self.device.attention_flops + calls + merging)
 
     def vision_seconds(self, tokens: float, tokens_per_frame: float) -> float:
         """Encoding the frames behind that many video tokens; 0 when the features are given."""

@@ -49,6 +49,8 @@ class ModelShape:
         hidden, layers, heads, kv_heads, head_size, intermediate, vocab: as in the config.
         value_bytes: bytes of one weight, activation or cached value.
         vision: the vision encoder, or None when the features are given.
+        whole_layers: layers without segments (with a window, an index, a recurrence), which need every rank's tokens.
+        joined_bytes: of one token's values that ranks gather in all of these layers together.
     """
 
     hidden: int
@@ -60,6 +62,13 @@ class ModelShape:
     vocab: int
     value_bytes: int = 2
     vision: VisionShape | None = None
+    whole_layers: int = 0
+    joined_bytes: int = 0
+
+    @property
+    def segment_layers(self) -> int:
+        """Layers whose attention is cut into segments."""
+        return self.layers - self.whole_layers
 
     @property
     def layer_parameters(self) -> int:
@@ -119,12 +128,26 @@ class ModelShape:
         return self.value_bytes * (3 * self.hidden + max(3 * self.intermediate, attention))
 
 
+def _value(config: Any, name: str) -> Any:
+    """A field of a config. One that differs between layers is not read as an attribute: that of most of them."""
+    stored = vars(config).get(name) if hasattr(config, "__dict__") else None
+    return getattr(config, name, None) if stored is None else stored
+
+
 def _first(config: Any, *names: str) -> int:
     for name in names:
-        value = getattr(config, name, None)
+        value = _value(config, name)
         if value is not None:
             return int(value)
     raise PlanError(f"{type(config).__name__} has none of {', '.join(names)}: its cost cannot be modelled")
+
+
+def _active_width(text: Any) -> int:
+    """Width of a layer's MLP; of a mixture of experts alone, of the experts that a token goes through."""
+    if _value(text, "intermediate_size") is not None or _value(text, "moe_intermediate_size") is None:
+        return _first(text, "intermediate_size")
+    shared = _value(text, "shared_expert_intermediate_size") or 0
+    return _first(text, "moe_intermediate_size") * _first(text, "num_experts_per_tok") + int(shared)
 
 
 def shape_of(config: Any, value_bytes: int = 2) -> ModelShape:
@@ -151,17 +174,36 @@ def shape_of(config: Any, value_bytes: int = 2) -> ModelShape:
             mlp_matrices=3 if "2_5" in str(getattr(tower, "model_type", "")) else 2,
             patches=int(getattr(tower, "spatial_merge_size", 2)) ** 2,
         )
-    return ModelShape(
+    shape = ModelShape(
         hidden=hidden,
         layers=_first(text, "num_hidden_layers"),
         heads=heads,
         kv_heads=_first(text, "num_key_value_heads", "num_attention_heads"),
-        head_size=getattr(text, "head_dim", None) or hidden // heads,
-        intermediate=_first(text, "intermediate_size"),
+        head_size=_value(text, "head_dim") or hidden // heads,
+        intermediate=_active_width(text),
         vocab=_first(text, "vocab_size"),
         value_bytes=value_bytes,
         vision=vision,
     )
+    kinds = [kind for kind in getattr(text, "layer_types", None) or () if not kind.startswith("full")]
+    joined = sum(_joined_values(kind, text, shape) for kind in kinds) * value_bytes
+    return dataclasses.replace(shape, whole_layers=len(kinds), joined_bytes=joined)
+
+
+def _joined_values(kind: str, text: Any, shape: ModelShape) -> int:
+    """Values of a token that ranks gather in a layer of a kind without segments, as far as a config tells.
+
+    Keys and values of attention; what the convolution of a recurrent layer reads, and the gates.
+    """
+    if ("attention" in kind and "linear" not in kind) or "sparse" in kind:
+        return shape.kv_bytes // shape.value_bytes
+    if hasattr(text, "linear_num_key_heads"):
+        keys, values = text.linear_num_key_heads, text.linear_num_value_heads
+        return int(2 * keys * text.linear_key_head_dim + values * (text.linear_value_head_dim + 2))
+    if kind == "mamba":
+        heads = text.mamba_num_heads
+        return int(heads * (text.mamba_head_dim + 1) + 2 * text.n_groups * text.ssm_state_size)
+    return shape.hidden if kind == "conv" else 0
 
 
 _QWEN2_5_VISION = VisionShape(depth=32, hidden=1280, intermediate=3420, mlp_matrices=3, patches=4)

@@ -1,13 +1,18 @@
 """The attention operators that ``shard-segments`` inserts, each with a fake for shape propagation.
 
-Legend: L tokens of this rank, N cached tokens, T new tokens, A query heads, G key/value heads, D head size; B is 1.
+Legend: L tokens of this rank, N cached tokens, T new tokens, A query heads, G key/value heads, D head size, E that
+of values; B is 1.
 
 All ranks run the same graph, so they call these operators in the same order.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor
+from torch.nn.functional import pad
 
 from segmo.runtime.distributed import attention
 from segmo.runtime.distributed.kernels import PartKernels
@@ -24,6 +29,25 @@ def _layer(
     return attention.RankLayer(schedule, session_of(group).ranks, number, kernels)
 
 
+def _of_one_size(
+    attend: Callable[..., Tensor],
+    q_BAnD: Tensor,
+    k_BGKD: Tensor,
+    v_BGKE: Tensor,
+    schedule: RankSchedule,
+    scale: float,
+    *layer: Any,
+) -> Tensor:
+    """Attention of one prompt; where keys and values have two sizes, the smaller ones are filled up with zeros.
+
+    As in one process: zeros add nothing to a product of query and key, and their columns are left out of the result.
+    """
+    size = max(q_BAnD.shape[3], v_BGKE.shape[3])
+    q, k, v = (x if x.shape[3] == size else pad(x, (0, size - x.shape[3])) for x in (q_BAnD, k_BGKD, v_BGKE))
+    out: Tensor = attend(q[0], k[0], v[0], scale, _layer(schedule, *layer, q, k))
+    return out[..., : v_BGKE.shape[3]]
+
+
 @operator("rank_attention")
 def rank_attention(
     q_BALD: Tensor,
@@ -36,8 +60,8 @@ def rank_attention(
     implementation: str,
 ) -> Tensor:
     """See :func:`segmo.runtime.distributed.attention.rank_attention`; B is 1, laid out (B, L, A, D)."""
-    at = _layer(unpack_rank(packed), group, layer, implementation, q_BALD, k_BGLD)
-    out = attention.rank_attention(q_BALD[0], k_BGLD[0], v_BGLD[0], scale, at)
+    on, at = unpack_rank(packed), (group, layer, implementation)
+    out = _of_one_size(attention.rank_attention, q_BALD, k_BGLD, v_BGLD, on, scale, *at)
     return out.transpose(0, 1).contiguous().transpose(0, 1)[None]
 
 
@@ -59,8 +83,9 @@ def rank_last_attention(
     implementation: str,
 ) -> Tensor:
     """See :func:`segmo.runtime.distributed.attention.rank_last_attention`; B is 1."""
-    at = _layer(unpack_rank(packed), group, layer, implementation, q_BA1D, k_BGLD)
-    return attention.rank_last_attention(q_BA1D[0], k_BGLD[0], v_BGLD[0], scale, at)[None]
+    on, at = unpack_rank(packed), (group, layer, implementation)
+    out = _of_one_size(attention.rank_last_attention, q_BA1D, k_BGLD, v_BGLD, on, scale, *at)
+    return out[None].contiguous()
 
 
 @fake(rank_last_attention)
@@ -74,8 +99,9 @@ def rank_decode_attention(
 ) -> Tensor:
     """See :func:`segmo.runtime.distributed.attention.rank_decode_attention`; B is 1."""
     schedule = session_of(group).decoding(k_BGND.shape[2], q_BATD.shape[2])
-    at = _layer(schedule, group, layer, implementation, q_BATD, k_BGND)
-    return attention.rank_decode_attention(q_BATD[0], k_BGND[0], v_BGND[0], scale, at)[None]
+    at = (group, layer, implementation)
+    out = _of_one_size(attention.rank_decode_attention, q_BATD, k_BGND, v_BGND, schedule, scale, *at)
+    return out[None].contiguous()
 
 
 @fake(rank_decode_attention)

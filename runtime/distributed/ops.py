@@ -224,17 +224,25 @@ def _(features_RH: Tensor) -> Tensor:
 
 
 @operator("join_tokens")
-def join_tokens(x: Tensor, packed: Tensor, group: str) -> Tensor:
-    """All ranks' tokens in order of the prompt, equal on every rank: (..., L, D) to (..., K, D)."""
-    whole = gather_cache(x.reshape(-1, *x.shape[-2:]), unpack_rank(packed), session_of(group).ranks, "gather tokens")
+def join_tokens(x: Tensor, dim: int, packed: Tensor, length: int, group: str) -> Tensor:
+    """All ranks' tokens in order of the prompt, equal on every rank: ``dim`` holds L of them, and then K.
+
+    Args:
+        length: K.
+    """
+    first = x.movedim(dim, 0)
+    rows_1LD = first.reshape(1, first.shape[0], -1)
+    whole_1KD = gather_cache(rows_1LD, unpack_rank(packed), session_of(group).ranks, "gather tokens")
+    whole = whole_1KD[0].view(length, *first.shape[1:]).movedim(0, dim)
     # Also alone, where nothing is gathered, the result must not be the operator's input.
-    return whole.reshape(*x.shape[:-2], *whole.shape[-2:]).clone()
+    return whole.clone(memory_format=torch.contiguous_format)
 
 
 @fake(join_tokens)
-def _(x: Tensor) -> Tensor:
-    size = torch.library.get_ctx().new_dynamic_size()
-    return x.new_empty((*x.shape[:-2], size, x.shape[-1]))
+def _(x: Tensor, dim: int, length: int) -> Tensor:
+    size = list(x.shape)
+    size[dim] = length
+    return x.new_empty(size)
 
 
 @operator("from_home")

@@ -6,6 +6,7 @@ import numpy as np
 
 from segmo.runtime.cost.model import CostModel
 from segmo.runtime.partition.plan import Plan
+from segmo.runtime.partition.traffic import joined_bytes
 from segmo.runtime.partition.workload import divide
 
 
@@ -34,6 +35,12 @@ def explain(plan: Plan) -> list[str]:
         f"Sinks and question ({replicated} tokens) are computed on every rank: {1e3 * dense:.1f} ms each, "
         f"{100 * dense / plan.seconds:.1f}% of the prefill."
     )
+    if plan.shape.joined_bytes:
+        joined = (world - 1) * joined_bytes(plan)
+        reasons.append(
+            f"{plan.shape.whole_layers} layers without segments need the tokens of all ranks: each rank receives "
+            f"{joined / 1e6:.2f} MB in them, and runs their recurrences whole."
+        )
     waiting = plan.seconds - max(plan.busy)
     reasons.append(
         f"Communication that no computation hides: {1e3 * max(waiting, 0):.1f} ms "

@@ -38,6 +38,7 @@ class Plan(Assignment):
                 cached=self.workload.tokens if self.cache == "gather" else load.tokens,
                 received=self.exports.received(rank),
                 features=self.workload.encoded,
+                joined=self.workload.tokens * self.shape.joined_bytes // max(self.shape.whole_layers, 1),
             )
             for rank, load in enumerate(self.loads)
         )

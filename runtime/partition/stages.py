@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from segmo.runtime.cost.model import CostModel
 from segmo.runtime.partition.assignment import Assignment
 from segmo.runtime.partition.exchange import Exports, parts_are_gathered
-from segmo.runtime.partition.traffic import cache_bytes, feature_bytes, scoring_bytes
+from segmo.runtime.partition.traffic import cache_bytes, feature_bytes, joined_bytes, scoring_bytes
 
 Stage = tuple[str, int, str, float, list[str]]
 
@@ -22,18 +22,22 @@ def stages(plan: Assignment, exports: Exports) -> Iterator[Stage]:
         yield f"encode {rank}", rank, "encode", cost.vision_seconds(plan.encoded, work.tokens_per_frame), []
     yield "exchange features", -1, "features", _feature_seconds(plan, link), [f"encode {rank}" for rank in ranks]
     for rank, (cost, load) in enumerate(zip(costs, plan.loads, strict=True)):
-        dense = cost.dense_seconds(load.tokens) + cost.layer_overhead_seconds()
-        yield f"dense {rank}", rank, "dense", dense, ["exchange features"]
-    context = shape.layers * _context_seconds(plan, exports, link)
-    yield "gather context", -1, "context", context, [f"dense {rank}" for rank in ranks]
+        seconds = cost.dense_seconds(load.tokens) + cost.layer_overhead_seconds()
+        yield f"dense {rank}", rank, "dense", seconds, ["exchange features"]
+    dense = [f"dense {rank}" for rank in ranks]
+    if shape.joined_bytes and plan.world > 1:
+        yield "gather tokens", -1, "tokens", link.gather_seconds(joined_bytes(plan), plan.world), dense
+        dense = ["gather tokens"]
+    context = shape.segment_layers * _context_seconds(plan, exports, link)
+    yield "gather context", -1, "context", context, dense
     for rank, (cost, load) in enumerate(zip(costs, plan.loads, strict=True)):
         query = cost.attention_seconds(load.query_pairs)
-        yield f"query {rank}", rank, "query", query, [f"dense {rank}"]
+        yield f"query {rank}", rank, "query", query, dense if len(dense) == 1 else [f"dense {rank}"]
         own = cost.attention_seconds(load.own_pairs, load.own_rows, load.blocks)
         yield f"own {rank}", rank, "own", own, [f"query {rank}"]
         shared = cost.attention_seconds(load.shared_pairs, merged=load.merged_rows)
         yield f"shared {rank}", rank, "shared", shared, [f"own {rank}", "gather context"]
-    partials = shape.layers * _question_seconds(plan, link)
+    partials = shape.segment_layers * _question_seconds(plan, link)
     yield "merge question", -1, "merge", partials, [f"query {rank}" for rank in ranks]
     cache = _gather_seconds(cache_bytes(plan), plan, link) if plan.cache == "gather" else 0.0
     yield "gather cache", -1, "cache", cache, [*(f"shared {rank}" for rank in ranks), "merge question"]

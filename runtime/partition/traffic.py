@@ -52,7 +52,7 @@ def bytes_received(plan: Assignment, exports: Exports) -> int:
     context = max(exports.received(rank) for rank in range(plan.world)) * shape.kv_bytes
     question = plan.workload.query * shape.partial_bytes
     question *= others if parts_are_gathered(plan.world) else 2
-    total = shape.layers * (context + question)
+    total = shape.segment_layers * (context + question) + others * joined_bytes(plan)
     total += scoring_bytes(plan) * others + feature_bytes(plan)
     if plan.cache == "gather":
         total += others * cache_bytes(plan)
@@ -83,7 +83,12 @@ def feature_bytes(plan: Assignment) -> int:
     return (most + work.tokens_per_frame) * plan.shape.hidden * plan.shape.value_bytes
 
 
+def joined_bytes(plan: Assignment) -> int:
+    """Bytes that a rank brings to all layers without segments, which need every token; padding included."""
+    return max(load.tokens for load in plan.loads) * plan.shape.joined_bytes
+
+
 def cache_bytes(plan: Assignment) -> int:
-    """Bytes of the cache that a rank brings when it is gathered, padding included."""
+    """Bytes of the cache that a rank brings when it is gathered, padding included; layers without segments have it."""
     largest = max(load.tokens for load in plan.loads)
-    return largest * plan.shape.kv_bytes * plan.shape.layers
+    return largest * plan.shape.kv_bytes * plan.shape.segment_layers

@@ -28,14 +28,12 @@ _ASKED_FOR = (
     "tested, and off unless segments is a number: what segments cost the answers of a model with recurrent layers is "
     "not measured"
 )
-_RECURRENT = "its recurrent layers need the tokens of other ranks"
 _RANKS = (
     *("qwen3_vl_moe", "qwen2_5_omni", "qwen3_omni_moe", "glm46v", "internvl", "smolvlm", "video_llama_3"),
     *("llava_next_video", "ernie4_5_vl_moe", "cosmos3_edge"),
-)
-_LOCAL = dict.fromkeys(
-    ("exaone4_5", "cohere_compass", "muse_glimmer", "muse_spark", "gemma4", "minimax_m3_vl"),
-    "its layers with a window or an index need the tokens of other ranks",
+    # Layers with a window, an index, or keys and values of two sizes.
+    *("gemma4", "cohere_compass", "exaone4_5", "muse_glimmer", "muse_spark", "kimi_k25"),
+    *("qwen3_5", "minicpmv4_6", "minicpmv4_7", "lfm3_vl", "nemotron_h_omni"),
 )
 _OTHERS = (
     *("qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "qwen2_5_omni", "qwen3_omni_moe", "llava_next_video", "video_llava"),
@@ -105,11 +103,7 @@ def families() -> list[Support]:
 def _ranks(family: str) -> str:
     if family in _RANKS:
         return TESTED
-    if family in _HYBRID:
-        return _RECURRENT
-    if family == "kimi_k25":
-        return "attention over ranks takes keys and values of one size"
-    return _FOREIGN_MASK.get(family) or _LOCAL.get(family, INFERRED)
+    return _FOREIGN_MASK.get(family, INFERRED)
 
 
 _HEAD = """\
