@@ -17,8 +17,9 @@ from segmo.options import Options
 from segmo.upstream.encoder import FrameEncoder, encode_all, encoding
 
 FRAMES, SHARE = 7, 0.4
-# Other tests run these four.
-UPSTREAM = [family for family in FAMILIES if family not in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision")]
+# Other tests run these four; of the fifth, no tokens can be dropped.
+ELSEWHERE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "llava_onevision", "minimax_m3_vl")
+UPSTREAM = [family for family in FAMILIES if family not in ELSEWHERE]
 # One or two families for each shape of an encoder's arguments; the rest with --exhaustive.
 SHAPES = (
     "internvl", "gemma4", "gemma4_unified", "smolvlm", "video_llama_3", "llava_next_video", "minicpmv4_6", "molmo2",
@@ -148,3 +149,86 @@ def test_what_does_not_fit_the_prompt_is_refused() -> None:
     model.config.vision_config.temporal_merge_size = 3
     with pytest.raises(OptionError, match="cannot tell which rows"):
         FrameEncoder(model, Options(frames=0.5))
+
+
+def chosen(
+    model: Any, inputs: Prompt, scores: list[float], **options: Any
+) -> tuple[Tensor, tuple[tuple[int, ...], ...]]:
+    """Features of a prompt's frames, zeros for those that were left out, and the numbers of the others."""
+    encoder = FrameEncoder(model, Options(scorer="external", **options))
+    names = encoder.tower.signature.parameters
+    with encoding(encoder, inputs), torch.no_grad(), segmo.external_scores(scores):
+        out = getattr(model.base_model, encoder.tower.name)(**{n: inputs[n] for n in inputs if n in names})
+    counts = segmo.last_report().frames
+    encode_all(model)
+    assert counts is not None
+    assert counts.encoded == sum(map(len, counts.kept))
+    return flat(out.pooler_output), counts.kept
+
+
+def there(features: Tensor, rows: list[int]) -> list[int]:
+    """Numbers of the frames that have features, of frames with so many rows each."""
+    return [frame for frame, part in enumerate(torch.split(features, rows)) if bool(part.any())]
+
+
+def test_every_video_of_a_prompt_has_a_budget_of_its_own() -> None:
+    first, second = prompt("internvl", 4, seed=1), prompt("internvl", 6, seed=2)
+    both = {
+        name: torch.cat([first[name], second[name]], 0 if name == "pixel_values" else 1)
+        for name in ("input_ids", "attention_mask", "pixel_values")
+    }
+    model = build("internvl")
+    features, kept = chosen(model, both, [9.0, *[0] * 8, 9], frames=0.5)
+    assert [len(part) for part in kept] == [2, 3]
+    assert (kept[0][0], kept[1][-1]) == (0, 5)
+    assert there(features, [4] * 10) == [*kept[0], *(4 + frame for frame in kept[1])]
+
+
+def test_pictures_that_fill_up_a_row_of_a_batch_are_no_frames() -> None:
+    """SmolVLM: two rows, the second with an image less than there is room for."""
+    inputs = prompt("smolvlm", 6)
+    batch = {name: inputs[name].repeat(2, 1) for name in ("input_ids", "attention_mask")}
+    empty = torch.zeros(2, 1, *inputs["pixel_values"].shape[2:])
+    batch["pixel_values"] = torch.cat([inputs["pixel_values"].repeat(2, 1, 1, 1, 1), empty], 1)
+    model = build("smolvlm")
+    features, kept = chosen(model, batch, [9.0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9], frames=0.5)
+    assert [len(part) for part in kept] == [3, 3]
+    assert there(features, [4] * 12) == [*kept[0], *(6 + frame for frame in kept[1])]
+
+
+def test_the_slices_of_a_frame_stay_together() -> None:
+    """MiniCPM-V shows a frame whole and then in slices, in brackets of another kind."""
+    row: list[int] = [11, 12]
+    for frame in range(5):
+        row += [20 + frame, 21, 7, *[5] * 4, 8, 14, *[5] * 2, 15, 14, *[5] * 2, 15]
+    inputs = {"input_ids": torch.tensor([[*row, 30, 31, 32]])}
+    inputs["target_sizes_videos"] = torch.tensor([[8, 8], [4, 8], [4, 8]] * 5)
+    inputs["pixel_values_videos"] = torch.randn(1, 3, 4, 5 * 4 * (64 + 32 + 32))
+    model = build("minicpmv4_6")
+    features, kept = chosen(model, inputs, [0.0, 9, 0, 0, 9], frames=0.4)
+    assert len(kept[0]) == 2
+    assert there(features, [8] * 5) == list(kept[0])
+    with torch.no_grad():
+        strips = inputs["pixel_values_videos"].unflatten(3, (5, -1))[:, :, :, list(kept[0])].flatten(3)
+        whole = model.base_model.get_video_features(strips, torch.tensor([[8, 8], [4, 8], [4, 8]] * 2))
+    found = features.unflatten(0, (5, -1))[list(kept[0])].flatten(0, 1)
+    torch.testing.assert_close(found, flat(whole.pooler_output), rtol=1e-4, atol=1e-5)
+
+
+def test_where_tokens_that_repeat_are_left_out_there_are_enough_for_the_decoder() -> None:
+    """VideoLLaMA3: the first frame has four tokens, the others have one. Half of nine are not in any three of those."""
+    inputs = prompt("video_llama_3", 6)
+    mask = torch.tensor([True] * 4 + [True, False, False, False] * 5)
+    text = inputs["input_ids"][0] != 5
+    stays = text.clone()
+    stays[~text] = mask
+    shorter = {name: inputs[name][:, stays] for name in ("input_ids", "attention_mask")}
+    changed = {**inputs, **shorter, "video_compression_mask": mask}
+    model = build("video_llama_3")
+    scores = [0.0, 0, 0, 9, 9, 9]
+    few = chosen(model, changed, scores, frames=0.5, keep=0.3)[1][0]
+    assert len(few) == 3
+    assert 0 not in few
+    features, kept = chosen(model, changed, scores, frames=0.5, keep=1)
+    assert kept == ((0, *few),)
+    assert there(features, [4] * 6) == [0, *few]

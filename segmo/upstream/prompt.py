@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from segmo.runtime.encoded import VideoRows
 from segmo.runtime.layout import roles, video_layout, video_starts
 from segmo.runtime.question import ChatTokens, question_tokens, turn_marks
+from segmo.runtime.video_runs import run_ends, run_starts
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,24 @@ class Runs:
     """Runs of placeholders in a prompt.
 
     Attributes:
-        rows: lengths of the runs of each row of the batch.
-        videos: runs of each video of the batch, where every run is a frame.
+        lengths: of the runs of the whole batch.
+        parts: runs of each frame: several where a processor cuts frames into slices.
+        videos: frames of each video, where every run is a frame or a part of one.
     """
 
-    rows: tuple[tuple[int, ...], ...]
+    lengths: tuple[int, ...]
+    parts: tuple[int, ...]
     videos: tuple[int, ...]
 
-    @property
-    def lengths(self) -> list[int]:
-        """Of all runs."""
-        return [length for row in self.rows for length in row]
+    def by_video(self) -> list[tuple[int, ...]]:
+        """Runs of each frame of each video."""
+        ends = list(accumulate(self.videos))
+        return [self.parts[end - count : end] for end, count in zip(ends, self.videos, strict=True)]
+
+    def frame_lengths(self) -> list[int]:
+        """Tokens of each frame."""
+        ends = list(accumulate(self.parts))
+        return [sum(self.lengths[end - count : end]) for end, count in zip(ends, self.parts, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -68,17 +76,22 @@ class Prompt:
     def runs(self, video_token: int, chat: ChatTokens) -> Runs:
         """The runs of placeholders in this prompt; arguments as for :meth:`question`."""
         video_BN, marks_BN = self.ids == video_token, turn_marks(self.ids, chat)
-        rows: list[tuple[int, ...]] = []
+        lengths: list[int] = []
+        parts: list[int] = []
         videos: list[int] = []
         for row in range(len(video_BN)):
-            length_G = _run_lengths(video_BN[row])
-            rows.append(tuple(length_G))
-            if not length_G:
+            if not bool(video_BN[row].any()):
                 continue
-            frame_BN, cell_BN = video_layout(video_BN[row : row + 1], None, 0, 0, marks_BN[row : row + 1])
+            at = slice(row, row + 1)
+            frame_BN, cell_BN = video_layout(video_BN[at], None, 0, 0, marks_BN[at], ids_BN=self.ids[at])
+            start_N = run_starts(video_BN[at])[0]
+            end_G = run_ends(video_BN[at])[0].nonzero()[:, 0]
+            lengths += (end_G - start_N.nonzero()[:, 0] + 1).tolist()
+            part_F = torch.bincount(frame_BN[0, start_N])
+            parts += part_F.tolist()
             first = video_starts(frame_BN[0], cell_BN[0]).nonzero()[:, 0].tolist()
-            videos += [end - start for start, end in pairwise([*first, len(length_G)])]
-        return Runs(tuple(rows), tuple(videos))
+            videos += [end - start for start, end in pairwise([*first, len(part_F)])]
+        return Runs(tuple(lengths), tuple(parts), tuple(videos))
 
     def shown(self, rows: VideoRows) -> Shown:
         """What the video tokens are of.
@@ -118,12 +131,6 @@ class Prompt:
 def _changes(value_T: Tensor) -> Tensor:
     """Whether a value is another than the one before; True for the first."""
     return torch.nn.functional.pad(value_T[1:] != value_T[:-1], (1, 0), value=True)
-
-
-def _run_lengths(flag_N: Tensor) -> list[int]:
-    edges = torch.nn.functional.pad(flag_N.int(), (1, 1)).diff()
-    found: list[int] = ((edges == -1).nonzero()[:, 0] - (edges == 1).nonzero()[:, 0]).tolist()
-    return found
 
 
 _REPEATS = "video_compression_mask"

@@ -19,8 +19,9 @@ from segmo.errors import PromptError
 
 VIDEOS, PICTURES = "pixel_values_videos", "pixel_values"
 Arguments = dict[str, Any]
-# Frames of each video in the prompt, for shapes that do not tell: called with the number of all frames.
-InPrompt = Callable[[int], Sequence[int]]
+# Frames of each video in the prompt, and pictures of each of its frames, for shapes that do not tell: called with the
+# number of all pictures.
+InPrompt = Callable[[int], Sequence[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class GridOfFrames:
     def take(self, given: Arguments, in_prompt: InPrompt) -> Taken:
         """See :class:`Shape`."""
         pixels, grid = given.pop(VIDEOS), given.pop(Grid.GRID)
-        frames = tuple(in_prompt(len(grid)))
+        frames = _pictures(in_prompt(len(grid)))
         return Taken(pixels, frames, _alike(grid.prod(1), frames), {Grid.GRID: grid}, {})
 
     def put(self, pixels: Tensor, frames: Sequence[int], beside: Arguments) -> Arguments:
@@ -142,7 +143,7 @@ class Pictures:
             return Taken(pixels.flatten(0, 1), frames, (1,) * len(frames), {}, {})
         missing = -len(pixels) % self.pictures
         pixels = torch.cat([pixels, pixels[-1:].expand(missing, *pixels.shape[1:])])
-        frames = tuple(in_prompt(len(pixels) // self.pictures))
+        frames = _pictures(in_prompt(len(pixels) // self.pictures))
         return Taken(pixels, frames, (self.pictures,) * len(frames), {}, {})
 
     def put(self, pixels: Tensor, frames: Sequence[int], beside: Arguments) -> Arguments:
@@ -161,7 +162,7 @@ class PaddedPictures:
         """See :class:`Shape`."""
         pixels, mask = given.pop(PICTURES).flatten(0, 1), given.pop(self.MASK, None)
         there = (pixels != 0).flatten(1).any(1)
-        frames = tuple(in_prompt(int(there.sum())))
+        frames = _pictures(in_prompt(int(there.sum())))
         per_frame = {} if mask is None else {self.MASK: mask.flatten(0, 1)[there]}
         return Taken(pixels[there], frames, (1,) * len(frames), per_frame, {})
 
@@ -190,7 +191,10 @@ class PatchesOfFrames:
 
 @dataclass(frozen=True)
 class PackedPatches:
-    """Patches of all frames side by side, (1, C, side, patches x side), and every frame's size (MiniCPM-V)."""
+    """Patches of all pictures side by side, (1, C, side, patches x side), and every picture's size (MiniCPM-V).
+
+    A frame is one picture, or several where it is cut into slices.
+    """
 
     joint: ClassVar[bool] = True
     SIZES: ClassVar[str] = "target_sizes_videos"
@@ -201,12 +205,17 @@ class PackedPatches:
         if len(pixels) != 1:
             raise PromptError(f"{VIDEOS} has {len(pixels)} rows; frames are told apart where all are packed into one")
         patches = torch.unflatten(pixels[0], 2, (-1, pixels.shape[2])).permute(2, 0, 1, 3)
-        frames = tuple(in_prompt(len(sizes)))
-        return Taken(patches, frames, _alike(sizes.prod(1), frames), {self.SIZES: sizes}, {})
+        found = in_prompt(len(sizes))
+        frames, slices = tuple(count for count, _ in found), {pictures for _, pictures in found}
+        if len(slices) > 1:
+            raise PromptError(f"the frames of this prompt's videos have {sorted(slices)} slices, not one number")
+        size_F = sizes.unflatten(0, (sum(frames), -1))
+        rows = _alike(size_F.prod(2).sum(1), frames)
+        return Taken(patches, frames, rows, {self.SIZES: size_F}, {})
 
     def put(self, pixels: Tensor, frames: Sequence[int], beside: Arguments) -> Arguments:
         """See :class:`Shape`."""
-        return {VIDEOS: pixels.permute(1, 2, 0, 3).flatten(2)[None], **beside}
+        return {VIDEOS: pixels.permute(1, 2, 0, 3).flatten(2)[None], self.SIZES: beside[self.SIZES].flatten(0, 1)}
 
 
 @dataclass(frozen=True)
@@ -237,6 +246,11 @@ class PooledPatches:
         return {VIDEOS: pixels, self.POOLING: pooling, self.GRIDS: grids}
 
 
+def _pictures(found: Sequence[tuple[int, int]]) -> tuple[int, ...]:
+    """Frames of each video, where each picture is one."""
+    return tuple(frames * pictures for frames, pictures in found)
+
+
 def _alike(size_F: Tensor, frames: Sequence[int]) -> tuple[int, ...]:
     """The size of a frame of each video.
 
@@ -247,8 +261,8 @@ def _alike(size_F: Tensor, frames: Sequence[int]) -> tuple[int, ...]:
     for part in torch.split(size_F, list(frames)):
         if (part != part[0]).any():
             raise PromptError(
-                f"the pictures of one video have {sorted(set(part.tolist()))} patches; frames are chosen before the "
-                "encoder where all have one size: let the processor cut no slices, or set frames=1"
+                f"the frames of one video have {sorted(set(part.tolist()))} patches; frames are chosen before the "
+                "encoder where all have one size"
             )
         found.append(int(part[0]))
     return tuple(found)

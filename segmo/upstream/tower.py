@@ -95,7 +95,10 @@ class Tower(torch.nn.Module):
             return taken.cells, 0
         if self.family.cells_per_frame is not None:
             return (self.family.cells_per_frame(self.model.config),) * len(taken.frames), self.family.trailing
-        return _cells_in_prompt(taken.frames, [] if runs is None else runs.lengths)
+        lengths: Sequence[int] = () if runs is None else runs.lengths
+        if runs is not None and len(lengths) != sum(taken.frames) == len(runs.parts):
+            lengths = runs.frame_lengths()
+        return _cells_in_prompt(taken.frames, lengths)
 
     def forward(self, pixels: Tensor, beside: Beside) -> tuple[Tensor, ...]:
         """Features of every frame, through the model's own method."""
@@ -145,19 +148,22 @@ class Tower(torch.nn.Module):
         return words
 
 
-def _in_prompt(count: int, runs: Runs | None) -> Sequence[int]:
-    """Frames of each video, where the prompt has a run of placeholders for each of ``count`` frames, or for several."""
+def _in_prompt(count: int, runs: Runs | None) -> Sequence[tuple[int, int]]:
+    """Frames of each video and pictures of each frame, where the prompt's runs are so many pictures, or share them."""
     if runs is None:
-        return (count,)
+        return [(count, 1)]
     found = len(runs.lengths)
     if found and found != count and count % found == 0:
-        return (count // found,) * found
+        return [(count // found, 1)] * found
     if found != count:
         raise PromptError(
             f"the prompt has {found} runs of video tokens and its videos {count} frames; to choose frames "
             "before the encoder every frame must have a run of its own: leave the processor's placeholders be"
         )
-    return runs.videos
+    videos = runs.by_video()
+    if any(len(set(parts)) > 1 for parts in videos):
+        raise PromptError("the frames of a video are cut into different numbers of slices; set frames=1")
+    return [(len(parts), parts[0]) for parts in videos]
 
 
 def _cells_in_prompt(frames: Sequence[int], lengths: Sequence[int]) -> tuple[tuple[int, ...], int]:
