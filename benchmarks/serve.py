@@ -1,11 +1,16 @@
 """Throughput and time to the first token of a server: with all tokens, and with three ways to choose a quarter of them.
 
-    python benchmarks/serve.py [--clients 1 4 16] [--requests 2] [--frames 128] [--model FOLDER] [--json FILE]
+    python benchmarks/serve.py [--clients 1 4 16] [--frames 32] [--methods dense SegMo] [--model FOLDER] [--json FILE]
 
 Run it where vLLM is installed ("make test-vllm" makes such an environment). Every method gets a server of its own, one
 after another, with the same model, films and questions; EVS and VidCom2 are vLLM's own, without the plugin. Without
-``--model``, a random Qwen3-VL is built, the one family for which vLLM has both. Each request asks something else about
-one of a few films, as streams of a server's users do, so the vision encoder may run again only where a method needs it.
+``--model``, a random Qwen3-VL is built, the one family for which vLLM has both: a decoder of 109 million parameters
+behind a small tower, so that prefill is most of the work. Each request shows a film that no other shows, so neither
+prefixes nor features are there already. Each client asks twice, or once where there are many.
+
+A row that fails or takes longer than ``--limit`` seconds says so, and the others go on; results are written as they
+come. The prompts have a system turn, as real ones do: vLLM 0.32 looks for the first frame's time in front of the first
+mark of a vision turn, and its own pruning ends the server where less text than a time stands there.
 """
 
 from __future__ import annotations
@@ -14,6 +19,8 @@ import argparse
 import base64
 import json
 import os
+import re
+import signal
 import statistics
 import sys
 import tempfile
@@ -44,8 +51,8 @@ METHODS: dict[str, tuple[list[str], bool]] = {
     "VidCom2": ([*RATE, "--video-pruning-method", "vidcom2"], False),
     "SegMo": (RATE, True),
 }
-FILMS = 4
-SIDE = 64  # pixels: 64 tokens a frame
+SIDE = 128  # pixels: 256 tokens a frame
+SYSTEM = "<|im_start|>" + "".join(f" w{word}" for word in range(10, 34)) + "<|im_end|>"
 
 
 def film(frames: int, seed: int, path: Path) -> bytes:
@@ -73,14 +80,22 @@ def questions() -> Iterator[str]:
         yield " ".join(f"w{word}" for word in random.integers(9, tiny.WORDS, 12))
 
 
-def ask(address: str, question: str, url: str, tokens: int) -> tuple[float, float]:
+def body_of(question: str, film: bytes, tokens: int) -> dict[str, Any]:
+    url = f"data:video/mp4;base64,{base64.b64encode(film).decode()}"
+    content = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": question}]
+    messages = [{"role": "user", "content": content}]
+    return {"model": "m", "messages": messages, "max_tokens": tokens, "ignore_eos": True}
+
+
+def ask(address: str, body: dict[str, Any], deadline: float) -> tuple[float, float]:
     """Seconds to the first token and to the last."""
-    prompt = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": question}]
-    body = {"model": "m", "messages": [{"role": "user", "content": prompt}], "max_tokens": tokens, "stream": True}
     begin, first = time.perf_counter(), 0.0
-    with httpx.stream("POST", f"{address}/v1/chat/completions", json=body | {"ignore_eos": True}, timeout=600) as reply:
+    left = httpx.Timeout(max(1.0, deadline - begin))
+    with httpx.stream("POST", f"{address}/v1/chat/completions", json=body | {"stream": True}, timeout=left) as reply:
         reply.raise_for_status()
         for line in reply.iter_lines():
+            if time.perf_counter() > deadline:
+                raise httpx.ReadTimeout("the row's time is over")
             if first or not line.startswith("data: {"):
                 continue
             said = json.loads(line[6:])
@@ -91,21 +106,29 @@ def ask(address: str, question: str, url: str, tokens: int) -> tuple[float, floa
     return first, time.perf_counter() - begin
 
 
-def load(address: str, clients: int, requests: int, urls: list[str], tokens: int, asked: Iterator[str]) -> Any:
-    """Requests a minute, and the median time to the first token, of so many clients at once."""
-    lock, seconds, faults = threading.Lock(), [], []
+def load(address: str, clients: int, bodies: list[dict[str, Any]], deadline: float) -> dict[str, float]:
+    """Requests a minute, and the median time to the first token, of so many clients at once.
 
-    def client(number: int) -> None:
-        for at in range(requests):
+    Raises:
+        httpx.HTTPError: a request failed, or the deadline came.
+    """
+    waiting, lock = list(bodies), threading.Lock()
+    seconds: list[tuple[float, float]] = []
+    faults: list[httpx.HTTPError] = []
+
+    def client() -> None:
+        while True:
             with lock:
-                question = next(asked)
+                if not waiting or faults:
+                    return
+                body = waiting.pop(0)
             try:
-                seconds.append(ask(address, question, urls[(number + at) % len(urls)], tokens))
+                seconds.append(ask(address, body, deadline))
             except httpx.HTTPError as error:
                 faults.append(error)
 
     begin = time.perf_counter()
-    threads = [threading.Thread(target=client, args=(number,)) for number in range(clients)]
+    threads = [threading.Thread(target=client) for _ in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -113,62 +136,100 @@ def load(address: str, clients: int, requests: int, urls: list[str], tokens: int
     if faults:
         raise faults[0]
     whole = time.perf_counter() - begin
-    return {"per_minute": 60 * len(seconds) / whole, "first_token": statistics.median(first for first, _ in seconds)}
+    return {
+        "requests": len(seconds),
+        "per_minute": 60 * len(seconds) / whole,
+        "first_token": statistics.median(first for first, _ in seconds),
+        "last_token": statistics.median(last for _, last in seconds),
+    }
 
 
-def measure(model: Path, films: list[bytes], arguments: argparse.Namespace) -> dict[str, Any]:
-    """Results by method and number of clients."""
-    urls = [f"data:video/mp4;base64,{base64.b64encode(data).decode()}" for data in films]
-    results: dict[str, Any] = {}
-    for name, (options, plugin) in METHODS.items():
-        if name not in arguments.methods:
-            continue
-        os.environ["VLLM_PLUGINS"] = "segmo" if plugin else "segmo_cpu"
-        log = Path(tempfile.mkdtemp()) / f"{name}.log"
-        more = [*options, "--chat-template", str(model / "chat_template.jinja"), "--max-num-seqs", "16"]
-        with serving(model, *more, log=log, segmo=False) as address:
-            asked = questions()
-            try:
-                load(address, 1, 1, urls, arguments.tokens, asked)  # what is compiled on first use
-                results[name] = {
-                    clients: load(address, clients, arguments.requests, urls, arguments.tokens, asked)
-                    for clients in arguments.clients
-                }
-            except httpx.HTTPError as error:  # a method that cannot serve this model is a line of the table
-                print(f"{name} failed: {error}; see {log}", file=sys.stderr)
-                results[name] = {}
-    return results
+def requests_of(clients: int) -> int:
+    return 2 * clients if clients < 4 else clients
+
+
+def measure(name: str, model: Path, bodies: list[dict[str, Any]], arguments: argparse.Namespace, save: Any) -> None:
+    """One row: a server from its start to its end; ``save`` is called with all that is known of it, again and again."""
+    options, plugin = METHODS[name]
+    os.environ["VLLM_PLUGINS"] = "segmo" if plugin else "segmo_cpu"
+    log = Path(tempfile.mkdtemp()) / f"{name}.log"
+    row: dict[str, Any] = {"fault": None, "log": str(log), "clients": {}}
+    template = ["--chat-template", str(model / "chat_template.jinja")]
+    room = ["--max-model-len", "8192", "--max-num-batched-tokens", "8192", "--kv-cache-memory-bytes", str(4 << 30)]
+    waiting = list(bodies)
+    try:
+        with serving(model, *options, *template, *room, "--max-num-seqs", "16", log=log, segmo=False) as address:
+            deadline = time.perf_counter() + arguments.limit
+            first = httpx.post(f"{address}/v1/chat/completions", json=waiting.pop(0), timeout=arguments.limit)
+            first.raise_for_status()  # what is made on first use is made now
+            row["prompt_tokens"] = first.json()["usage"]["prompt_tokens"]
+            for clients in arguments.clients:
+                part = [waiting.pop(0) for _ in range(requests_of(clients))]
+                row["clients"][clients] = load(address, clients, part, deadline)
+                save(row)
+    except httpx.TimeoutException:
+        row["fault"] = f"over {arguments.limit} s"
+    except (httpx.HTTPError, RuntimeError, OSError) as error:
+        row["fault"] = f"crashes: {_reason(log) or error}"
+    save(row)
+
+
+def _reason(log: Path) -> str:
+    """The last error that a server's log tells of."""
+    found = [
+        line for line in log.read_text(errors="replace").splitlines() if re.search(r"\b\w+(Error|Exception): ", line)
+    ]
+    return found[-1].split(")", 1)[-1].strip()[-200:] if found else ""
 
 
 def show(results: dict[str, Any], clients: list[int]) -> None:
-    table = Table("method", *(f"{n} clients: requests/min, first token" for n in clients))
-    for name, rows in results.items():
-        cells = [f"{rows[n]['per_minute']:.1f}, {rows[n]['first_token']:.2f} s" if rows else "failed" for n in clients]
-        table.add_row(name, *cells)
-    Console().print(table)
+    table = Table("method", "prompt", *(f"{n} clients: requests/min, first token" for n in clients))
+    dense = results.get("dense", {}).get("clients", {})
+    for name, row in results.items():
+        cells = []
+        for n in clients:
+            found = row["clients"].get(n)
+            if found is None:
+                cells.append(row["fault"] or "")
+                continue
+            times = f" ({found['per_minute'] / dense[n]['per_minute']:.2f}x)" if n in dense else ""
+            cells.append(f"{found['per_minute']:.1f}{times}, {found['first_token']:.2f} s")
+        table.add_row(name, str(row.get("prompt_tokens", "")), *cells)
+    Console(width=160).print(table)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--requests", type=int, default=2, help="of each client")
-    parser.add_argument("--frames", type=int, default=128, help="pictures of a film; two make a frame of the model")
+    parser.add_argument("--frames", type=int, default=32, help="pictures of a film; two make a frame of the model")
     parser.add_argument("--tokens", type=int, default=8, help="generated for each request")
-    parser.add_argument("--hidden", type=int, default=512, help="size of the random model")
+    parser.add_argument("--hidden", type=int, default=1024, help="size of the random model")
+    parser.add_argument("--layers", type=int, default=14, help="of its decoder")
+    parser.add_argument("--limit", type=float, default=270, help="seconds for a row, from when its server is ready")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--model", type=Path, help="folder of a Qwen3-VL, with its chat template")
-    parser.add_argument("--json", type=Path, help="also write the results into this file")
+    parser.add_argument("--json", type=Path, help="also write the results into this file, as they come")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that no server is left behind
+    results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = arguments.model
         if model is None:
             model = Path(folder) / "model"
-            tiny.build("qwen3_vl", model, hidden=arguments.hidden, layers=8)
-        films = [film(arguments.frames, at, Path(folder) / f"{at}.mp4") for at in range(FILMS)]
-        results = measure(model, films, arguments)
-    show(results, arguments.clients)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=1))
+            tiny.build("qwen3_vl", model, hidden=arguments.hidden, layers=arguments.layers)
+            (model / "chat_template.jinja").write_text(SYSTEM + tiny.CHAT)
+        count = 1 + sum(map(requests_of, arguments.clients))
+        films = [film(arguments.frames, at, Path(folder) / f"{at}.mp4") for at in range(count)]
+        bodies = [body_of(asked, shown, arguments.tokens) for asked, shown in zip(questions(), films, strict=False)]
+        for name in arguments.methods:
+
+            def save(row: dict[str, Any], name: str = name) -> None:
+                results[name] = row
+                if arguments.json:
+                    arguments.json.write_text(json.dumps(results, indent=1))
+
+            measure(name, model, bodies, arguments, save)
+            show(results, arguments.clients)
 
 
 if __name__ == "__main__":

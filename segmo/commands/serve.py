@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -37,6 +38,8 @@ def serve(
         raise OptionError(REMEDY)
     arguments = server_arguments(model, keep, question_blind, context.args, frames)
     environment = {"VLLM_NO_USAGE_STATS": "1", **os.environ, **_plugins()}
+    # Selections run in another process than the one that answers /metrics; so Prometheus' client shares files.
+    environment.setdefault("PROMETHEUS_MULTIPROC_DIR", tempfile.mkdtemp(prefix="segmo-metrics-"))
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", *arguments]
     os.execve(sys.executable, command, environment)
 

@@ -47,7 +47,10 @@ def serving(model: Path, *options: str, log: Path, segmo: bool = True) -> Iterat
             yield address
         finally:
             process.terminate()
-            process.wait(60)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def _ready(address: str) -> bool:

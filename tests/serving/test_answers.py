@@ -42,6 +42,21 @@ def chosen(model: Any, prompts: Any) -> list[list[int]]:
     return kept
 
 
+def as_transformers(
+    model: Any, prompts: Any, at: int, index: list[int], given: list[int], rule: str = "grid"
+) -> tuple[torch.Tensor, list[int]]:
+    """Log-probabilities of what follows a question, these tokens of its video being kept, and all kept tokens."""
+    ids = prompts.input_ids[at]
+    video = ids == model.config.video_token_id
+    place = video.nonzero()[:, 0]
+    kept = [*range(int(place[0])), *place[index].tolist(), *range(int(place[-1]) + 1, len(ids))]
+    embeds = model.get_input_embeddings()(ids).detach().clone()
+    embeds[video] = prompts.features
+    time, height, width = (int(size) for size in prompts.grid[0])
+    where = positions_of(ids.tolist(), [(time, height // 2, width // 2)], {model.config.video_token_id}, rule)
+    return next_logprobs(model, embeds, where, kept, given), kept
+
+
 def test_answers_and_log_probabilities(sceneqa: Any, shown: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     selections: list[Any] = []
 
@@ -65,21 +80,12 @@ def test_answers_and_log_probabilities(sceneqa: Any, shown: Any, monkeypatch: py
         with torch.no_grad():
             dense = model(**prompts.inputs()).logits[:, -1].argmax(-1)
         for at, (output, selection) in enumerate(zip(outputs, selections, strict=False)):
-            ids = prompts.input_ids[at]
-            video = ids == model.config.video_token_id
-            first = int(video.nonzero()[0])
-            last = int(video.nonzero()[-1])
-            kept = [*range(first), *(first + selection.index).tolist(), *range(last + 1, len(ids))]
+            given = list(output.outputs[0].token_ids)
+            expected, kept = as_transformers(model, prompts, at, selection.index.tolist(), given)
             counts["same choice"] += kept == own[at]
             counts["tokens in both"] += len({*kept} & {*own[at]})
             counts["tokens"] += len(kept)
             assert len(output.prompt_token_ids) == len(kept) == len(own[at])
-            embeds = model.get_input_embeddings()(ids).detach().clone()
-            embeds[video] = prompts.features
-            time, height, width = (int(size) for size in prompts.grid[0])
-            where = positions_of(ids.tolist(), [(time, height // 2, width // 2)], {model.config.video_token_id})
-            given = list(output.outputs[0].token_ids)
-            expected = next_logprobs(model, embeds, where, kept, given)
             worst = max(worst, largest_difference(output, expected))
             counts["equal"] += expected.argmax(-1).tolist() == given
             answer = int(prompts.answer[at])
@@ -97,3 +103,23 @@ def test_answers_and_log_probabilities(sceneqa: Any, shown: Any, monkeypatch: py
     assert counts["tokens in both"] >= 0.99 * counts["tokens"]
     assert counts["right"] > counts["right blind"]
     assert counts["right"] >= 0.9 * counts["right dense"]
+
+
+def test_text_stands_where_published_checkpoints_have_it(
+    sceneqa: Any, shown: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the video's largest position, unless the config says otherwise; the video has more frames than columns."""
+    selections: list[Any] = []
+    choose = plugin.choose
+    monkeypatch.setattr(plugin, "choose", lambda *args: selections.append(choose(*args)) or selections[-1])
+    monkeypatch.setattr(sceneqa.llm_engine.model_executor.driver_worker.worker.model_runner.model, "_grid", False)
+    model, [(sample, prompts), *_] = shown
+    sceneqa.llm_engine.reset_mm_cache()
+    sceneqa.llm_engine.engine_core.reset_encoder_cache()
+    sceneqa.reset_prefix_cache()
+    output = answers(sceneqa, [ask(sample.questions[0].text, sample.pictures)], tokens=3)[0]
+    given, index = list(output.outputs[0].token_ids), selections[0].index.tolist()
+    published, _ = as_transformers(model, prompts, 0, index, given, "largest")
+    other, _ = as_transformers(model, prompts, 0, index, given, "grid")
+    assert largest_difference(output, published) < TOLERANCE
+    assert largest_difference(output, other) > 10 * TOLERANCE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -143,9 +144,10 @@ def test_faults_of_a_file_and_of_the_loader(address: str, films: list[Any]) -> N
 
 
 def test_metrics_and_log(address: str, films: list[Any], log: Path) -> None:
-    def counted() -> dict[str, float]:
+    def counted() -> Counter[str]:
         lines = httpx.get(f"{address}/metrics", timeout=30).text.splitlines()
-        return {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith("segmo:")}
+        found: Any = {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith("segmo:")}
+        return Counter(found)  # what was never counted is not there yet
 
     sample, film = films[1]
     before = counted()
@@ -155,3 +157,7 @@ def test_metrics_and_log(address: str, films: list[Any], log: Path) -> None:
     assert after["segmo:video_tokens_total"] - before["segmo:video_tokens_total"] == video
     assert after["segmo:kept_video_tokens_total"] - before["segmo:kept_video_tokens_total"] == video // 8
     assert f"kept {video // 8} of {video} video tokens" in log.read_text()
+    # From the worker's process: one selection more, of a video that has scenes, and it took time.
+    assert after["segmo:selection_seconds_count"] - before["segmo:selection_seconds_count"] == 1
+    assert after["segmo:selection_seconds_sum"] > before["segmo:selection_seconds_sum"]
+    assert after["segmo:scenes_total"] > before["segmo:scenes_total"]

@@ -22,12 +22,32 @@ def test_this_vllm_has_all_seams() -> None:
         (seams.Seam("vllm.nowhere:Thing"), "vllm.nowhere:Thing is gone"),
         (seams.Seam("vllm:ModelRegistry.enrol"), "vllm:ModelRegistry.enrol is gone"),
         (seams.Seam("vllm:ModelRegistry.register_model", ("colour",)), "takes no colour"),
+        (seams.Phrase("vllm.nowhere.thing", "anything"), "vllm.nowhere.thing is gone"),
+        (seams.Phrase("vllm.v1.worker.gpu_model_runner", "self.model.paint("), "no longer says 'self.model.paint"),
     ],
 )
-def test_a_changed_seam_is_named(seam: seams.Seam, said: str) -> None:
+def test_a_changed_seam_is_named(seam: seams.Seam | seams.Phrase, said: str) -> None:
     with pytest.raises(VersionError, match=said) as raised:
         seams.check_seams((*seams.SEAMS, seam))
     assert vllm.__version__ in str(raised.value)
+
+
+@pytest.mark.parametrize(("version", "said"), [("0.31.1", "does not fit vLLM 0.31.1: it is too old"), ("0.33.4", "")])
+def test_a_version_is_refused_or_accepted_by_its_number(
+    version: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vllm, "__version__", version)
+    if not said:
+        seams.check_seams()
+        return
+    with pytest.raises(VersionError, match=said):
+        seams.check_seams()
+
+
+def test_a_version_that_nobody_looked_at_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm, "__version__", "0.41.0")
+    with pytest.warns(UserWarning, match=r"vLLM 0\.41\.0 is newer"):
+        seams.check_seams()
 
 
 CHANGED = """

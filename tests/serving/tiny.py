@@ -37,7 +37,7 @@ HIDDEN, LAYERS = 128, 4
 
 
 def _vision(hidden: int, **more: Any) -> dict[str, Any]:
-    half = hidden // 2
+    half = min(hidden // 2, 128)  # small also in front of a decoder that is not
     sizes = {
         "hidden_size": half,
         "intermediate_size": 3 * half // 2,
@@ -57,7 +57,7 @@ def _text(hidden: int, layers: int, section: list[int], **more: Any) -> dict[str
         "num_hidden_layers": layers,
         "num_attention_heads": hidden // 32,
         "num_key_value_heads": hidden // 64,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": 32768,
         "bos_token_id": None,
         "eos_token_id": 4,
         "pad_token_id": 0,

@@ -1,7 +1,7 @@
 """Qwen2-VL and Qwen2.5-VL: a video is one run of placeholders.
 
 What stands behind a video begins one behind its largest position of time, height and width: so it does for the
-published checkpoints, in older releases of transformers, and in vLLM. In transformers 5.19 to 5.23 it begins at the
+published checkpoints, in transformers up to 5.2, and in vLLM. In transformers 5.3 to 5.23 it begins at the
 video's start plus its height or width, whichever is larger. A model that was trained there says so in its config:
 ``"segmo_text_positions": "grid"``.
 """

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from segmo.errors import VersionError
 
 OLDEST = "0.32"
+READ = "0.33"  # up to here, what the plugin relies on was compared with what it was tested with
 _MODELS = "vllm.model_executor.models"
 _PROCESSOR = "vllm.multimodal.processing.processor"
 
@@ -41,6 +44,28 @@ class Seam:
         return None
 
 
+@dataclass(frozen=True)
+class Phrase:
+    """Words that a module's source must hold: how vLLM calls what the plugin puts in the place of its own.
+
+    Attributes:
+        module: it is read, not imported.
+        words: with any space between them.
+    """
+
+    module: str
+    words: str
+
+    def fault(self) -> str | None:
+        """What is wrong with it here, None if nothing is."""
+        package, *rest = self.module.split(".")
+        file = Path(import_module(package).__path__[0], *rest).with_suffix(".py")
+        if not file.exists():
+            return f"{self.module} is gone"
+        source = "".join(file.read_text(encoding="utf-8").split())
+        return None if "".join(self.words.split()) in source else f"{self.module} no longer says {self.words!r}"
+
+
 def _parameters(found: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(found).parameters)
 
@@ -54,7 +79,14 @@ _MODEL = (
     ("get_mrope_input_positions", ("input_tokens", "mm_features")),
     ("get_encoder_cudagraph_config", ()),
 )
-SEAMS = (
+_RECOMPUTE = "recompute_mrope_positions(input_ids="
+SEAMS: tuple[Seam | Phrase, ...] = (
+    Phrase("vllm.v1.worker.gpu_model_runner", f"self.model.{_RECOMPUTE}"),
+    Phrase("vllm.v1.worker.gpu_model_runner", "if self.is_multimodal_pruning_enabled and self.uses_mrope:"),
+    Phrase("vllm.v1.worker.gpu_model_runner", "req_state.mrope_positions.copy_(new_mrope_positions)"),
+    Phrase("vllm.v1.worker.gpu.model_states.mm_pruning", f"self.model.{_RECOMPUTE}"),
+    Phrase(_PROCESSOR, "mm_hashes = self._get_mm_hashes(inputs)"),
+    Phrase(_PROCESSOR, "self._get_cache_missing_processor_kwargs("),
     Seam("vllm:ModelRegistry.register_model", ("model_arch", "model_cls")),
     Seam("vllm.multimodal.video:VIDEO_LOADER_REGISTRY.register", ("name",)),
     Seam("vllm.multimodal.video:VideoLoader.load_bytes", ("data",)),
@@ -98,8 +130,8 @@ SEAMS = (
 )
 
 
-def check_seams(seams: tuple[Seam, ...] = SEAMS) -> None:
-    """Refuses a vLLM that lacks something.
+def check_seams(seams: tuple[Seam | Phrase, ...] = SEAMS) -> None:
+    """Refuses a vLLM that lacks something, and warns of one that is newer than what was looked at.
 
     Raises:
         VersionError: it names the version, and all that is missing.
@@ -109,13 +141,20 @@ def check_seams(seams: tuple[Seam, ...] = SEAMS) -> None:
 
     found = str(vllm.__version__)
     try:
-        old = Version(found).release[:2] < Version(OLDEST).release
+        release = Version(found).release[:2]
     except InvalidVersion:  # built from source
-        old = False
+        release = Version(READ).release
+    old = release < Version(OLDEST).release
     faults = [fault for seam in seams if (fault := seam.fault())]
     if old or faults:
         what = "; ".join(faults) or "it is too old"
         raise VersionError(
             f"SegMo's plugin does not fit vLLM {found}: {what}. Install another vllm (it is tested with {OLDEST}), or "
             'start this one without the plugin: VLLM_PLUGINS=""'
+        )
+    if release > Version(READ).release:
+        warnings.warn(
+            f"vLLM {found} is newer than what SegMo's plugin was read against ({READ}) and tested with ({OLDEST}); all "
+            "that it relies on is there",
+            stacklevel=2,
         )
