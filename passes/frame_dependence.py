@@ -101,7 +101,7 @@ def _asks_whether_empty(node: Node) -> bool:
     if node.target is not aten.ne.Scalar or not isinstance(count, Node) or count.target is not aten.sum.dim_IntList:
         return False
     zero = count.args[0]
-    return isinstance(zero, Node) and zero.target is aten.eq.Scalar and zero.args[1] == 0
+    return isinstance(zero, Node) and zero.target is aten.eq.Scalar and zero.args[1] in (0,)
 
 
 def _follow(graph: Graph, chosen_R: Tensor, known: Collection[Node]) -> list[Tensor]:

@@ -194,7 +194,7 @@ class FrameEncoder:
         """
         share, found = min(self.options.keep, self.options.frames), [frame_M.tolist() for frame_M in kept]
         frames, frame_T = list(call.beside.frames), prompt.shown(call.token_rows).frame_T
-        size_F = torch.bincount(frame_T[frame_T >= 0], minlength=sum(frames)).split(frames)
+        size_F = torch.split(torch.bincount(frame_T[frame_T >= 0], minlength=sum(frames)), frames)
         for row in set(row_of):
             videos = [video for video, place in enumerate(row_of) if place == row]
             wanted = int(share * sum(int(size_F[video].sum()) for video in videos))

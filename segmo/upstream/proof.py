@@ -80,7 +80,7 @@ def _check_rows(graph: Graph, trial: VideoCall) -> None:
         PromptError: they are not.
     """
     output = next(node for node in graph.nodes if node.op == "output")
-    found = [len(node.meta["example_value"]) for node in output.args[0]]  # type: ignore[union-attr]
+    found = [len(node.meta["example_value"]) for node in output.args[0]]
     if any(count != trial.token_rows.total for count in found):
         raise PromptError(
             f"the prompt has {trial.token_rows.rows[0]} video tokens for a frame, and the encoder gives {found[0]} "

@@ -45,13 +45,11 @@ class Taken:
 
 
 class Shape(Protocol):
-    """One way of handing frames over.
+    """One way of handing frames over."""
 
-    Attributes:
-        joint: videos of different lengths go into one call.
-    """
-
-    joint: bool
+    @property
+    def joint(self) -> bool:
+        """Whether videos of different lengths go into one call."""
 
     def take(self, given: Arguments, in_prompt: InPrompt) -> Taken:
         """Takes the arguments of a call apart; those that are understood are removed from ``given``."""
