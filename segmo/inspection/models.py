@@ -3,6 +3,7 @@
 What the passes decide on stays as in the config: the class, the number of decoder layers, the head size, how many query
 heads share a key/value head, sliding windows, and what else shapes the code. What only makes it large (hidden sizes,
 vocabulary, number of heads, depth of the vision tower, size of a frame) shrinks, so that 80 layers fit into memory.
+That is for the families in ``NARROW``; of others counts alone are cut (:mod:`segmo.inspection.fewer`).
 """
 
 from __future__ import annotations
@@ -13,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from segmo.errors import OptionError
-from segmo.families import FAMILIES
+from segmo.families import FAMILIES, takes_video
+from segmo.inspection.fewer import fewer, set_layers
+from segmo.inspection.support import families
 from segmo.pretrained import build_model, understanding
 
 VIDEO, IMAGE, START, END = 5, 6, 7, 8
 VOCABULARY = 128
 SIDE = 8  # patches of a frame's side for Qwen; two by two are merged into a token
 PIXELS = 4  # of a patch's side
-# Families whose narrow model and prompt can be made from a config: those with rules of their own, and their relatives.
+# Families with rules for a narrow model and a prompt: those with rules of their own elsewhere too, and their relatives.
 TAGGED = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm4v_moe", "glm46v")  # a time before a frame
 AS_IMAGES = ("glm4v", "glm4v_moe", "glm46v")  # a video's features take the place of the image token
-KNOWN = tuple(dict.fromkeys((*FAMILIES, *TAGGED, "qwen2_5_omni")))
+NARROW = tuple(dict.fromkeys((*FAMILIES, *TAGGED, "qwen2_5_omni")))
+KNOWN = tuple(dict.fromkeys((*NARROW, *(row.family for row in families()))))
 DEFAULT_LAYERS = 4  # of a family that is given by name only; its default config may have 80
 
 
@@ -44,7 +48,7 @@ def load_config(source: str, layers: int | None = None) -> Any:
         config = _from_name(source)
         layers = layers or DEFAULT_LAYERS
     if layers is not None:
-        _set_layers(config, layers)
+        set_layers(config.get_text_config(), layers)
     return config
 
 
@@ -55,10 +59,7 @@ def _from_path(path: Path) -> Any:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
         raise OptionError(f"{path} holds no config that transformers can read: {error}") from error
-    config = understanding(config)
-    if config.model_type.removesuffix("_thinker") not in KNOWN:
-        raise _unknown(config.model_type)
-    return config
+    return understanding(config)
 
 
 def _from_name(name: str) -> Any:
@@ -66,6 +67,8 @@ def _from_name(name: str) -> Any:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     for model_type in KNOWN:
+        if model_type not in CONFIG_MAPPING:  # of a later transformers
+            continue
         cls = CONFIG_MAPPING[model_type]
         stem = cls.__name__.removesuffix("Config")
         if name == model_type or (name.startswith(stem) and name.removeprefix(stem) in ("Config", _GENERATION)):
@@ -83,16 +86,15 @@ def _unknown(name: str) -> OptionError:
     )
 
 
-def _set_layers(config: Any, layers: int) -> None:
-    text = config.get_text_config()
-    text.num_hidden_layers = layers
-    kinds = getattr(text, "layer_types", None)
-    if kinds:
-        text.layer_types = [kinds[layer % len(kinds)] for layer in range(layers)]
+def is_narrow(config: Any) -> bool:
+    """Whether there are rules for a narrow model of a config's family."""
+    return config.model_type.removesuffix("_thinker") in NARROW
 
 
 def shrink(config: Any) -> Any:
     """A narrow copy of a config; see the top of this file for what stays."""
+    if not is_narrow(config):
+        return fewer(config)
     small = copy.deepcopy(config)
     _shrink_text(small.get_text_config())
     _shrink_vision(small)
@@ -160,9 +162,21 @@ def _shrink_vision(config: Any) -> None:
 
 
 def build(config: Any) -> Any:
-    """The conditional-generation model of a narrow config: random weights, eval mode, on the CPU in float32."""
+    """The conditional-generation model of a narrow config: random weights, eval mode, on the CPU in float32.
+
+    Raises:
+        OptionError: transformers makes no such model, or it takes no video.
+    """
     import torch
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build_model(config, torch.float32)
+        try:
+            model = build_model(config, torch.float32)
+        except Exception as error:  # classes refuse a config in many ways
+            raise OptionError(
+                f"transformers cannot build a model of the config of {config.model_type}: {error}"
+            ) from error
+    if not takes_video(model):
+        raise OptionError(f"{type(model).__name__} is no Video LLM: none of its inputs is a video")
+    return model

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segmo.errors import OptionError
 from segmo.families import family_of
-from segmo.inspection.models import AS_IMAGES, END, IMAGE, PIXELS, SIDE, START, TAGGED, VIDEO
+from segmo.inspection.anything import any_prompt
+from segmo.inspection.models import AS_IMAGES, END, IMAGE, PIXELS, SIDE, START, TAGGED, VIDEO, is_narrow
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -29,6 +31,8 @@ def synthetic_prompt(model: Any, frames: int, question: int = 8) -> dict[str, An
     import torch
 
     generator = torch.Generator().manual_seed(0)
+    if not is_narrow(model.config):
+        return any_prompt(model, _still(torch.randn(frames, 3, 64, 64, generator=generator)), question, _words(model))
     side, pairs = SIDE * PIXELS, _frames_per_step(model)
     pixels = _still(torch.randn(frames, 3, side, side, generator=generator))
     return _prompt(model, pixels.repeat_interleave(pairs, 0), question, generator)
@@ -58,9 +62,11 @@ def prompt_of(model: Any, pictures: Tensor, question: int = 8) -> dict[str, Any]
     """Inputs of ``generate`` of a narrow model for frames of any size, (frames, height, width, 3) uint8."""
     import torch
 
-    if len(pictures) % _frames_per_step(model):  # Qwen merges pairs
-        pictures = torch.cat([pictures, pictures[-1:]])
     pixels = pictures.permute(0, 3, 1, 2).float() / 127.5 - 1
+    if not is_narrow(model.config):
+        return any_prompt(model, pixels, question, _words(model))
+    if len(pixels) % _frames_per_step(model):  # Qwen merges pairs
+        pixels = torch.cat([pixels, pixels[-1:]])
     small = torch.nn.functional.interpolate(pixels, (SIDE * PIXELS, SIDE * PIXELS), mode="area")
     return _prompt(model, small, question, torch.Generator().manual_seed(0))
 
@@ -93,6 +99,18 @@ def checkpoint_prompt(folder: Path, file: Path, question: str, fps: float) -> tu
         text=[text], videos=[video.frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
     )
     return model, dict(inputs), video.frames
+
+
+def _words(model: Any) -> Callable[[int], list[int]]:
+    """Makes ids of text, which are no special tokens of the model."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    config = model.config
+    parts = (config, config.get_text_config())
+    named = {value for part in parts for value in vars(part).values() if isinstance(value, int)}
+    free = torch.tensor([id_ for id_ in range(*_WORDS) if id_ not in named])
+    return lambda count: free[torch.randint(len(free), (count,), generator=generator)].tolist()
 
 
 def _read(file: Path, fps: float, size: tuple[int, int] | None) -> Any:

@@ -1,0 +1,51 @@
+"""`segmo inspect` of every family of the table, from a folder that holds a config and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_every_family import AS_IT_IS, KINDS, NO_CUT
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from video_families import FAMILIES, tiny_config
+
+from segmo.inspection.fewer import DEEP, VOCABULARY, fewer
+from segmo.inspection.models import NARROW
+from segmo.inspection.run import generate, inspect_subject, subject
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+# What they are is found by trying; their graphs are looked at with --exhaustive.
+CAPTURED = (*KINDS[-3:], "perception_lm")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bare_config_is_enough(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    tiny_config(family, FAMILIES[family]).save_pretrained(tmp_path)
+    given = subject(str(tmp_path), frames=6)
+    if family in AS_IT_IS or (family not in CAPTURED and not request.config.getoption("--exhaustive")):
+        assert generate(given, None, 1).sequences.shape[1] == given.inputs["input_ids"].shape[1] + 1
+        return
+    report = inspect_subject(given, {"keep": 0.5, "segments": 2})
+    tokens, prefill = report.to_dict()["tokens"], report.prefill
+    assert "prefill" in [graph.kind for graph in report.graphs]
+    assert tokens["kept"] == (tokens["video"] if family in NO_CUT else tokens["video"] // 2)
+    assert prefill is not None
+    assert int(prefill.frame.max()) == 5
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {*NARROW, "qwen3_omni_moe"}))
+def test_a_large_config_has_less_of_what_makes_it_large(family: str) -> None:
+    """Its widths and the kinds of its layers stay, and its special tokens stand in the vocabulary that is left."""
+    if family not in CONFIG_MAPPING:
+        pytest.skip("of a later transformers")
+    whole = CONFIG_MAPPING[family]()
+    before, small = whole.to_dict(), fewer(whole)
+    text, less = whole.get_text_config(), small.get_text_config()
+    assert whole.to_dict() == before
+    assert less.vocab_size <= max(VOCABULARY, 1)
+    assert less.num_hidden_layers <= max(DEEP, len(set(getattr(text, "layer_types", None) or [])) * 6)
+    assert set(getattr(less, "layer_types", None) or []) == set(getattr(text, "layer_types", None) or [])
+    assert (less.hidden_size, less.num_attention_heads) == (text.hidden_size, text.num_attention_heads)
+    ids = [value for part in (small, less) for name, value in vars(part).items() if name.endswith("token_id")]
+    assert all(token < less.vocab_size for token in ids if isinstance(token, int))
