@@ -54,6 +54,14 @@ def _drop_count_check(rewrite: Rewrite, merge: Merge) -> None:
             erase_unused([condition])
 
 
+def _shared(rewrite: Rewrite, merge: Merge) -> bool:
+    """Whether images come the same way as frames: their family has one placeholder, and no argument says "video"."""
+    sources = (merge.features, *upstream(merge.features))
+    told = any(source.op == "placeholder" and "video" in str(source.target).lower() for source in sources)
+    family = rewrite.facts.family
+    return family is not None and not family.video_argument and not told
+
+
 def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
     """Puts "frame", "cell", "novelty", "similarity", "scene", "question" behind the merge, and "valid" if padded.
 
@@ -73,9 +81,8 @@ def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
         video = call(OPS.video_tokens.default, (merge.mask, video_total(rewrite)))
     with graph.inserting_before(merge.node.next):
         chat = facts.chat.to_text()
-        layout = call(
-            OPS.video_layout.default, (video, facts.positions, facts.cells_per_frame, trailing, facts.ids, chat)
-        )
+        known = (video, facts.positions, facts.cells_per_frame, trailing, facts.ids, chat, _shared(rewrite, merge))
+        layout = call(OPS.video_layout.default, known)
         nodes["frame"], nodes["cell"] = (call(operator.getitem, (layout, i)) for i in (0, 1))
         if rewrite.options.frames < 1:
             nodes["encoded"] = call(OPS.encoded_tokens.default, (merge.node, nodes["cell"]))

@@ -20,6 +20,7 @@ from segmo.runtime import (
     features,
     layout,
     novelty,
+    pictures,
     question,
     relevance,
     scenes,
@@ -97,10 +98,20 @@ def video_layout(
     trailing: int,
     ids_BN: Tensor | None = None,
     chat: str = "",
+    shared: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`segmo.runtime.layout.video_layout`; ``chat`` is :class:`segmo.runtime.question.ChatTokens` as text."""
-    marks_BN = None if ids_BN is None else question.turn_marks(ids_BN, question.ChatTokens.parse(chat))
+    """See :func:`segmo.runtime.layout.video_layout`; ``chat`` is :class:`segmo.runtime.question.ChatTokens` as text.
+
+    ``shared``: images have the same placeholder as frames.
+
+    Raises:
+        PromptError: see there, and :func:`segmo.runtime.pictures.check_frames`.
+    """
+    tokens = question.ChatTokens.parse(chat)
+    marks_BN = None if ids_BN is None else question.turn_marks(ids_BN, tokens)
     known = current_videos()
+    if shared and ids_BN is not None and not known.told:
+        pictures.check_frames(ids_BN, video_BN, tokens)
     return layout.video_layout(
         video_BN, positions_RBN, cells_per_frame, trailing, marks_BN, known.frames, known.cell_V, ids_BN
     )

@@ -19,12 +19,15 @@ class Known:
 
     Attributes:
         frames: frames of each video; None if that is not known.
+        told: the call came through SegMo, which looked at its pictures; a function around a model is seen in its graphs
+            alone.
         cell_V: the cell of its frame that each video token shows, (V,) int64, where a processor left cells out; None
             where every frame has all of its cells.
     """
 
     frames: tuple[int, ...] | None = None
     cell_V: Tensor | None = None
+    told: bool = False
 
 
 NOTHING = Known()
@@ -34,7 +37,7 @@ _KNOWN: ContextVar[Known] = ContextVar("segmo_videos", default=NOTHING)
 @contextmanager
 def frames_known(frames: Sequence[int] | None, cell_V: Tensor | None = None) -> Iterator[None]:
     """Inside the block, this is known of the videos of the batch; see :class:`Known`."""
-    token = _KNOWN.set(Known(None if frames is None else tuple(frames), cell_V))
+    token = _KNOWN.set(Known(None if frames is None else tuple(frames), cell_V, told=True))
     try:
         yield
     finally:

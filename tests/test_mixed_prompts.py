@@ -11,7 +11,7 @@ from video_families import build, prompt
 from video_prompts import END, IMAGE, SIDE, START, Prompt, noise
 
 import segmo
-from segmo.errors import NotRewrittenError
+from segmo.errors import NotRewrittenError, PromptError
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
@@ -98,3 +98,25 @@ def test_an_image_that_nothing_tells_from_a_frame_leaves_the_prompt_as_it_was(fa
     assert segmo.last_report().to_dict()["tokens"]["kept"] == 6
     with pytest.raises(NotRewrittenError, match=WARNING):
         generate(segmo.compile(model, keep=0.25, strict=True), beside)
+
+
+def test_a_function_around_a_model_refuses_an_image_beside_a_video() -> None:
+    """What it calls is seen in its graphs alone: such a prompt cannot run as it was from there."""
+    model, video = build("internvl"), tagged_as_in_internvl(prompt("internvl"))
+    beside = with_image("internvl", video, [12, 13])
+    ask = torch.compile(lambda **inputs: model(**inputs).logits, backend="segmo", options={"keep": 0.25, "segments": 1})
+
+    def encoded(inputs: Prompt) -> dict[str, Any]:
+        with torch.no_grad():
+            features = model.model.get_image_features(pixel_values=inputs["pixel_values"])
+        return {
+            **{name: value for name, value in inputs.items() if name != "pixel_values"},
+            "mm_encoder_outputs": {"image": features},
+            "logits_to_keep": 1,
+        }
+
+    with torch.no_grad():
+        assert torch.isfinite(ask(**encoded(video))).all()
+        assert segmo.last_report().to_dict()["tokens"]["kept"] == 6
+        with pytest.raises(PromptError, match="are not laid out as frames of a video"):
+            ask(**encoded(beside))

@@ -1,18 +1,10 @@
-"""Which pictures of a prompt are frames of a video, where a family has one placeholder for images and frames alike.
-
-InternVL and SmolVLM get images and frames in one tensor, and a run of one and the same placeholder for each. What tells
-them apart is how the prompt lays them out: the frames of a video stand in a row, each behind a tag of one form. A
-picture alone, a tile of an image, and a picture behind other text than the frames beside it are none of them.
-"""
+"""Calls whose pictures are no frames, or may be none, run as they are; :mod:`segmo.runtime.pictures` tells."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import pairwise, takewhile
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from segmo.calls.videos import frames_of
@@ -20,12 +12,7 @@ from segmo.compiler.chat import chat_of
 from segmo.errors import NotRewrittenError
 from segmo.families import description_of, family_for
 from segmo.passes.reasons import Miss
-from segmo.runtime.layout import video_layout, video_starts
-from segmo.runtime.question import ChatTokens, turn_marks
-
-_FORM = 2  # so many tokens in front of a frame are the same for all frames of a video, where its tags have a form
-
-Run = tuple[int, int]  # places of a run of placeholders in its row, from one up to the other
+from segmo.runtime.pictures import Run, frames_of_video, runs_of
 
 
 def no_video(model: Any, inputs: Mapping[str, Any]) -> Miss | None:
@@ -41,7 +28,7 @@ def no_video(model: Any, inputs: Mapping[str, Any]) -> Miss | None:
     token = _shared_placeholder(model)
     if token is None:
         return None
-    rows = [_runs(row == token) for row in ids]
+    rows = [runs_of(row == token) for row in ids]
     if not any(rows):
         return None
     told = description_of(model)
@@ -51,7 +38,7 @@ def no_video(model: Any, inputs: Mapping[str, Any]) -> Miss | None:
     if told.placeholder is not None:
         return None
     chat, cells = chat_of(model).tokens, _cells(inputs, token)
-    found = [_of_video(row, runs, row == token, chat, cells) for row, runs in zip(ids, rows, strict=True)]
+    found = [frames_of_video(row, runs, row == token, chat, cells) for row, runs in zip(ids, rows, strict=True)]
     if all(all(flags) for flags in found):
         return None
     return Miss.of("images") if all(_is_one_image(runs, cells) for runs in rows) else Miss.of("images-and-video")
@@ -102,50 +89,6 @@ def _cells(inputs: Mapping[str, Any], token: int) -> int | None:
     return features.shape[1] if isinstance(features, Tensor) and features.dim() == 3 else None
 
 
-def _runs(flag_N: Tensor) -> list[Run]:
-    edges = torch.nn.functional.pad(flag_N.int(), (1, 1)).diff()
-    starts, ends = ((edges == sign).nonzero()[:, 0].tolist() for sign in (1, -1))
-    return list(zip(starts, ends, strict=True))
-
-
 def _is_one_image(runs: Sequence[Run], cells: int | None) -> bool:
     """Whether a row has one run, or only runs of several tiles, which no frame has."""
     return len(runs) < 2 or (cells is not None and all(end - start > cells for start, end in runs))
-
-
-def _of_video(ids_N: Tensor, runs: Sequence[Run], video_N: Tensor, chat: ChatTokens, cells: int | None) -> list[bool]:
-    """For each run of a row, whether it is laid out as a frame of a video."""
-    if not runs:
-        return []
-    marks_BN = turn_marks(ids_N[None], chat)
-    frame_BN, cell_BN = video_layout(video_N[None], None, 0, 0, marks_BN)
-    first = [at for at, starts in enumerate(video_starts(frame_BN[0], cell_BN[0]).tolist()) if starts]
-    ids, flags = ids_N.tolist(), []
-    for begin, end in zip(first, [*first[1:], len(runs)], strict=True):
-        row = runs[begin:end]
-        alike = len(row) > 1 and _one_form(ids, row)
-        flags += [alike and cells in (None, stop - start) for start, stop in row]
-    return flags
-
-
-def _one_form(ids: Sequence[int], row: Sequence[Run]) -> bool:
-    """Whether all pictures in a row have tags of one form in front of them.
-
-    A tag is what stands between two pictures, without what closes the first of them. Where most tags end in the same
-    ``_FORM`` tokens, all have to. Where they do not, all end in the same token (tiles of an image are numbered there).
-    Two pictures alone need such a form.
-    """
-    gaps = [ids[stop:start] for (_, stop), (start, _) in pairwise(row)]
-    longest, end, start = max(map(len, gaps)), row[-1][1], row[0][0]
-    closing = _common([*gaps, ids[end : end + longest]])
-    tags = [ids[max(start - longest, 0) : start][::-1], *(gap[closing:][::-1] for gap in gaps)]
-    width = min(_FORM, *map(len, tags))
-    most = Counter(tuple(tag[:width]) for tag in tags).most_common(1)[0][1]
-    if len(row) == 2:
-        return width == _FORM and most == 2
-    return most == len(row) or (most <= len(row) // 2 and _common(tags) > 0)
-
-
-def _common(rows: Sequence[Sequence[int]]) -> int:
-    """How many tokens rows have in common at their start."""
-    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False)))
