@@ -46,6 +46,6 @@ def test_a_large_config_has_less_of_what_makes_it_large(family: str) -> None:
     assert less.vocab_size <= max(VOCABULARY, 1)
     assert less.num_hidden_layers <= max(DEEP, len(set(getattr(text, "layer_types", None) or [])) * 6)
     assert set(getattr(less, "layer_types", None) or []) == set(getattr(text, "layer_types", None) or [])
-    assert (less.hidden_size, less.num_attention_heads) == (text.hidden_size, text.num_attention_heads)
+    assert less.hidden_size == text.hidden_size
     ids = [value for part in (small, less) for name, value in vars(part).items() if name.endswith("token_id")]
     assert all(token < less.vocab_size for token in ids if isinstance(token, int))
