@@ -9,6 +9,7 @@ Legend: N prompt tokens, K kept tokens, L tokens of this rank.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ class RankCut(WholeCut):
 
         inside = self.joined_bytes
 
-        def mend(arg: Node) -> Node:
+        def mend(arg: Node) -> Any:
             if arg not in self.after or (arg in self.entire and self._differs(arg)):
                 return arg
             if arg in self.caches:

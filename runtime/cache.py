@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
+from segmo.compat.cache_name import cache_of
 from segmo.errors import CacheError
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ _SPREAD = (
 def find_cache(inputs: Any, result: Any) -> Cache | None:
     """The cache that a call has filled: the one it was given, or the one it gives back; None without."""
     values = result.values() if isinstance(result, dict) else result if isinstance(result, tuple) else ()
-    return next((each for each in (inputs.get("past_key_values"), *values) if isinstance(each, Cache)), None)
+    return next((each for each in (cache_of(inputs), *values) if isinstance(each, Cache)), None)
 
 
 def mark_cut(cache: Cache, seen: int, index_BK: Tensor, spread: RankSchedule | None = None) -> None:
@@ -289,7 +290,7 @@ def mark_cut(cache: Cache, seen: int, index_BK: Tensor, spread: RankSchedule | N
         if not isinstance(layer, CacheLayerMixin) or not layer.is_initialized:
             continue
         window = isinstance(layer, DynamicSlidingWindowLayer)  # which has the window's keys whole on every rank
-        if spread is not None and not window and layer.keys.shape[-2] == spread.length:
+        if spread is not None and not window and layer.keys is not None and layer.keys.shape[-2] == spread.length:
             cache.layers[number] = SpreadLayer(layer, seen, index_BK.clone(), spread)
             continue
         kind = _kind(type(layer))

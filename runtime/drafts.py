@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segmo.compat.cache_name import NAMES, cache_of
 from segmo.compat.generation import candidates
 
 _PER_TOKEN = ("input_ids", "attention_mask", "position_ids", "mm_token_type_ids")  # by their last dimension
@@ -40,6 +41,7 @@ def call_in_two(call: Callable[[Mapping[str, Any]], Any], inputs: Mapping[str, A
                 rest[name] = inputs[name][..., -count:]
     prompt["logits_to_keep"], rest["logits_to_keep"] = 1, count
     first = call(prompt)
-    second = call({**rest, "past_key_values": first.past_key_values})
+    cache = next(name for name in NAMES if name in first)  # as the model calls it
+    second = call({**rest, cache: cache_of(first)})
     second["logits"] = torch.cat([first.logits, second.logits], dim=1)
     return second

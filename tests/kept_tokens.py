@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from segmo.compat.cache_name import NAMES, cache_name, cache_of
+
 
 def decoder(model: Any) -> torch.nn.Module:
     """The part of a Video LLM that reads embeddings and holds the layers."""
@@ -60,14 +62,12 @@ def kept_tokens_only(model: Any, index_K: Tensor, video_N: Tensor) -> Iterator[N
             return args, kwargs
         if local:
             recording = True
-            module(*args, **{**kwargs, "past_key_values": copy.deepcopy(kwargs.get("past_key_values"))})
+            module(*args, **{**kwargs, cache_name(module): copy.deepcopy(cache_of(kwargs))})
             recording = False
         if kwargs.get("position_ids") is None:  # the decoder would count the tokens that it gets
             kwargs["position_ids"] = torch.arange(length)[None]
         shorter = {
-            name: value
-            if name == "past_key_values"
-            else pytree.tree_map(lambda leaf, name=name: cut(name, leaf), value)
+            name: value if name in NAMES else pytree.tree_map(lambda leaf, name=name: cut(name, leaf), value)
             for name, value in kwargs.items()
         }
         return args, shorter

@@ -19,7 +19,7 @@ from torch._dynamo.symbolic_convert import InstructionTranslatorBase
 import segmo.compat
 import segmo.passes
 import segmo.runtime
-from segmo.compat import flags, groups, joining, parts, placeholder_check, symbolic_messages, versions
+from segmo.compat import cache_name, flags, groups, joining, parts, placeholder_check, symbolic_messages, versions
 from segmo.errors import SegMoError, VersionError
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -101,6 +101,29 @@ def test_a_part_that_no_longer_fits_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     assert not symbolic_messages.keep_counts_symbolic()
     with pytest.warns(UserWarning, match=r"_format_value: .*report"):
         parts.warn_of_misfits()
+
+
+class New:
+    """A model as transformers has them from 5.24 on."""
+
+    def forward(self, input_ids: Any = None, cache: Any = None, **kwargs: Any) -> None: ...
+
+
+class Old:
+    """A model as transformers had them before."""
+
+    def forward(self, input_ids: Any = None, past_key_values: Any = None, **kwargs: Any) -> None: ...
+
+
+def test_a_cache_is_known_by_both_of_its_names() -> None:
+    cache = object()
+    for model, name, other in ((Old(), "past_key_values", "cache"), (New(), "cache", "past_key_values")):
+        assert cache_name.cache_name(model) == name
+        for given in (name, other):
+            assert cache_name.cache_of({given: cache}) is cache
+            found = cache_name.with_cache_as(name, {"input_ids": 1, given: cache, "use_cache": True})
+            assert found == {"input_ids": 1, name: cache, "use_cache": True}
+        assert cache_name.with_cache_as(name, {"input_ids": 1, other: None}) == {"input_ids": 1, other: None}
 
 
 def test_a_group_is_found_where_names_have_no_type(monkeypatch: pytest.MonkeyPatch) -> None:

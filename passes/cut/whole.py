@@ -101,7 +101,8 @@ class WholeCut(ApartCut):
 
     def scatter(self, node: Node, dim: int, before: Node) -> Node:
         """What is elsewhere is not gone."""
-        return self.whole(node, before)
+        made: Node = self.whole(node, before)
+        return made
 
     def _resized(self, node: Node) -> Any:
         """What a node's value would be in size, with as many tokens as stand for those that are here."""

@@ -9,7 +9,6 @@ All ranks run the same graph, so they call these operators in the same order.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import Tensor
 from torch.nn.functional import pad
@@ -36,7 +35,9 @@ def _of_one_size(
     v_BGKE: Tensor,
     schedule: RankSchedule,
     scale: float,
-    *layer: Any,
+    group: str,
+    layer: int,
+    implementation: str,
 ) -> Tensor:
     """Attention of one prompt; where keys and values have two sizes, the smaller ones are filled up with zeros.
 
@@ -44,7 +45,7 @@ def _of_one_size(
     """
     size = max(q_BAnD.shape[3], v_BGKE.shape[3])
     q, k, v = (x if x.shape[3] == size else pad(x, (0, size - x.shape[3])) for x in (q_BAnD, k_BGKD, v_BGKE))
-    out: Tensor = attend(q[0], k[0], v[0], scale, _layer(schedule, *layer, q, k))
+    out: Tensor = attend(q[0], k[0], v[0], scale, _layer(schedule, group, layer, implementation, q, k))
     return out[..., : v_BGKE.shape[3]]
 
 

@@ -16,6 +16,7 @@ from segmo.calls.length import warn_if_too_long
 from segmo.calls.pictures import no_video, refuse_gaps
 from segmo.calls.shards import Shards
 from segmo.calls.videos import cells_of, frames_of
+from segmo.compat.cache_name import cache_name, cache_of, with_cache_as
 from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit, trace_again
 from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
 from segmo.compat.joining import Asked
@@ -62,6 +63,7 @@ class Call:
         loaded = self.attention.decoder
         self.notes = (f"attention was loaded as {loaded}; the decoder uses sdpa while this runs",) if loaded else ()
         self.__signature__ = inspect.signature(model.forward)
+        self.cache_name = cache_name(model)
         # Where a function around the model is compiled too, this is not inlined there: it compiles for itself.
         self.run = torch.compiler.disable(self._run)  # type: ignore[no-untyped-call]
 
@@ -80,7 +82,7 @@ class Call:
             return self._rewritten(*args, **kwargs) if gathered else self.original(*args, **kwargs)
 
     def _rewritten(self, *args: Any, **kwargs: Any) -> Any:
-        named = by_name(self.model, args, kwargs)
+        named = with_cache_as(self.cache_name, by_name(self.model, args, kwargs))
         miss = no_video(self.model, named)
         if miss is not None:
             if self.encoder is not None:
@@ -92,7 +94,7 @@ class Call:
             warn_if_too_long(self.model, inputs)
             given = {**inputs, **named}
             videos = frames_known(frames_of(self.model, given), cells_of(given))
-            cache = going_on(inputs.get("past_key_values"), self.options.ranks, self.spreads_cache)
+            cache = going_on(cache_of(inputs), self.options.ranks, self.spreads_cache)
             with self.sizes(inputs), words_known(inputs.get("input_ids")), videos, cache:
                 result = self.hooks.call(self._marked, inputs)
             self.after(inputs, result)

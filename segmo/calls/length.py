@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segmo.compat.cache_name import cache_of
 from segmo.families import family_of
 
 
@@ -66,7 +67,7 @@ def needed(model: Any, inputs: Mapping[str, Any]) -> Need | None:
     limit = position_limit(config)
     if limit is None:
         return None
-    ids, positions, cache = inputs["input_ids"], inputs.get("position_ids"), inputs.get("past_key_values")
+    ids, positions, cache = inputs["input_ids"], inputs.get("position_ids"), cache_of(inputs)
     video = ids == getattr(config, "video_token_id", -1)
     if positions is None:
         start = int(cache.get_seq_length()) if cache is not None else 0

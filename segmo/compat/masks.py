@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segmo.compat.cache_name import NAMES
 from segmo.compat.versions import installed
 from segmo.errors import CacheError
 
@@ -22,7 +23,6 @@ WHAT = "transformers.masking_utils._preprocess_mask_arguments"
 VERSIONS = "transformers 5.18 to 5.24"
 
 _NEEDED = ("config", "attention_mask", "layer_idx")
-_CACHE = ("past_key_values", "cache")  # its name up to transformers 5.23, and from 5.24 on
 
 
 def ask_cut_caches() -> bool:
@@ -33,7 +33,7 @@ def ask_cut_caches() -> bool:
     if getattr(original, "segmo", False):
         return True
     names = list(inspect.signature(original).parameters)
-    cache = next(name for name in _CACHE if name in names)
+    cache = next(name for name in NAMES if name in names)
     embeds = next(name for name in names if name.endswith("embeds"))
 
     @functools.wraps(original)
@@ -86,8 +86,8 @@ def fits() -> str | None:
         return f"{WHAT} is not there" if installed("transformers") else None
     names = inspect.signature(found).parameters
     missing = [name for name in _NEEDED if name not in names]
-    if not any(name in names for name in _CACHE):
-        missing.append(" or ".join(_CACHE))
+    if not any(name in names for name in NAMES):
+        missing.append(" or ".join(NAMES))
     if not any(name.endswith("embeds") for name in names):
         missing.append("inputs_embeds")
     return f"{found.__name__} has no {', '.join(missing)}" if missing else None

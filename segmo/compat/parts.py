@@ -9,6 +9,7 @@ from types import ModuleType
 _NAMES = (
     "arguments",
     "attention_config",
+    "cache_name",
     "chunk_loops",
     "dynamo",
     "flags",

@@ -46,7 +46,8 @@ def set_layers(text: Any, layers: int) -> None:
 def _one_of_each(text: Any) -> int:
     """So many of the first layers have one of each kind; two at least."""
     lists = [kinds for name in _KINDS if (kinds := getattr(text, name, None))]
-    return max([2, *(max(map(kinds.index, set(kinds))) + 1 for kinds in lists)])
+    needed: list[int] = [max(map(kinds.index, set(kinds))) + 1 for kinds in lists]
+    return max(2, *needed) if needed else 2
 
 
 def _cut_experts(text: Any) -> None:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from segmo.compat.cache_name import cache_of
 from segmo.compat.masks import ask_cut_caches
 from segmo.errors import CacheError
 from segmo.memory.block import Block
@@ -96,7 +97,7 @@ class MemoryCache(DynamicCache):
 
 def behind_the_video(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """A hook in front of a model's forward, which changes calls with a :class:`MemoryCache` alone."""
-    cache = kwargs.get("past_key_values")
+    cache = cache_of(kwargs)
     if not isinstance(cache, MemoryCache):
         return None
     return args, cache.inputs(kwargs)

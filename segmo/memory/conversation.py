@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from segmo.compat.cache_name import cache_of
 from segmo.errors import PromptError
 from segmo.memory.look import Seen
 from segmo.memory.prompt import Message, Script, assistant, user
@@ -129,7 +130,7 @@ class Conversation:
         several: bool,
     ) -> Any:
         """Lets the model answer, and remembers what was said if that was one question with one answer."""
-        cache, start = inputs["past_key_values"], inputs["input_ids"].shape[1]
+        cache, start = cache_of(inputs), inputs["input_ids"].shape[1]
         defaults = {} if "generation_config" in generation else {"max_new_tokens": NEW_TOKENS, "do_sample": False}
         if "max_length" in generation:
             defaults.pop("max_new_tokens", None)

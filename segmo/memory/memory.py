@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segmo.compat.cache_name import cache_name
 from segmo.errors import CacheError, PromptError
 from segmo.memory.block import Block
 from segmo.memory.cache import MemoryCache, expect_memories
@@ -304,7 +305,7 @@ class Memory:
             "input_ids": ids.to(device),
             "attention_mask": mask.to(device),
             "position_ids": (position if len(position) > 1 else position[0]).to(device),
-            "past_key_values": filled_cache(keys, values, SharedLayer),
+            cache_name(self.model): filled_cache(keys, values, SharedLayer),
         }
 
     # what there is

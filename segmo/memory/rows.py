@@ -11,7 +11,7 @@ hidden size, R rows of position ids.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
+
+from segmo.compat.cache_name import cache_name
 
 ROWS = 4096  # rows of a forward, at most
 
@@ -66,8 +68,9 @@ class _LastLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of transform
 def _past_cache(decoder: Any, past: tuple[Tensor, Tensor] | None) -> Any:
     """A cache that holds a past. A decoder with hooks runs whole: what they do behind a module must not be left out."""
     hooked = any(module._forward_hooks or hasattr(module, "_hf_hook") for module in decoder.modules())
-    layers: list[Any] = [DynamicLayer() for _ in range(decoder.config.num_hidden_layers - 1)]
-    layers.append(DynamicLayer() if hooked else _LastLayer())
+    make: Callable[[], Any] = DynamicLayer
+    last: Callable[[], Any] = DynamicLayer if hooked else _LastLayer
+    layers = [*(make() for _ in range(decoder.config.num_hidden_layers - 1)), last()]
     if past is not None and past[0].shape[2]:
         for layer, key, value in zip(layers, *past, strict=True):
             DynamicLayer.update(layer, key[None], value[None])
@@ -114,7 +117,7 @@ def run_rows(
             decoder(
                 inputs_embeds=embeds_TH[None, rows],
                 position_ids=position if position.shape[0] == 1 else position[:, None],
-                past_key_values=cache,
+                **{cache_name(decoder): cache},
                 use_cache=True,
                 **extra,
             )
