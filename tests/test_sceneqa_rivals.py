@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rivals.diversity import cdpruner, echoprune, greedy_determinant, vidcom2
 from rivals.fastvid import ANCHOR_WEIGHT, fastvid, segment_starts
+from rivals.flashvid import ALPHA, flashvid, most_diverse, redundancy_trees
+from rivals.pevlm import SINK_FRAMES, block_mask
 from rivals.selectors import evs, last_frames, random_tokens, uniform_frames
 
 keeps = st.sampled_from([0.5, 0.25, 0.125, 0.0625])
@@ -30,6 +32,7 @@ def test_kept_tokens_are_distinct_ascending_and_as_many_as_the_budget(shape: tup
     for kept in (
         random_tokens(features, keep, 3),
         fastvid(features, saliency, keep)[0],
+        flashvid(features, saliency, keep)[0],
         vidcom2(features, keep, 0),
         cdpruner(features, question, keep),
         echoprune(features, question, keep),
@@ -116,3 +119,46 @@ def test_vidcom2_gives_more_to_the_frame_that_is_unlike_the_video() -> None:
     features[2] = torch.eye(6)[[2, 3, 4, 5]]
     kept = vidcom2(features, 0.25, 0)
     assert ((kept >= 8) & (kept < 12)).sum() >= 2
+
+
+def test_flashvid_follows_what_moves_until_its_segment_ends() -> None:
+    """One thing wanders over frames whose other tokens are unlike everything."""
+    unit = torch.eye(40)[1 + torch.arange(32).view(8, 4)]
+    thing = torch.tensor([2, 0, 3, 1, 0, 2, 1, 3])
+    unit[torch.arange(8), thing] = torch.eye(40)[0]
+    free = torch.ones(8, 4, dtype=torch.bool)
+    free[7, 3] = False
+    root = redundancy_trees(unit, free, torch.tensor([0] * 5 + [1] * 3)).view(8, 4)
+    assert root[torch.arange(8), thing].tolist() == [2] * 5 + [5 * 4 + 2] * 2 + [-1]
+    for frame in range(8):
+        for cell in set(range(4)) - {int(thing[frame])}:
+            assert root[frame, cell] == frame * 4 + cell
+
+
+def test_flashvid_merges_a_tree_into_its_mean() -> None:
+    features = torch.zeros(40, 1, 2)
+    features[:, 0, 0] = torch.arange(1.0, 41.0)
+    kept, merged = flashvid(features, torch.ones(40, 1), 0.1)
+    assert len(kept) == 4
+    starts = [*segment_starts(features), 40]
+    diverse, (root,) = kept[merged[:, 0] == kept + 1].tolist(), kept[merged[:, 0] != kept + 1].tolist()
+    assert len(diverse) == round(ALPHA * 4)
+    end = min(frame for frame in (*starts, *diverse) if frame > root)  # what is taken out breaks a tree
+    tree = range(root + 1, end + 1)
+    assert float(merged[kept.tolist().index(root), 0]) == pytest.approx(sum(tree) / len(tree))
+
+
+def test_the_most_diverse_tokens_are_far_apart() -> None:
+    place = torch.tensor([0.0, 0.1, 5.0, 5.2, 9.0])
+    assert sorted(most_diverse((place[:, None] - place).abs(), 3)) == [0, 2, 4]
+
+
+def test_pevlm_blocks_see_the_sink_and_themselves() -> None:
+    frames, cells, blocks = SINK_FRAMES + 6, 2, 3
+    seen = block_mask(2, frames, cells, 3, blocks)
+    kind = ["sink"] * (2 + SINK_FRAMES * cells)
+    kind += [f"block {n // (2 * cells)}" for n in range(6 * cells)] + ["question"] * 3
+    for row, mine in enumerate(kind):
+        for column, other in enumerate(kind):
+            expected = column <= row and (other == "sink" or mine == "question" or mine == other)
+            assert bool(seen[row, column]) == expected

@@ -10,7 +10,18 @@ from rich.table import Table
 from segmo.sceneqa.questions import KINDS
 from segmo.sceneqa.results import paired_difference
 
-RIVALS = ("uniform frames", "random tokens", "EVS", "FastVID", "FastV")
+RIVALS = (
+    "uniform frames",
+    "last frames",
+    "random tokens",
+    "EVS",
+    "FastVID",
+    "FlashVID",
+    "FastV",
+    "VidCom2",
+    "CDPruner",
+    "EchoPrune",
+)
 FOUND = ("retrieve", "moment")
 Records = Mapping[str, Sequence[Mapping[str, Any]]]
 
@@ -22,6 +33,8 @@ def _comparisons(budgets: Sequence[str]) -> list[tuple[str, str]]:
         found += [(f"CAS embedding @ {budget}", f"{rival} @ {budget}") for rival in RIVALS]
         found.append((f"CAS attention @ {budget}", f"uniform frames @ {budget}"))
         found.append((f"CAS+LSP @ {budget}", f"uniform frames @ {budget}"))
+        found.append((f"CAS+LSP @ {budget}", f"CAS embedding @ {budget}"))
+        found.append((f"CAS embedding @ {budget}", "full attention @ 1"))
         found.append((f"CAS+LSP @ {budget}", "full attention @ 1"))
     variants = (*(f"{segments} segments" for segments in (2, 4, 8)), "no context", "heads alone", "tails alone")
     for variant in variants:
@@ -30,6 +43,9 @@ def _comparisons(budgets: Sequence[str]) -> list[tuple[str, str]]:
     for segments in (2, 4, 8, "scene"):
         found.append((f"LSP {segments} segments, with context @ 1", f"LSP {segments} segments, no context @ 1"))
         found.append((f"LSP {segments} segments, with context @ 1", "full attention @ 1"))
+    for blocks in (2, 4, 8):
+        found.append((f"LSP {blocks} segments, with context @ 1", f"PEVLM {blocks} blocks @ 1"))
+    found.append(("LSP scene segments, with context @ 1", "PEVLM 16 blocks @ 1"))
     return found
 
 

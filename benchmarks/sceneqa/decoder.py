@@ -49,6 +49,7 @@ def run_decoder(
     features_QKH: Tensor,
     prune_at: int = -1,
     pruner: Pruner | None = None,
+    visible_NN: Tensor | None = None,
 ) -> Tensor:
     """Logits of the next token, (Q, vocabulary).
 
@@ -57,6 +58,7 @@ def run_decoder(
         features_QKH: their features.
         prune_at: decoder layer after which ``pruner`` chooses again.
         pruner: sees the last token's attention to the video tokens in that layer.
+        visible_NN: who sees whom in every layer; what came before where it is None.
     """
     language: Any = model.model.language_model
     ids = prompts.input_ids
@@ -77,7 +79,13 @@ def run_decoder(
     for number, layer in enumerate(language.layers):
         query, key, value = _project(layer, hidden, (cos, sin))
         mixed = torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, enable_gqa=True, scale=layer.self_attn.scaling
+            query,
+            key,
+            value,
+            attn_mask=visible_NN,
+            is_causal=visible_NN is None,
+            enable_gqa=True,
+            scale=layer.self_attn.scaling,
         )
         hidden = hidden + layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2))
         hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))

@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     console.print(f"weights: {json.loads((Path(args.model) / 'made.json').read_text())}")
     saliency: dict[int, Tensor] = {}
     methods = [method for method in all_methods(saliency) if re.search(args.only, method.key)]
-    if any(method.name == "FastVID" for method in methods):
+    if any(method.name in ("FastVID", "FlashVID") for method in methods):
         for index in range(args.videos):
             pictures = make_sample(args.split, difficulty, index, PER_KIND).pictures
             saliency[index] = encoder_saliency(model, processor, pictures)
@@ -85,6 +85,8 @@ def run(args: argparse.Namespace, console: Console) -> None:
     if args.answers_only:
         return
     write_report(out, console)
+    if difficulty.busy:
+        return
     shares, even = [], 0.0
     for prompts in questions.prompts[:COHESION_VIDEOS]:
         scene_F = make_sample(args.split, difficulty, prompts.video, PER_KIND).scene_F

@@ -1,17 +1,30 @@
 """Answers of the model to all questions about one video at once, where they all see the same video tokens.
 
-The same figures as one prompt for each question (``tests/test_sceneqa_model.py``), for a part of the time.
+The same figures as one prompt for each question (``tests/test_sceneqa_model.py``), for a part of the time. Where the
+questions stand in front of the video, or a frame has other than the usual tokens, they are asked one by one.
 """
 
 from __future__ import annotations
 
 import torch
-from forward import CELLS, SHARED_VIDEO, SINKS, answer_questions
+from decoder import run_decoder
+from forward import CELLS, COLUMNS, ROWS, SHARED_VIDEO, SINKS, answer_questions
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
+from untrained import MERGE
 
 from segmo.sceneqa.methods import Answers, causal_pairs, prefill_flops
 from segmo.sceneqa.model import Prompts
+
+
+def cells_of(prompts: Prompts) -> int:
+    """Tokens of a frame."""
+    return int(prompts.grid[0, 1] * prompts.grid[0, 2]) // MERGE**2
+
+
+def _shareable(prompts: Prompts, placeholder: int) -> bool:
+    usual = prompts.grid[0, 1:].tolist() == [ROWS * MERGE, COLUMNS * MERGE]
+    return usual and int((prompts.input_ids[0] == placeholder).nonzero()[0]) == SINKS
 
 
 @torch.no_grad()
@@ -20,6 +33,12 @@ def answer_shared(
 ) -> Answers:
     """Answers from the video tokens with indices ``kept_K``, ascending, and their features."""
     video, layers = len(prompts.features), model.config.text_config.num_hidden_layers
+    tokens = prompts.input_ids.shape[1] - video + len(kept_K)
+    flops = prefill_flops(model, [tokens] * layers, [causal_pairs(tokens)] * layers)
+    if not _shareable(prompts, model.config.video_token_id):
+        count = len(prompts.input_ids)
+        logits = run_decoder(model, prompts, kept_K.expand(count, -1), features_KH.expand(count, -1, -1))
+        return Answers(logits, len(kept_K), flops)
     rows = torch.cat([prompts.input_ids[:, SINKS + video :], prompts.answer[:, None]], dim=1)
     before = model.config.text_config._attn_implementation
     model.set_attn_implementation({"text_config": SHARED_VIDEO})
@@ -29,8 +48,6 @@ def answer_shared(
         )
     finally:
         model.set_attn_implementation({"text_config": before})
-    tokens = prompts.input_ids.shape[1] - video + len(kept_K)
-    flops = prefill_flops(model, [tokens] * layers, [causal_pairs(tokens)] * layers)
     return Answers(answered.logits[0, :, 0], len(kept_K), flops)
 
 

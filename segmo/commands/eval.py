@@ -13,7 +13,7 @@ DEFAULT_OUT = Path("out/eval")
 def evaluate(
     out: Annotated[Path, typer.Option(help="folder for results, which a broken run takes up again")] = DEFAULT_OUT,
     split: Annotated[str, typer.Option(help='"validation" or "test"')] = "test",
-    difficulty: Annotated[str, typer.Option(help='"easy", "standard" or "long"')] = "standard",
+    difficulty: Annotated[str, typer.Option(help='"easy", "standard", "long", "hard" or "harder"')] = "standard",
     videos: Annotated[int, typer.Option(help="videos, with up to 25 questions each")] = 20,
     keep: Annotated[list[float] | None, typer.Option(help="budgets; give it once for each")] = None,
     segments: Annotated[str, typer.Option(help='"scene", a number, or "equal:N"')] = "scene",

@@ -15,7 +15,7 @@ from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 from segmo.sceneqa.methods import Method, compiled
 from segmo.sceneqa.model import Prompts, build_prompts
 from segmo.sceneqa.results import read_results
-from segmo.sceneqa.task import VERSION, Checksum, Difficulty, samples
+from segmo.sceneqa.task import Checksum, Difficulty, samples
 
 Progress = Callable[[int, int], None]
 
@@ -38,15 +38,15 @@ def build_set(
     progress: Progress = lambda done, total: None,
 ) -> QuestionSet:
     """Encode the first ``videos`` videos of a split."""
-    checksum, found = Checksum(), []
+    checksum, found = Checksum(difficulty.version), []
     for sample in samples(split, difficulty, videos, per_kind):
         checksum.add(sample)
-        found.append(build_prompts(model, processor, sample.pictures, sample.questions, sample.index))
+        first = difficulty.asks_first(sample.index)
+        parts = (sample.pictures, sample.questions, sample.index)
+        found.append(build_prompts(model, processor, *parts, text_first=first))
         progress(len(found), videos)
-    size = f"{difficulty.scenes} scenes, {difficulty.frames} frames"
-    return QuestionSet(
-        tuple(found), f"SceneQA {VERSION}, {split} split, {videos} videos of {size}, checksum {checksum}"
-    )
+    name = f"SceneQA {difficulty.version}, {split} split, {videos} videos of {difficulty}"
+    return QuestionSet(tuple(found), f"{name}, checksum {checksum}")
 
 
 def evaluate(

@@ -65,6 +65,12 @@ def _render_scene(
     return path
 
 
+def add_noise(pictures: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Pictures in [0, 1], made noisy in place, as uint8."""
+    pictures += (rng.random(pictures.shape, dtype=np.float32) - np.float32(0.5)) * np.float32(2 * NOISE)
+    return (pictures * 255 + 0.5).clip(0, 255).astype(np.uint8)
+
+
 def render_with_places(
     script: Sequence[Scene], digits: Digits, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -75,8 +81,7 @@ def render_with_places(
     for scene in script:
         span = slice(scene.start * PICTURES, (scene.start + scene.length) * PICTURES)
         places[span] = _render_scene(scene, digits, pictures[span], rng)
-    pictures += (rng.random(pictures.shape, dtype=np.float32) - np.float32(0.5)) * np.float32(2 * NOISE)
-    return (pictures * 255 + 0.5).clip(0, 255).astype(np.uint8), places
+    return add_noise(pictures, rng), places
 
 
 def render(script: Sequence[Scene], digits: Digits, rng: np.random.Generator) -> NDArray[np.uint8]:

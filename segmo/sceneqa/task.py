@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segmo.errors import SegMoError
+from segmo.sceneqa.busy import fill_scenes, render_busy
 from segmo.sceneqa.glyphs import PARTS, load_digits
 from segmo.sceneqa.questions import KINDS, Question, choose_questions
 from segmo.sceneqa.render import render
 from segmo.sceneqa.script import Scene, write_script
 
 VERSION = 1  # raised whenever the same seed would give another video or question
+BUSY_VERSION = 2  # of the sets with busy frames
 SPLITS = tuple(PARTS)
 
 
@@ -28,16 +30,36 @@ class Difficulty:
 
     Six scenes in ten last one to three seconds; the others share what is left, so more frames make longer
     still parts.
+
+    Attributes:
+        busy: rows and columns of a frame's tokens in the harder sets (:mod:`segmo.sceneqa.busy`), where the question
+            stands in front of every second video; None for frames of two rows and three columns with one thing.
     """
 
     scenes: int
     frames: int
+    busy: tuple[int, int] | None = None
+
+    @property
+    def version(self) -> int:
+        """Of the generator: the sets of one version are told apart by their sizes."""
+        return VERSION if self.busy is None else BUSY_VERSION
+
+    def asks_first(self, index: int) -> bool:
+        """Whether the question stands in front of video number ``index``."""
+        return self.busy is not None and index % 2 == 1
+
+    def __str__(self) -> str:
+        size = "" if self.busy is None else f" of {self.busy[0]} x {self.busy[1]} tokens"
+        return f"{self.scenes} scenes, {self.frames} frames{size}"
 
 
 DIFFICULTIES = {
     "easy": Difficulty(8, 32),
     "standard": Difficulty(16, 128),  # the longest that training shows
     "long": Difficulty(24, 256),  # longer than any training video
+    "hard": Difficulty(16, 128, (4, 6)),  # busy frames; no weights were trained on these yet
+    "harder": Difficulty(16, 64, (8, 8)),
 }
 
 
@@ -48,7 +70,7 @@ class Sample:
     Attributes:
         index: number within the split.
         script: what happens.
-        pictures: (2 * frames, 32, 48, 3) uint8 RGB, two a second.
+        pictures: (2 * frames, 32, 48, 3) uint8 RGB, two a second; larger in the harder sets.
         questions: the chosen questions, kind by kind.
     """
 
@@ -71,12 +93,17 @@ def make_sample(split: str, difficulty: Difficulty, index: int, per_kind: int | 
     """
     if split not in SPLITS:
         raise SegMoError(f"SceneQA has no split {split!r}; it has {', '.join(SPLITS)}")
-    seed = [VERSION, SPLITS.index(split), difficulty.scenes, difficulty.frames, index]
+    seed = [difficulty.version, SPLITS.index(split), difficulty.scenes, difficulty.frames, index]
+    seed += difficulty.busy or ()
     rng = np.random.default_rng(seed)
     script = write_script(difficulty.scenes, difficulty.frames, split == "train", rng)
     wanted = dict.fromkeys(KINDS, per_kind) if isinstance(per_kind, int) else dict(per_kind)
     questions = choose_questions(script, wanted, rng)
-    return Sample(index, script, render(script, load_digits(split), rng), tuple(questions))
+    digits = load_digits(split)
+    if difficulty.busy is None:
+        return Sample(index, script, render(script, digits, rng), tuple(questions))
+    busy = fill_scenes(script, difficulty.busy, rng)
+    return Sample(index, busy, render_busy(busy, difficulty.busy, digits, rng), tuple(questions))
 
 
 def samples(split: str, difficulty: Difficulty, videos: int, per_kind: int | Mapping[str, int] = 5) -> Iterator[Sample]:
@@ -88,8 +115,8 @@ def samples(split: str, difficulty: Difficulty, videos: int, per_kind: int | Map
 class Checksum:
     """SHA-256 over samples in order: scripts, questions and pixels."""
 
-    def __init__(self) -> None:
-        self._hash = hashlib.sha256(f"SceneQA {VERSION}".encode())
+    def __init__(self, version: int = VERSION) -> None:
+        self._hash = hashlib.sha256(f"SceneQA {version}".encode())
 
     def add(self, sample: Sample) -> None:
         """Take in one sample."""
