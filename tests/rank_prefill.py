@@ -105,14 +105,17 @@ def ops_of_prefill(rank: int, world: int, family: str, cache: str) -> tuple[dict
 
 
 def answer_again(rank: int, world: int, family: str, options: dict[str, Any], dynamic: bool | None) -> list[Tensor]:
-    """Greedy tokens for two prompts of different length, one after the other through the same compiled model."""
+    """Two greedy tokens for each of two prompts of different length, through the same compiled model.
+
+    With ``dynamic=False`` every step of decoding is a graph of its own.
+    """
     torch._dynamo.reset()
     model = models.build(family)
     segmo.compile(model, dynamic=dynamic, ranks="all", **options)
     tokens = []
     for frames in (9, 14):
         inputs = models.prompt(family, frames=frames)
-        tokens.append(model.generate(**inputs, max_new_tokens=4, do_sample=False))
+        tokens.append(model.generate(**inputs, max_new_tokens=2, do_sample=False))
     return tokens
 
 

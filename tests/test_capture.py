@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import FAMILIES, LAYERS, build, prompt
+from models import LAYERS, build, prompt
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_vl.modeling_qwen2_vl import eager_attention_forward
 
@@ -29,7 +29,7 @@ def kinds() -> list[str]:
     return [graph["kind"] for graph in segmo.last_report().to_dict()["graphs"]]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.families("qwen3_vl", "llava_onevision")
 def test_one_prefill_graph_serves_all_lengths(family: str) -> None:
     model = build(family)
     model.compile(backend="segmo", dynamic=True, options={"keep": 0.5})
@@ -74,7 +74,7 @@ assert report["tokens"]["kept"] == 12
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.families("qwen2_5_vl", "llava_onevision")
 def test_a_direct_call_is_one_graph_too(family: str) -> None:
     model, inputs = build(family), prompt(family, frames=6)
     segmo.compile(model, keep=1.0, segments=2)
@@ -85,7 +85,7 @@ def test_a_direct_call_is_one_graph_too(family: str) -> None:
     assert bool(logits.isfinite().all())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.families("qwen3_vl", "llava_onevision")
 def test_logits_of_dropped_tokens_are_nan_and_the_others_right(family: str) -> None:
     model, inputs = build(family), prompt(family, frames=6)
     segmo.compile(model, keep=0.5, segments=1)

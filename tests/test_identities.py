@@ -67,7 +67,7 @@ def test_segments_equal_the_dense_mask_run_eagerly(family: str, lowering: str) -
     assert error(compiled.logits[0], eager.logits[0]) < 1e-5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.families("qwen3_vl", "llava_onevision")
 def test_all_context_is_full_attention(family: str) -> None:
     """Every scene's head frame is its only frame, so all video tokens are context."""
     model, inputs = build(family), prompt(family, frames=2)

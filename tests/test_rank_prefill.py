@@ -55,15 +55,16 @@ GRID = [
     for cache in ("gather", "sharded")
     for keep in (1.0, 0.5)
 ]
-# By default every family with both caches on two ranks, with and without CAS in turn, once on three, and two on four.
-CASES = [one for at, one in enumerate(GRID) if one[0] == 2 and at % 2 == (at // 2 + at // 4 + at // 16) % 2]
-CASES += [
+# By default every family with both caches, with and without CAS in turn, on two ranks once and on three or four once.
+CASES = [
+    (2, "qwen2_vl", "gather", 0.5),
+    (2, "qwen2_5_vl", "sharded", 1.0),
+    (2, "qwen3_vl", "gather", 1.0),
+    (2, "llava_onevision", "sharded", 0.5),
     (3, "qwen2_vl", "sharded", 1.0),
-    (3, "qwen2_5_vl", "gather", 1.0),
-    (3, "qwen3_vl", "gather", 0.5),
-    (3, "llava_onevision", "sharded", 0.5),
-    (4, "qwen2_5_vl", "sharded", 1.0),
-    (4, "llava_onevision", "gather", 0.5),
+    (3, "qwen3_vl", "sharded", 0.5),
+    (4, "qwen2_5_vl", "gather", 0.5),
+    (4, "llava_onevision", "gather", 1.0),
 ]
 
 # Scenes of unequal length; one scene alone, so that its tokens may all be on one rank; each rank encoding its share.
@@ -110,12 +111,10 @@ def test_what_cannot_be_spread_is_refused_or_runs_whole_on_every_rank(crews, wha
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dynamic", "cache"), [(True, "sharded"), (False, "gather")])
-def test_a_second_prompt_of_another_length(crews, dynamic, cache):
+def test_a_second_prompt_of_another_length_in_graphs_for_one_length(crews):
     options = {"keep": 0.5, "segments": 3}
-    alone = answer_again(0, 1, "qwen2_vl", options, dynamic)
-    spread = {**options, "pipeline": PIPELINE.format(cache=cache)}
-    for tokens in crews(2).run(answer_again, "qwen2_vl", spread, dynamic):
+    alone = answer_again(0, 1, "qwen2_vl", options, False)
+    for tokens in crews(2).run(answer_again, "qwen2_vl", options, False):
         assert all(torch.equal(mine, theirs) for mine, theirs in zip(tokens, alone, strict=True))
 
 
@@ -157,7 +156,7 @@ def test_frames_are_encoded_once_and_features_are_whole(crews, family):
 
 @pytest.mark.slow
 def test_no_deadlock_whatever_the_layout_and_the_delays(crews, request):
-    runs, seed = 200 if request.config.getoption("--exhaustive") else 40, 5
+    runs, seed = 200 if request.config.getoption("--exhaustive") else 20, 5
     model = models.build("qwen2_vl")
     segmo.compile(model, **RANDOM_OPTIONS)
     results = crews(4).run(prefill_at_random, seed, runs)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import FAMILIES, build, prompt
+from models import build, prompt
 from torch.fx import symbolic_trace
 
 import segmo
@@ -24,7 +24,7 @@ def record(name: str = "reuse-buffers") -> Any:
     return next(record for record in graph.passes if record.name == name)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.families("qwen3_vl", "llava_onevision")
 def test_the_numbers_are_the_same_to_the_bit(family: str) -> None:
     model, inputs = build(family), prompt(family)
     logits = []

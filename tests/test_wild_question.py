@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from eager_reference import cut_logits
-from models import FAMILIES, VIDEO, build, left_padded, prompt
+from models import VIDEO, build, left_padded, prompt
 
 import segmo
 from segmo.runtime.layout import TURN
@@ -36,7 +36,7 @@ def last_of_first_video(ids: torch.Tensor, cells: int) -> int:
     return int((ids[0] == VIDEO).nonzero()[cells - 1]) + 1
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.families("qwen3_vl", "llava_onevision")
 def test_turns_and_orders_equal_the_contract(family: str) -> None:
     """One compiled model: text between two videos sees and is seen by all; a question in front is found."""
     model = build(family)

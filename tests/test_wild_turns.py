@@ -125,7 +125,7 @@ def test_padded_rows_and_padded_questions(family: str) -> None:
     assert_all_same(run, family)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.families("qwen3_vl", "llava_onevision")
 def test_several_questions_behind_one_prefix(family: str) -> None:
     """The prefix is a direct call without a question; copies of its cache go on, and it stays as it was.
 
