@@ -13,6 +13,7 @@ from torch import Tensor
 from segmo.errors import PromptError
 
 SCENE_FLOOR = 1  # tokens that every scene with something new keeps, as long as the budget has one for each
+ROUNDING = 64  # spacings of floating point: scenes whose relevance differs by no more are equally relevant
 FRESH = 0.2  # novelty from which a scene has something new: less is noise, as where a scene goes on after a flash
 
 
@@ -70,11 +71,13 @@ def scene_shares(relevance_S: Tensor, dynamics_S: Tensor, balance: float) -> Ten
     """``balance * relevance + (1 - balance) * dynamics``, each brought to sum 1; (S,) fp64.
 
     Relevance is standardised over the scenes and passed through a softmax, so that scorers of any scale and
-    offset can be compared; dynamics is the novelty of all the scene's tokens together.
+    offset can be compared; dynamics is the novelty of all the scene's tokens together. Where no scene is more relevant
+    than another, differences within rounding are not blown up: what is left is coverage, by scenes and by novelty.
     """
-    relevance = relevance_S.double()
-    spread = relevance.std(correction=0).clamp(min=1e-12)
-    relevance = ((relevance - relevance.mean()) / spread).softmax(0)
+    relevance, spacing = relevance_S.double(), torch.finfo(relevance_S.dtype).eps
+    away = relevance - relevance.mean()
+    alike = away.abs().max() <= ROUNDING * spacing * relevance.abs().max()
+    relevance = (away / away.square().mean().sqrt().clamp(min=1e-12)).masked_fill(alike, 0).softmax(0)
     dynamics = dynamics_S.double().clamp(min=0)
     dynamics = dynamics / dynamics.sum().clamp(min=1e-12)
     return balance * relevance + (1 - balance) * dynamics

@@ -9,11 +9,11 @@ import pytest
 import torch
 from alignment import IGNORE, Alignment
 from batches import FIRST_DIGIT, LAST_WORD, Batch, keep_frames, keep_tokens, make_batch
-from forward import CELLS
+from forward import SHARED_VIDEO, USUAL, Grid, answer_questions, encode_frames
 from lessons import _look
 from runfolder import RunFolder
 from stills import ALLOWED, NAMED, VARIANTS, Stills, _unnamed, make_stills, training_digits
-from untrained import build_tokenizer
+from untrained import TURN_START, VISION_START, build_config, build_model, build_tokenizer
 
 from segmo.sceneqa.backgrounds import COLOURS, HELD_OUT, PAIRS, TEXTURES
 from segmo.sceneqa.glyphs import load_digits
@@ -65,7 +65,7 @@ def test_alignment_knows_the_right_words(tokenizer: Any) -> None:
     ids = tokenizer.convert_tokens_to_ids
     rows = [[*ids([*PAIRS[pair], str(pair % 10)]), IGNORE] for pair in range(len(PAIRS)) if pair not in HELD_OUT]
     caption = torch.tensor(rows)
-    features = words[caption[:, :3]].sum(1)[:, None].expand(-1, CELLS, -1)
+    features = words[caption[:, :3]].sum(1)[:, None].expand(-1, USUAL.cells, -1)
     loss, right = Alignment(tokenizer).loss(words, features, caption)
     assert right == {"colour": 1.0, "texture": 1.0, "digit": 1.0}
     worse, wrong = Alignment(tokenizer).loss(words, torch.randn_like(features), caption)
@@ -116,15 +116,40 @@ def test_dropout_keeps_what_is_new(batch: Batch) -> None:
     for video in range(2):
         key = set(batch.key[video].nonzero()[:, 0].tolist())
         assert key <= set(frames[video].tolist())
-        assert {frame * CELLS + cell for frame in key for cell in range(CELLS)} <= set(tokens[video].tolist())
+        assert {frame * USUAL.cells + cell for frame in key for cell in range(USUAL.cells)} <= set(
+            tokens[video].tolist()
+        )
+
+
+def test_busy_frames_are_trained_on_like_the_others(tokenizer: Any) -> None:
+    """One small batch of the harder sets through the encoder and the decoder, with its marks in the right cells."""
+    grid, rng = Grid(4, 6), np.random.default_rng(1)
+    questions = dict.fromkeys(KINDS, 1)
+    batch = make_batch(1, 3, 6, tokenizer, rng, questions, load_digits("train"), grid=grid)
+    seen = (batch.caption[:, 2] != IGNORE).nonzero()[:, 0].tolist()
+    arrived = (batch.notes.arrives[0].nonzero()[:, 0] // grid.cells).tolist()
+    assert 0 < len(arrived) <= 3, "once in a scene"
+    assert set(arrived) <= set(seen)
+    model = build_model(build_config(tokenizer, 64, 1, 64, 1), 0)
+    model.set_attn_implementation({"text_config": SHARED_VIDEO})
+    features = encode_frames(model, batch.patches, grid)
+    assert features.shape[:2] == (6, grid.cells)
+    stills = make_stills(2, tokenizer, rng, load_digits("train"), grid)
+    assert encode_frames(model, stills.patches, grid).shape[:2] == (2, grid.cells)
+    kept = keep_tokens(batch, torch.arange(6)[None], 0.5, torch.Generator().manual_seed(0))
+    sinks = torch.tensor(tokenizer.convert_tokens_to_ids([TURN_START, VISION_START]))
+    chosen = features.flatten(0, 1)[kept[0]][None]
+    answered = answer_questions(model, chosen, 6, kept, sinks, batch.question_ids, grid=grid)
+    assert answered.logits.shape[:2] == batch.target.shape
+    assert bool(torch.isfinite(answered.logits).all())
 
 
 def test_look_is_lost_probability() -> None:
     weights = torch.tensor([[[0.5, 0.25, 0.25]]])  # one question, three tokens of frames 0, 0 and 1
     where = torch.tensor([[[False, True]]])
-    kept = torch.tensor([[0, 1, CELLS]])
-    assert float(_look(weights, where, kept, torch.ones(1, 1))) == pytest.approx(-np.log(0.25))
-    assert float(_look(weights, torch.zeros_like(where), kept, torch.ones(1, 1))) == 0
+    frame = torch.tensor([[0, 0, 1]])
+    assert float(_look(weights, where, frame, torch.ones(1, 1))) == pytest.approx(-np.log(0.25))
+    assert float(_look(weights, torch.zeros_like(where), frame, torch.ones(1, 1))) == 0
 
 
 def test_log_of_a_run_that_goes_on_has_no_line_twice(tmp_path: Any) -> None:

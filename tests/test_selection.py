@@ -97,6 +97,19 @@ def test_balance_weighs_relevance_against_dynamics() -> None:
     assert scene_shares(torch.ones(4), torch.zeros(4), 1).tolist() == pytest.approx([0.25] * 4)
 
 
+@given(scenes=st.integers(2, 12), level=st.sampled_from([-3.0, 0.0, 0.4, 800.0]), seed=st.integers(0, 99))
+def test_a_question_without_a_relevant_scene_falls_back_to_coverage(scenes: int, level: float, seed: int) -> None:
+    """Rounding in the relevance of scenes that are all alike has no say: shares are those of equal relevance."""
+    generator = torch.Generator().manual_seed(seed)
+    noise_S = torch.randn(scenes, generator=generator) * 4 * torch.finfo(torch.float32).eps
+    dynamics_S = 1 + torch.rand(scenes, generator=generator)
+    share_S = scene_shares(level * (1 + noise_S), dynamics_S, 0.5)
+    expected_S = 0.5 / scenes + 0.5 * dynamics_S.double() / dynamics_S.double().sum()
+    torch.testing.assert_close(share_S, expected_S, rtol=1e-6, atol=0)
+    told_S = scene_shares(torch.arange(scenes).float(), dynamics_S, 0.5)
+    assert float(told_S[-1]) > float(expected_S[-1])  # and where one is more relevant, it is heard
+
+
 @given(length=st.integers(0, 50), video=st.integers(0, 500), batch=st.integers(1, 4), keep=KEEP)
 def test_kept_count_is_the_floor_of_the_contract(length: int, video: int, batch: int, keep: float) -> None:
     kept = kept_count(length + video, video * batch, batch, keep)

@@ -117,6 +117,29 @@ def _raster(distance_SCC: Tensor, known_SC: Tensor, start_SC: Tensor, real_SC: T
     return torch.ones_like(start_SC).masked_fill(~real_SC, 0)
 
 
+def _softmax(relevance_S: Tensor, sharpness: float = 1.0) -> Tensor:
+    away = relevance_S.double() - relevance_S.double().mean()
+    return (sharpness * away / away.square().mean().sqrt().clamp(min=1e-12)).softmax(0)
+
+
+def _sharp_shares(relevance_S: Tensor, dynamics_S: Tensor, balance: float) -> Tensor:
+    """The softmax twice as sharp."""
+    return balance * _softmax(relevance_S, 2.0) + (1 - balance) * dynamics_S.double() / dynamics_S.double().sum()
+
+
+def _told_shares(relevance_S: Tensor, dynamics_S: Tensor, balance: float) -> Tensor:
+    """Relevance weighs as much as it tells scenes apart: by the information in a softmax twice as sharp."""
+    asked = _softmax(relevance_S, 2.0)
+    told = 1 + float((asked * asked.clamp(min=1e-30).log()).sum()) / math.log(max(len(asked), 2))
+    return balance * told * asked + (1 - balance * told) * dynamics_S.double() / dynamics_S.double().sum()
+
+
+def _product_shares(relevance_S: Tensor, dynamics_S: Tensor, balance: float) -> Tensor:
+    """What a scene has to tell, times how likely it is asked about."""
+    share = (balance * _softmax(relevance_S) + (1 - balance) / len(relevance_S)) * dynamics_S.double()
+    return share / share.sum()
+
+
 def variants() -> list[Variant]:
     """The rule first."""
     return [
@@ -128,6 +151,11 @@ def variants() -> list[Variant]:
         Variant("floor for every scene", {(selection, "FRESH"): -1.0}),
         Variant("no floor", {(selection, "SCENE_FLOOR"): 0}),
         *(Variant(f"balance {value:g}", balance=value) for value in (0.0, 0.25, 0.75, 1.0)),
+        Variant("shares: softmax x2, balance 0.35", {(selection, "scene_shares"): _sharp_shares}, balance=0.35),
+        Variant("shares: softmax x2", {(selection, "scene_shares"): _sharp_shares}),
+        Variant("shares: relevance by what it tells", {(selection, "scene_shares"): _told_shares}),
+        Variant("shares: product", {(selection, "scene_shares"): _product_shares}),
+        Variant("floor of two", {(selection, "SCENE_FLOOR"): 2}),
         Variant("novelty by motion", motion=True),
         Variant("merging", merge=True),
     ]

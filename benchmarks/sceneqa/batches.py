@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from alignment import IGNORE
-from forward import CELLS, COLUMNS, patchify
+from forward import USUAL, Grid, patchify
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from untrained import MERGE, PATCH, TURN_END, VISION_END
 
 from segmo.sceneqa.backgrounds import COLOURS, PAIRS, TEXTURES
+from segmo.sceneqa.busy import fill_scenes, render_busy
 from segmo.sceneqa.glyphs import SHAPES, Digits
 from segmo.sceneqa.questions import KINDS, Question, choose_questions
 from segmo.sceneqa.render import PICTURES, render_with_places
@@ -55,6 +56,7 @@ class Batch:
         caption: ids of colour, texture, digit and shape of each frame, (B * F, 4).
         key: frames with something new (a scene's first, a digit's first, a flash), (B, F) bool.
         notes: see :class:`Notes`.
+        grid: tokens of a frame.
     """
 
     patches: Tensor
@@ -68,6 +70,7 @@ class Batch:
     caption: Tensor
     key: Tensor
     notes: Notes
+    grid: Grid = USUAL
 
 
 def encode_question(tokenizer: PreTrainedTokenizerFast, question: Question) -> list[int]:
@@ -97,10 +100,23 @@ def _captions(script: Sequence[Scene], tokenizer: PreTrainedTokenizerFast) -> tu
     return caption, key
 
 
-def _notes(script: Sequence[Scene], places: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+def _film(
+    script: tuple[Scene, ...], digits: Digits, grid: Grid, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Pictures of a script, and the digit's cell in each frame, shown or not."""
+    if grid == USUAL:
+        pictures, places = render_with_places(script, digits, rng)
+        top, left = (places[::PICTURES] // (PATCH * MERGE)).T
+        return pictures, top * grid.columns + left
+    size = (grid.rows, grid.columns)
+    busy = fill_scenes(script, size, rng)
+    return render_busy(busy, size, digits, rng), np.concatenate([scene.path for scene in busy])
+
+
+def _notes(script: Sequence[Scene], cell_F: NDArray[np.int64], cells: int) -> tuple[Tensor, Tensor]:
     """``before``, (F, 2), and ``arrives``, (V,), of one video."""
     before = torch.full((_frames(script), 2), IGNORE)
-    arrives = torch.zeros(_frames(script) * CELLS, dtype=torch.bool)
+    arrives = torch.zeros(_frames(script) * cells, dtype=torch.bool)
     for number, scene in enumerate(script):
         if number:
             colour, texture = PAIRS[script[number - 1].pair]
@@ -108,8 +124,7 @@ def _notes(script: Sequence[Scene], places: NDArray[np.int64]) -> tuple[Tensor, 
             before[scene.start : scene.start + scene.length] = pair
         if scene.digit >= 0:
             frame = scene.start + scene.seen[0]
-            top, left = (places[frame * PICTURES] // (PATCH * MERGE)).tolist()
-            arrives[frame * CELLS + top * COLUMNS + left] = True
+            arrives[frame * cells + int(cell_F[frame])] = True
     return before, arrives
 
 
@@ -150,8 +165,13 @@ def make_batch(
     questions: dict[str, int],
     digits: Digits,
     training: bool = True,
+    grid: Grid = USUAL,
 ) -> Batch:
-    """``videos`` new videos that show ``digits``; outside ``training`` they prefer held-out backgrounds."""
+    """``videos`` new videos that show ``digits``; outside ``training`` they prefer held-out backgrounds.
+
+    With another ``grid`` than the usual one they are those of the harder sets (:mod:`segmo.sceneqa.busy`), with the
+    question behind the video: one in front of it cannot share the work on the video with others.
+    """
     total = sum(questions.values())
     ids = torch.zeros(videos, total, ROWS, dtype=torch.long)
     target = torch.full((videos, total), IGNORE)
@@ -161,11 +181,11 @@ def make_batch(
     patches, captions, keys, before, arrives = [], [], [], [], []
     for row in range(videos):
         script = write_script(scenes, frames, training, rng)
-        pictures, places = render_with_places(script, digits, rng)
+        pictures, cell_F = _film(script, digits, grid, rng)
         patches.append(patchify(pictures))
         for parts, part in zip((captions, keys), _captions(script, tokenizer), strict=True):
             parts.append(part)
-        for parts, part in zip((before, arrives), _notes(script, places), strict=True):
+        for parts, part in zip((before, arrives), _notes(script, cell_F, grid.cells), strict=True):
             parts.append(part)
         for number, question in enumerate(choose_questions(script, questions, rng)):
             ids[row, number] = torch.tensor(encode_question(tokenizer, question))
@@ -173,9 +193,8 @@ def make_batch(
             kind[row, number] = KINDS.index(question.kind)
             _mark(question, script, find[row, number], read[row, number], named[row, number])
     notes = Notes(torch.stack(before), torch.stack(arrives))
-    return Batch(
-        torch.cat(patches), frames, ids, target, kind, find, read, named, torch.cat(captions), torch.stack(keys), notes
-    )
+    marks = (ids, target, kind, find, read, named, torch.cat(captions), torch.stack(keys), notes)
+    return Batch(torch.cat(patches), frames, *marks, grid)
 
 
 def _keep(key_BX: Tensor, keep: float, generator: torch.Generator) -> Tensor:
@@ -198,6 +217,7 @@ def keep_tokens(batch: Batch, frame_BF: Tensor, keep: float, generator: torch.Ge
 
     Tokens of frames with something new stay.
     """
-    token_BV = (frame_BF[..., None] * CELLS + torch.arange(CELLS)).flatten(1)
-    key_BV = batch.key.gather(1, frame_BF).repeat_interleave(CELLS, dim=1)
+    cells = batch.grid.cells
+    token_BV = (frame_BF[..., None] * cells + torch.arange(cells)).flatten(1)
+    key_BV = batch.key.gather(1, frame_BF).repeat_interleave(cells, dim=1)
     return token_BV.gather(1, _keep(key_BV, keep, generator))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from forward import CELLS, SINKS
+from forward import SINKS, USUAL
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -31,7 +31,7 @@ def local_cohesion(
     Returns:
         The share for each layer and head, (layers, A); and what attention spread evenly would give.
     """
-    scene_V = torch.from_numpy(scene_F).repeat_interleave(CELLS)
+    scene_V = torch.from_numpy(scene_F).repeat_interleave(USUAL.cells)
     same = scene_V[:, None] == scene_V
     causal = torch.ones_like(same).tril()
     later = scene_V > 0

@@ -25,27 +25,47 @@ from untrained import MERGE, PATCH
 from segmo.sceneqa.render import HEIGHT, PICTURES, WIDTH
 
 SHARED_VIDEO = "sceneqa_shared_video"
-ROWS, COLUMNS = HEIGHT // (PATCH * MERGE), WIDTH // (PATCH * MERGE)  # tokens of a frame
-CELLS = ROWS * COLUMNS
 SINKS = 2  # text tokens before the video
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Tokens of a frame."""
+
+    rows: int = HEIGHT // (PATCH * MERGE)
+    columns: int = WIDTH // (PATCH * MERGE)
+
+    @property
+    def cells(self) -> int:
+        """C."""
+        return self.rows * self.columns
+
+    @classmethod
+    def of(cls, height: int, width: int) -> Grid:
+        """Of pictures of so many pixels."""
+        return cls(height // (PATCH * MERGE), width // (PATCH * MERGE))
+
+
+USUAL = Grid()
 
 
 def patchify(pictures: NDArray[np.uint8]) -> Tensor:
     """What the processor's ``pixel_values_videos`` holds, for pictures of equal size.
 
     Args:
-        pictures: (2 * F, HEIGHT, WIDTH, 3).
+        pictures: (2 * F, height, width, 3).
 
     Returns:
         (F, P, 3 * 2 * PATCH * PATCH) fp32, patches of a token next to each other.
     """
+    grid = Grid.of(*pictures.shape[1:3])
     pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2).float().div_(255).sub_(0.3).div_(0.3)
-    parts = pixels.reshape(-1, PICTURES, 3, ROWS, MERGE, PATCH, COLUMNS, MERGE, PATCH)
-    return parts.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(len(pictures) // PICTURES, CELLS * MERGE**2, -1)
+    parts = pixels.reshape(-1, PICTURES, 3, grid.rows, MERGE, PATCH, grid.columns, MERGE, PATCH)
+    return parts.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(len(pictures) // PICTURES, grid.cells * MERGE**2, -1)
 
 
-def encode_frames(model: Qwen2VLForConditionalGeneration, patches_FP: Tensor) -> Tensor:
-    """The vision tower on frames of equal size as one batch, (F, CELLS, H).
+def encode_frames(model: Qwen2VLForConditionalGeneration, patches_FP: Tensor, grid: Grid = USUAL) -> Tensor:
+    """The vision tower on frames of equal size as one batch, (F, C, H).
 
     Equal to ``model.get_video_features``, which loops over frames.
     """
@@ -53,8 +73,8 @@ def encode_frames(model: Qwen2VLForConditionalGeneration, patches_FP: Tensor) ->
     frames, patches, _ = patches_FP.shape
     x = tower.patch_embed(patches_FP.flatten(0, 1))
     # Height and width of each patch, in the order of the patches.
-    y, z = torch.meshgrid(torch.arange(ROWS * MERGE), torch.arange(COLUMNS * MERGE), indexing="ij")
-    blocks = (ROWS, MERGE, COLUMNS, MERGE)
+    y, z = torch.meshgrid(torch.arange(grid.rows * MERGE), torch.arange(grid.columns * MERGE), indexing="ij")
+    blocks = (grid.rows, MERGE, grid.columns, MERGE)
     place = torch.stack([a.reshape(blocks).transpose(1, 2).flatten() for a in (y, z)], dim=-1)
     cos, sin = (part.repeat(frames, 1) for part in tower.rotary_pos_emb(x, place))
     for block in tower.blocks:
@@ -66,7 +86,7 @@ def encode_frames(model: Qwen2VLForConditionalGeneration, patches_FP: Tensor) ->
         mixed = torch.nn.functional.scaled_dot_product_attention(*heads, scale=attention.scaling)
         x = x + attention.proj(mixed.transpose(1, 2).reshape(frames * patches, -1))
         x = x + block.mlp(block.norm2(x))
-    return tower.merger(x).reshape(frames, CELLS, -1)
+    return tower.merger(x).reshape(frames, grid.cells, -1)
 
 
 @dataclass
@@ -117,13 +137,13 @@ def _shared_video_attention(
 AttentionInterface.register(SHARED_VIDEO, _shared_video_attention)
 
 
-def _positions(frames: int, questions: int, rows: int, kept_BV: Tensor) -> Tensor:
+def _positions(frames: int, grid: Grid, questions: int, rows: int, kept_BV: Tensor) -> Tensor:
     """M-RoPE positions, (3, B, N), as ``get_rope_index`` and ``generate`` give them to each question
     alone."""
-    grid = torch.meshgrid(torch.arange(frames), torch.arange(ROWS), torch.arange(COLUMNS), indexing="ij")
-    video_3V = torch.stack(grid).reshape(3, -1) + SINKS
+    places = torch.meshgrid(*(torch.arange(n) for n in (frames, grid.rows, grid.columns)), indexing="ij")
+    video_3V = torch.stack(places).reshape(3, -1) + SINKS
     video = video_3V[:, kept_BV]  # (3, B, kept)
-    after = SINKS + max(ROWS, COLUMNS)
+    after = SINKS + max(grid.rows, grid.columns)
     own = torch.arange(after, after + rows)
     own[-1] = max(frames + SINKS, after + rows - 1)  # the answer, fed back by ``generate``
     batch = kept_BV.shape[0]
@@ -155,6 +175,7 @@ def answer_questions(
     question_ids_BQL: Tensor,
     look_rows: dict[int, tuple[int, ...]] | None = None,
     hidden_after: tuple[int, ...] = (),
+    grid: Grid = USUAL,
 ) -> Answered:
     """The decoder on videos and many questions about each.
 
@@ -167,6 +188,7 @@ def answer_questions(
         question_ids_BQL: the text after the video, with the answer as the last row.
         look_rows: for which layers and rows of a question the attention is wanted.
         hidden_after: after which layers the video's hidden states are wanted.
+        grid: tokens of a frame.
     """
     batch, questions, rows = question_ids_BQL.shape
     language: Any = model.model.language_model
@@ -185,7 +207,7 @@ def answer_questions(
     try:
         out = language(
             inputs_embeds=embeds,
-            position_ids=_positions(frames, questions, rows, kept_BV),
+            position_ids=_positions(frames, grid, questions, rows, kept_BV),
             attention_mask={"full_attention": None},
             use_cache=False,
             looks=looks,

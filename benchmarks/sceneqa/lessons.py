@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from batches import FIRST_DIGIT, LAST, LAST_WORD, Batch
 from curriculum import KIND_WEIGHT
-from forward import CELLS, Answered
+from forward import Answered
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, smooth_l1_loss
 
@@ -36,10 +36,10 @@ def kind_weight(kind: Tensor) -> Tensor:
     return torch.tensor([KIND_WEIGHT[name] for name in KINDS])[kind]
 
 
-def _look(weights_BQV: Tensor, where_BQF: Tensor, kept_BV: Tensor, weight_BQ: Tensor) -> Tensor:
+def _look(weights_BQV: Tensor, where_BQF: Tensor, frame_BV: Tensor, weight_BQ: Tensor) -> Tensor:
     """Weighted mean of minus log of the attention paid to the right frames; questions without such frames are left
     out."""
-    index = (kept_BV // CELLS)[:, None].expand(-1, where_BQF.shape[1], -1)
+    index = frame_BV[:, None].expand(-1, where_BQF.shape[1], -1)
     inside = (weights_BQV * where_BQF.gather(2, index)).sum(-1)
     known = where_BQF.any(-1)
     if not bool(known.any()):
@@ -69,13 +69,13 @@ class Lessons(nn.Module):
     def forward(self, answered: Answered, batch: Batch, kept_BV: Tensor) -> Taught:
         """All lessons on one batch."""
         weight = kind_weight(batch.kind.clamp(min=0))
-        looks = answered.looks
-        find = _look(looks[FIND_LAYER][:, :, 0], batch.find, kept_BV, weight)
-        read = _look(looks[READ_LAYER][:, :, 0], batch.read, kept_BV, weight)
+        looks, frame_BV = answered.looks, kept_BV // batch.grid.cells
+        find = _look(looks[FIND_LAYER][:, :, 0], batch.find, frame_BV, weight)
+        read = _look(looks[READ_LAYER][:, :, 0], batch.read, frame_BV, weight)
         named = _look(
             looks[NAMED_LAYER].flatten(1, 2),
             batch.named.flatten(1, 2),
-            kept_BV,
+            frame_BV,
             weight[..., None].expand(-1, -1, 2).flatten(1),
         )
         notes, figures = self._notes(answered.hidden, batch, kept_BV)
@@ -83,7 +83,7 @@ class Lessons(nn.Module):
         return Taught(find + read + named, notes, figures)
 
     def _notes(self, hidden: dict[int, Tensor], batch: Batch, kept_BV: Tensor) -> tuple[Tensor, dict[str, float]]:
-        frame_BV = kept_BV // CELLS
+        frame_BV = kept_BV // batch.grid.cells
         time = smooth_l1_loss(self.clock(hidden[CLOCK_LAYER])[..., 0] * 8, frame_BV / CLOCK * 8)
         before_BV2 = batch.notes.before.gather(1, frame_BV[..., None].expand(-1, -1, 2))
         known = before_BV2[..., 0] >= 0

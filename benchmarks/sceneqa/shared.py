@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 from decoder import run_decoder
-from forward import CELLS, COLUMNS, ROWS, SHARED_VIDEO, SINKS, answer_questions
+from forward import SHARED_VIDEO, SINKS, USUAL, answer_questions
 from torch import Tensor
 from transformers import Qwen2VLForConditionalGeneration
 from untrained import MERGE
@@ -23,7 +23,7 @@ def cells_of(prompts: Prompts) -> int:
 
 
 def _shareable(prompts: Prompts, placeholder: int) -> bool:
-    usual = prompts.grid[0, 1:].tolist() == [ROWS * MERGE, COLUMNS * MERGE]
+    usual = prompts.grid[0, 1:].tolist() == [USUAL.rows * MERGE, USUAL.columns * MERGE]
     return usual and int((prompts.input_ids[0] == placeholder).nonzero()[0]) == SINKS
 
 
@@ -44,7 +44,7 @@ def answer_shared(
     model.set_attn_implementation({"text_config": SHARED_VIDEO})
     try:
         answered = answer_questions(
-            model, features_KH[None], video // CELLS, kept_K[None], prompts.input_ids[0, :SINKS], rows[None]
+            model, features_KH[None], video // USUAL.cells, kept_K[None], prompts.input_ids[0, :SINKS], rows[None]
         )
     finally:
         model.set_attn_implementation({"text_config": before})

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from forward import patchify
+from forward import USUAL, Grid, patchify
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from segmo.sceneqa.backgrounds import COLOURS, HELD_OUT, PAIRS, TEXTURES, draw_texture
+from segmo.sceneqa.busy import CELL, EDGE, mark_alpha, mark_value
 from segmo.sceneqa.glyphs import PARTS, SHAPES, SIDE, Digits, load_digits, shape_alpha
 from segmo.sceneqa.render import DARK, HEIGHT, INK, NOISE, PICTURES, RASTER, WIDTH
 
@@ -86,7 +87,11 @@ def _unnamed(texture: int, rng: np.random.Generator) -> tuple[float, float, floa
             return (float(tint[0]), float(tint[1]), float(tint[2]))
 
 
-def _place(rng: np.random.Generator) -> tuple[int, int]:
+def _place(grid: Grid, rng: np.random.Generator) -> tuple[int, int]:
+    """Top left corner of a glyph: on the raster, or in the middle of a cell in the harder sets."""
+    if grid != USUAL:
+        row, column = divmod(int(rng.integers(grid.cells)), grid.columns)
+        return row * CELL + EDGE, column * CELL + EDGE
     top, left = rng.uniform(0, HEIGHT - SIDE + 1), rng.uniform(0, WIDTH - SIDE + 1)
     return int(top) // RASTER * RASTER, int(left) // RASTER * RASTER
 
@@ -96,9 +101,12 @@ def _stamp(picture: NDArray[np.float32], alpha: NDArray[np.float32], place: tupl
     spot += alpha[..., None] * (value - spot)
 
 
-def make_stills(frames: int, tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, digits: Digits) -> Stills:
-    """``frames`` new frames of training backgrounds and of ``digits``."""
-    pictures = np.empty((frames, HEIGHT, WIDTH, 3), dtype=np.float32)
+def make_stills(
+    frames: int, tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, digits: Digits, grid: Grid = USUAL
+) -> Stills:
+    """``frames`` new frames of training backgrounds and of ``digits``; those of an unusual ``grid`` with marks."""
+    height, width = CELL * grid.rows, CELL * grid.columns
+    pictures = np.empty((frames, height, width, 3), dtype=np.float32)
     words = np.full((frames, 4), "", dtype=object)
     allowed = np.flatnonzero(ALLOWED)
     for frame in range(frames):
@@ -106,9 +114,14 @@ def make_stills(frames: int, tokenizer: PreTrainedTokenizerFast, rng: np.random.
         tint = COLOURS[colour]
         if rng.random() < UNNAMED_SHARE:
             colour, tint = "", _unnamed(TEXTURES.index(texture), rng)
-        pictures[frame] = draw_texture(texture, tint, HEIGHT, WIDTH, rng)
+        pictures[frame] = draw_texture(texture, tint, height, width, rng)
         words[frame, :2] = colour, texture
-        place = _place(rng)
+        place = _place(grid, rng)
+        if grid != USUAL:
+            for mark in rng.permutation(len(mark_alpha()))[: int(rng.integers(1, 3))].tolist():
+                spot = _place(grid, rng)
+                if spot != place:  # the digit is never hidden
+                    _stamp(pictures[frame], mark_alpha()[mark], spot, mark_value(mark))
         if rng.random() < DIGIT_SHARE:
             digit = int(rng.integers(10))
             glyph = digits.alpha[rng.choice(digits.by_label[digit])]
@@ -116,7 +129,7 @@ def make_stills(frames: int, tokenizer: PreTrainedTokenizerFast, rng: np.random.
             words[frame, 2] = str(digit)
         if rng.random() < SHAPE_SHARE:
             shape = int(rng.integers(len(SHAPES)))
-            other = _place(rng)
+            other = _place(grid, rng)
             if abs(other[1] - place[1]) >= 2 * RASTER or not words[frame, 2]:
                 _stamp(pictures[frame], shape_alpha()[shape], other, DARK)
                 words[frame, 3] = SHAPES[shape]

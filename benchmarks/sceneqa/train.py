@@ -22,7 +22,7 @@ import torch
 from alignment import Alignment
 from batches import Batch, keep_frames, keep_tokens, make_batch
 from curriculum import DROPOUT, LEAST_FRAMES, LEAST_TOKENS, LEVELS, MANY, REVIEW, Level
-from forward import CELLS, SHARED_VIDEO, answer_questions, encode_frames
+from forward import SHARED_VIDEO, USUAL, Grid, answer_questions, encode_frames
 from lessons import CLOCK_LAYER, LOOK_ROWS, NOTE_LAYER, Lessons, kind_weight
 from runfolder import RunFolder
 from stills import make_stills, training_digits
@@ -33,6 +33,7 @@ from untrained import TURN_START, VISION_START, build_config, build_model, build
 from segmo.bfloat16 import multiplies_bfloat16
 from segmo.sceneqa.glyphs import load_digits
 from segmo.sceneqa.questions import KINDS
+from segmo.sceneqa.task import DIFFICULTIES
 
 STILLS = 128  # frames of a batch of stills
 EMA = 0.995  # of the weights; the average is what is validated and shipped
@@ -61,6 +62,8 @@ class Trainer:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.folder, self.state = args, RunFolder(Path(args.out)), State()
+        busy = DIFFICULTIES[args.difficulty].busy
+        self.grid = USUAL if busy is None else Grid(*busy)
         self.bfloat16 = multiplies_bfloat16()
         self.tokenizer = build_tokenizer()
         config = build_config(self.tokenizer, args.hidden, args.layers, args.vision_hidden, args.vision_depth)
@@ -80,9 +83,9 @@ class Trainer:
 
     def still_loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """Reading single frames."""
-        stills = make_stills(STILLS, self.tokenizer, rng, self.digits)
+        stills = make_stills(STILLS, self.tokenizer, rng, self.digits, self.grid)
         words = self.model.model.language_model.embed_tokens.weight
-        loss, right = self.alignment.loss(words, encode_frames(self.model, stills.patches), stills.caption)
+        loss, right = self.alignment.loss(words, encode_frames(self.model, stills.patches, self.grid), stills.caption)
         return loss, {"align": float(loss.detach()), **right}
 
     def video_loss(self, model: Any, batch: Batch, keep: tuple[float, float]) -> tuple[Tensor, dict[str, float]]:
@@ -95,19 +98,20 @@ class Trainer:
         frame_BF = keep_frames(batch, keep[0], generator)
         row = torch.arange(videos)[:, None]
         with torch.no_grad():
-            features = encode_frames(model, batch.patches.unflatten(0, (videos, -1))[row, frame_BF].flatten(0, 1))
+            patches = batch.patches.unflatten(0, (videos, -1))[row, frame_BF].flatten(0, 1)
+            features = encode_frames(model, patches, self.grid)
         caption = batch.caption.unflatten(0, (videos, -1))[row, frame_BF].flatten(0, 1)
         align, right = self.alignment.loss(model.model.language_model.embed_tokens.weight, features, caption)
         kept = keep_tokens(batch, frame_BF, keep[1], generator)
         place = torch.full((videos, batch.frames), -1).scatter_(
             1, frame_BF, torch.arange(frame_BF.shape[1]).expand_as(frame_BF)
         )
-        inside = place.gather(1, kept // CELLS) * CELLS + kept % CELLS  # index among the frames that were encoded
+        cells = self.grid.cells
+        inside = place.gather(1, kept // cells) * cells + kept % cells  # index among the frames that were encoded
         flat = features.unflatten(0, (videos, -1)).flatten(1, 2)
         flat = flat.gather(1, inside[..., None].expand(-1, -1, flat.shape[-1]))
-        answered = answer_questions(
-            model, flat, batch.frames, kept, self.sinks, batch.question_ids, LOOK_ROWS, (CLOCK_LAYER, NOTE_LAYER)
-        )
+        asked = (self.sinks, batch.question_ids, LOOK_ROWS, (CLOCK_LAYER, NOTE_LAYER), self.grid)
+        answered = answer_questions(model, flat, batch.frames, kept, *asked)
         taught = self.lessons(answered, batch, kept)
         answer, stop = self._answer_loss(answered.logits, batch)
         figures = {"align": float(align.detach()), **right, **taught.figures, "answer": float(answer.detach())}
@@ -139,7 +143,8 @@ class Trainer:
         return self._make(level, rng), keep
 
     def _make(self, level: Level, rng: np.random.Generator) -> Batch:
-        return make_batch(level.videos, level.scenes, level.frames, self.tokenizer, rng, level.questions, self.digits)
+        size = (level.videos, level.scenes, level.frames)
+        return make_batch(*size, self.tokenizer, rng, level.questions, self.digits, grid=self.grid)
 
     def train_step(self) -> dict[str, float]:
         """One update; what it sees depends on seed and update alone, so a resumed run is an unbroken one."""
@@ -196,7 +201,8 @@ class Trainer:
             sums: dict[str, list[float]] = {}
             for _ in range(5):
                 held_out = load_digits("validation")
-                batch = make_batch(4, level.scenes, level.frames, self.tokenizer, rng, MANY, held_out, training=False)
+                size = (4, level.scenes, level.frames)
+                batch = make_batch(*size, self.tokenizer, rng, MANY, held_out, training=False, grid=self.grid)
                 for name, value in self.video_loss(self.average, batch, (1.0, 1.0))[1].items():
                     sums.setdefault(name, []).append(value)
             found[f"{level.scenes}x{level.frames}"] = {k: round(sum(v) / len(v), 4) for k, v in sums.items()}
@@ -255,6 +261,7 @@ def main() -> None:
     parser.add_argument("--stills", type=int, default=1750, help="updates on single frames")
     parser.add_argument("--steps", type=int, default=5000, help="updates on videos")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--difficulty", default="standard", choices=tuple(DIFFICULTIES), help="what frames look like")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--decoder-lr", type=float, default=2e-3)

@@ -62,6 +62,11 @@ def mark_alpha() -> NDArray[np.float32]:
     return np.asarray(fine.reshape(len(forms), SIDE, 4, SIDE, 4).mean(axis=(2, 4)))
 
 
+def mark_value(mark: int) -> float:
+    """Brightness of a mark: two are white like digits and two dark like shapes."""
+    return INK if mark % 2 else DARK
+
+
 def _walk(start: int, taken: set[int], length: int, size: tuple[int, int], rng: np.random.Generator) -> list[int]:
     """Cells of a thing that goes on to a free neighbour every ``HOP`` frames."""
     rows, columns = size
@@ -146,7 +151,7 @@ def render_busy(
             part[number] = whole[top : top + height, left : left + width]
             _lay(part[number], _bee()[0], *bee[first + number].tolist(), _bee()[1])
         for mark, cell in zip(scene.marks, scene.mark_cells, strict=True):
-            _stand(part, mark_alpha()[mark], [cell] * scene.length, INK if mark % 2 else DARK, columns)
+            _stand(part, mark_alpha()[mark], [cell] * scene.length, mark_value(mark), columns)
         if scene.digit >= 0:
             glyph = digits.alpha[rng.choice(digits.by_label[scene.digit])]
             seen = slice(*(frame * PICTURES for frame in scene.seen))
