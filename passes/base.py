@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar, Protocol, runtime_checkable
@@ -29,7 +30,7 @@ class Rewrite:
     """The graph under rewriting, and what the passes before have put into it.
 
     Attributes:
-        graph: a copy of the graph; it takes the graph's place if the pass applies.
+        graph: the graph; if the pass does not apply, it is put back as it was.
         facts: what the analysis found in the graph as it was captured.
         options: the user's options.
         model: that the graph came from, for what the graph does not say; None where that is not known.
@@ -47,20 +48,17 @@ class Rewrite:
     choices: list[Choice] = field(default_factory=list)
 
     def copy(self) -> Rewrite:
-        """The same with a copy of the graph, and with every node of facts and nodes mapped into that copy."""
-        graph = Graph(self.graph.owning_module, self.graph._tracer_cls)
-        mapped: dict[Node, Node] = {}
-        output = graph.graph_copy(self.graph, mapped)
-        graph.output(output)
-        for old, new in mapped.items():
-            if hasattr(old, "_dynamo_source"):  # which AOT autograd wants on every input
-                new._dynamo_source = old._dynamo_source
+        """For one pass: the same graph, with notes and names of its own that are dropped if it does not apply."""
+        return dataclasses.replace(self, nodes=dict(self.nodes), notes=list(self.notes), choices=list(self.choices))
+
+    def moved(self, graph: Graph, mapped: Mapping[Node, Node]) -> Rewrite:
+        """The same for another graph, with every node of facts and nodes mapped into that."""
         facts: Facts = _mapped(self.facts, mapped)
         nodes = {name: mapped[node] for name, node in self.nodes.items()}
-        return Rewrite(graph, facts, self.options, self.model, nodes, list(self.notes), list(self.choices))
+        return dataclasses.replace(self, graph=graph, facts=facts, nodes=nodes)
 
 
-def _mapped(value: Any, nodes: dict[Node, Node]) -> Any:
+def _mapped(value: Any, nodes: Mapping[Node, Node]) -> Any:
     """``value`` with each node in it replaced, inside tuples and dataclasses too."""
     if isinstance(value, Node):
         return nodes.get(value, value)  # a node that a pass has replaced is no longer in the graph

@@ -15,8 +15,9 @@ from segmo.errors import CompileError, SegMoError
 from segmo.options import Options
 from segmo.passes.analyse import Facts
 from segmo.passes.base import Outcome, Pass, Rewrite
-from segmo.passes.graph import count_ops, graph_text
+from segmo.passes.graph import count_ops
 from segmo.passes.reasons import DoesNotApply, Miss
+from segmo.passes.snapshot import Snapshot
 from segmo.runtime.attention.choice import Choice
 from segmo.scoped import Scoped
 
@@ -42,7 +43,10 @@ def observe(observer: Observer) -> Iterator[None]:
 
 
 def _tell(moment: str, each: Pass, gm: GraphModule) -> None:
-    for observer in _OBSERVERS.values():
+    observers = _OBSERVERS.values()
+    if observers:
+        gm.recompile()  # who looks may look at its code
+    for observer in observers:
         observer(moment, each, gm)
 
 
@@ -56,7 +60,7 @@ class PassRecord:
         misses: places where it did not apply, with reasons.
         seconds: time the pass took.
         ops_before, ops_after: how often each op is called.
-        text_before, text_after: the graph as code; the same object when nothing changed.
+        before, after: the graph as it stood; the same object when nothing changed.
     """
 
     name: str
@@ -66,8 +70,18 @@ class PassRecord:
     seconds: float
     ops_before: dict[str, int]
     ops_after: dict[str, int]
-    text_before: str
-    text_after: str
+    before: Snapshot
+    after: Snapshot
+
+    @property
+    def text_before(self) -> str:
+        """The graph as code before the pass; written when it is read first."""
+        return self.before.text
+
+    @property
+    def text_after(self) -> str:
+        """The same after the pass; the same object when nothing changed."""
+        return self.after.text
 
 
 @dataclass
@@ -101,35 +115,27 @@ def run_pipeline(
     """
     rewrite = Rewrite(gm.graph, facts, options, model)
     result = Result()
-    text, ops = graph_text(gm), count_ops(gm.graph)
+    before, ops = Snapshot(gm), count_ops(gm.graph)
     for each in passes:
         _tell("before", each, gm)
         start = time.perf_counter()
-        outcome, rewrite = _run_pass(each, rewrite, gm)
+        outcome, rewrite = _run_pass(each, rewrite, gm, before)
         misses = tuple(_placed(miss, facts) for miss in outcome.misses)
+        after, after_ops = (Snapshot(gm), count_ops(gm.graph)) if outcome.matches else (before, ops)
         seconds = time.perf_counter() - start
-        after_text, after_ops = (graph_text(gm), count_ops(gm.graph)) if outcome.matches else (text, ops)
         result.records.append(
-            PassRecord(
-                each.name,
-                each.tier.value,
-                outcome.matches,
-                misses,
-                seconds,
-                ops,
-                after_ops,
-                text,
-                after_text,
-            )
+            PassRecord(each.name, each.tier.value, outcome.matches, misses, seconds, ops, after_ops, before, after)
         )
         log.info("%s: %d matches, %d misses, %.3f s", each.name, outcome.matches, len(misses), seconds)
         for miss in misses:
             place = f" at {miss.place}" if miss.place else ""
             log.debug("%s: not applied (%s): %s%s; %s", each.name, miss.code, miss.reason, place, miss.remedy)
-        text, ops = after_text, after_ops
+        before, ops = after, after_ops
         _tell("after", each, gm)
     result.notes, result.choices = rewrite.notes, rewrite.choices
     result.recorded = _add_outputs(rewrite, gm)
+    if any(record.matches for record in result.records):
+        gm.recompile()
     return result
 
 
@@ -138,18 +144,16 @@ def _placed(miss: Miss, facts: Facts) -> Miss:
     return miss if miss.source else replace(miss, source=facts.called_from)
 
 
-def _run_pass(each: Pass, rewrite: Rewrite, gm: GraphModule) -> tuple[Outcome, Rewrite]:
-    """Runs a pass on a copy of the graph, which takes the graph's place if the pass changed something."""
+def _run_pass(each: Pass, rewrite: Rewrite, gm: GraphModule, before: Snapshot) -> tuple[Outcome, Rewrite]:
+    """Runs a pass; if it does not apply, the graph is as it was ``before``, whatever was done to it by then."""
     trial = rewrite.copy()
     try:
         outcome = each.run(trial)
-        if not outcome.matches:
-            return outcome, rewrite
-        trial.graph.lint()
-        gm.graph = trial.graph
-        gm.recompile()
+        if outcome.matches:
+            gm.graph.lint()
+            return outcome, trial
     except DoesNotApply as reason:
-        return Outcome(misses=(reason.miss,)), rewrite
+        outcome = Outcome(misses=(reason.miss,))
     except SegMoError:
         raise
     except Exception as error:  # whatever a pass trips over must not become a silent eager fallback
@@ -157,7 +161,14 @@ def _run_pass(each: Pass, rewrite: Rewrite, gm: GraphModule) -> tuple[Outcome, R
             f"pass {each.name!r} failed: {type(error).__name__}: {error}. Switch it off with "
             f"disable={each.name!r}, and report this with the model's name and the versions of torch and transformers"
         ) from error
-    return outcome, trial
+    return outcome, rewrite if before.is_of(gm.graph) else _undone(rewrite, gm, before)
+
+
+def _undone(rewrite: Rewrite, gm: GraphModule, before: Snapshot) -> Rewrite:
+    """Puts the graph as it was ``before`` in the place of what a pass has left of it."""
+    graph, nodes = before.build()
+    gm.graph = graph
+    return rewrite.moved(graph, nodes)
 
 
 def _add_outputs(rewrite: Rewrite, gm: GraphModule) -> tuple[str, ...]:
@@ -167,5 +178,4 @@ def _add_outputs(rewrite: Rewrite, gm: GraphModule) -> tuple[str, ...]:
         output = next(iter(reversed(gm.graph.nodes)))
         output.args = ((*output.args[0], *(rewrite.nodes[name] for name in names)),)
         gm.graph.lint()
-        gm.recompile()
     return names

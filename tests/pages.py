@@ -15,6 +15,7 @@ from torch._dynamo import reset
 import segmo
 from segmo.passes.reasons import Miss
 from segmo.passes.runner import PassRecord
+from segmo.passes.snapshot import Written
 from segmo.report.prefill import Prefill
 from segmo.report.record import GraphReport
 from segmo.report.report import Report
@@ -43,7 +44,7 @@ def with_markup(report: Report) -> Report:
     first = prefill.passes[0]
     record = dataclasses.replace(
         first,
-        text_after=first.text_after.replace("masked_scatter(", f"masked_scatter('{EVIL}', "),
+        after=Written(first.text_after.replace("masked_scatter(", f"masked_scatter('{EVIL}', ")),
         ops_after={**first.ops_after, EVIL: 3},
         misses=(miss,),
     )
@@ -56,7 +57,9 @@ def enlarged(report: Report, layers: int, frames: int, cells: int = 48) -> Repor
     prefill = report.graphs[0]
     records = [
         dataclasses.replace(
-            record, text_before=_deeper(record.text_before, layers), text_after=_deeper(record.text_after, layers)
+            record,
+            before=Written(_deeper(record.text_before, layers)),
+            after=Written(_deeper(record.text_after, layers)),
         )
         for record in prefill.passes
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch.fx.node import map_arg
 
 from segmo.compat.operators import UNKNOWN_SIZE, FakeTensorMode
 from segmo.passes.analyse import Merge
+from segmo.passes.cut.known import KnownCalls
 from segmo.passes.graph import concrete, example
 from segmo.passes.reasons import DoesNotApply, Miss
 from segmo.passes.sizes import hint_tensor
@@ -53,17 +53,26 @@ class CutState:
         self.batch = int(concrete(video.shape[0]))
         self.unknown = 1 if merge.counted is None else count(merge.counted, video.shape[-1])
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.known = KnownCalls(graph)
+        self._olds: dict[Node, tuple[Any, Any]] = {}  # a node's traced value, and what it was
 
     def old_value(self, node: Node) -> Any:
         """What a node's value was in the traced call, with concrete sizes."""
-        return pytree.tree_map(self._concrete, example(node))
+        traced = example(node)
+        if node not in self._olds or self._olds[node][0] is not traced:
+            self._olds[node] = (traced, pytree.tree_map(self._concrete, traced))
+        return self._olds[node][1]
 
     def _concrete(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            with self.mode:
-                return hint_tensor(value, self.unknown)
+            like = (*map(concrete, value.shape), *map(concrete, value.stride()), value.dtype, value.device)
+            return self.known.once(like, lambda: self._made(value))
         known = concrete(value)
         return self.unknown if known is None and isinstance(value, torch.SymInt) else known
+
+    def _made(self, value: Tensor) -> Tensor:
+        with self.mode:
+            return hint_tensor(value, self.unknown)
 
     def value(self, node: Node) -> Any:
         """A node's value behind the cut, or its old one if nothing in it has changed."""
@@ -73,7 +82,8 @@ class CutState:
 
     def old_shape(self, node: Node) -> list[int]:
         """A tensor's sizes in the traced call."""
-        return list(self.old_value(node).shape)
+        sizes: list[int] = [self._concrete(size) for size in example(node).shape]
+        return sizes
 
     def changed_dims(self, node: Node) -> list[int]:
         """Dimensions of a node's tensor that have another size than in the traced call."""
@@ -92,19 +102,18 @@ class CutState:
     def execute(self, node: Node) -> None:
         """Runs a node on the values of its inputs."""
         args, kwargs = map_arg((node.args, node.kwargs), self.value)
-        target: Callable[..., Any]
         try:
-            with self.mode:
-                if node.op == "call_method":
-                    self.values[node] = getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                elif node.op == "call_function":
-                    target = node.target  # type: ignore[assignment]  # callable, for this kind of node
-                    self.values[node] = target(*args, **kwargs)
-                else:
-                    raise lost(f"{node.op} nodes are not expected here", node)
+            self.values[node] = self.known.value(node, args, kwargs, self._run)
         except DoesNotApply:
             raise
         except UNKNOWN_SIZE:  # which the data alone tell
             self.values[node] = self.old_value(node)
         except Exception as error:  # any op may refuse the new size in its own way
             raise lost(f"{type(error).__name__}: {error}", node) from error
+
+    def _run(self, node: Node, args: Any, kwargs: Any) -> Any:
+        if node.op not in ("call_method", "call_function"):
+            raise lost(f"{node.op} nodes are not expected here", node)
+        target: Any = getattr(args[0], str(node.target)) if node.op == "call_method" else node.target
+        with self.mode:
+            return target(*args[1:] if node.op == "call_method" else args, **kwargs)

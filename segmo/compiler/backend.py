@@ -92,7 +92,9 @@ def _trace(graph: GraphReport) -> None:
     trace_structured_artifact("segmo_report", "json", lambda: json.dumps(graph.to_dict(), indent=1))
     for record in graph.passes:
         if record.matches:
-            trace_structured_artifact(f"segmo_after_{record.name}", "string", functools.partial(str, record.text_after))
+            trace_structured_artifact(
+                f"segmo_after_{record.name}", "string", functools.partial(getattr, record, "text_after")
+            )
 
 
 def _refuse_missing_frames(facts: Facts, result: Result, options: Options) -> None:

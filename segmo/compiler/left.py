@@ -11,6 +11,7 @@ from segmo.options import Options
 from segmo.passes.pipeline import build_pipeline
 from segmo.passes.reasons import Miss
 from segmo.passes.runner import PassRecord, Result
+from segmo.passes.snapshot import Written
 from segmo.report.history import report_for
 from segmo.report.report import complain
 
@@ -28,7 +29,8 @@ def leave_prefill(model: Any, options: Options, miss: Miss) -> None:
     """
     miss = replace(miss, source=calling_line())
     passes = build_pipeline(options)
-    records = [PassRecord(each.name, each.tier.value, 0, (miss,), 0.0, {}, {}, "", "") for each in passes]
+    none = Written("")
+    records = [PassRecord(each.name, each.tier.value, 0, (miss,), 0.0, {}, {}, none, none) for each in passes]
     report = report_for(model, options, SETUP)
     known = [graph for graph in report.graphs if any(m.code == miss.code for r in graph.passes for m in r.misses)]
     graph = known[0] if known else report.add("prefill", Result(records))
