@@ -20,6 +20,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from untrained import MERGE
 
@@ -81,8 +82,13 @@ def _draw_first(axes: Axes, picture: NDArray[np.uint8], novelty: NDArray[Any], k
                 axes.add_patch(Rectangle((column, row), 1, 1, fill=False, edgecolor=OUTLINE, linewidth=1.6))
             text = f"{novelty[row, column]:.2f}"
             colour = "white" if kept[row, column] else DROPPED
-            axes.text(column + 0.06, row + 0.24, str(order[row, column]), color=colour, fontsize=6, weight="bold")
-            axes.text(column + 0.94, row + 0.92, text, color=colour, fontsize=6, ha="right")
+            look: dict[str, Any] = {
+                "color": colour,
+                "fontsize": 6,
+                "path_effects": [withStroke(linewidth=1.5, foreground=INK)],
+            }
+            axes.text(column + 0.06, row + 0.24, str(order[row, column]), weight="bold", **look)
+            axes.text(column + 0.94, row + 0.92, text, ha="right", **look)
     axes.set_axis_off()
 
 
