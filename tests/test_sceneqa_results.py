@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,15 @@ def test_table_csv_and_picture_hold_every_row(tmp_path: Path) -> None:
     assert float(lines[0]["retrieve accuracy"]) == 1.0
     draw_results(rows, "title").savefig(tmp_path / "results.png")
     assert (tmp_path / "results.png").stat().st_size > 10_000
+
+
+def test_a_picture_has_room_for_every_method_and_no_two_lines_alike() -> None:
+    rows = summarise(RECORDS, {})
+    many = [replace(rows[2], name=f"rival {number}") for number in range(15)]
+    ours = [replace(rows[1], name=f"CAS {number}") for number in range(6)]
+    panel = draw_results([rows[0], *many, *ours], "title").axes[0]
+    looks = [(line.get_color(), line.get_marker()) for line in panel.lines[: len(many)]]
+    assert len(set(looks)) == len(many)
 
 
 def test_a_half_written_line_is_left_out(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,12 +14,11 @@ from segmo.sceneqa.results import OVERALL, Row
 
 OURS = ("#0072B2", "#56B4E9", "#003B5C", "#6A51A3", "#9E9AC8")
 OTHERS = ("#D55E00", "#E69F00", "#CC79A7", "#8C6D31", "#B2182B", "#F4A582")
-MARKS = "os^Dvx"
+MARKS = "os^DvxP"  # one more than colours: side by side the two give 42 different lines
 
 
 def _panel(axes: Axes, kind: str, lines: dict[str, list[Row]], full: Row, places: dict[float, int]) -> None:
-    ours = iter(OURS)
-    others = iter(zip(OTHERS, MARKS, strict=True))
+    ours, others = cycle(OURS), zip(cycle(OTHERS), cycle(MARKS), strict=False)
     for name, rows in lines.items():
         points = [(places[row.keep], row.accuracy[kind]) for row in rows if row.keep in places]
         x = np.array([place for place, _ in points])
