@@ -7,7 +7,7 @@ Everything is timed in one process and one run, way after way, after a warm-up; 
 time of the FLOPs that remain at rates measured in the same run: linear layers at the GEMM rate of the dtype, visible
 pairs of tokens at the rate of flash attention. "untrimmed" computes every row of the last layer, as a model of many
 layers does almost wholly: of its four layers, this one saves most of one. ``own`` is the share of
-SegMo's own operators (scenes, scores, selection, gathering) in the prefill that they leave.
+SegMo's own operators (scenes, scores, selection, gathering) in the prefill that they leave; ``--profile`` shows each.
 Results are saved after every row.
 """
 
@@ -157,12 +157,13 @@ def roofline_seconds(kept: int, pairs: int, trimmed: bool, rates: tuple[float, f
     return linear / rates[0] + attention / rates[1]
 
 
-def own_seconds(run: Callable[[], Any]) -> float:
-    """Time in SegMo's own operators other than attention, in one run."""
+def own_operators(run: Callable[[], Any]) -> dict[str, tuple[int, float]]:
+    """Calls and seconds of each of SegMo's operators in one run, those that took longest first."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
-    events = [e for e in profile.key_averages() if e.key.startswith("segmo::") and "segment_attention" not in e.key]
-    return sum(event.cpu_time_total for event in events) / 1e6
+    events = [event for event in profile.key_averages() if event.key.startswith("segmo::")]
+    events.sort(key=lambda event: -event.cpu_time_total)
+    return {event.key.removeprefix("segmo::"): (event.count, event.cpu_time_total / 1e6) for event in events}
 
 
 def measure(model: Any, prompt: dict[str, Any], name: str, runs: int, rates: tuple[float, float]) -> dict[str, Any]:
@@ -185,7 +186,8 @@ def measure(model: Any, prompt: dict[str, Any], name: str, runs: int, rates: tup
     seconds = median_seconds(run, runs)
     peak = memory("VmHWM") - before
     length = kept = prompt["input_ids"].shape[1]
-    own, pairs, trimmed = 0.0, length * (length + 1) // 2, False
+    operators: dict[str, tuple[int, float]] = {}
+    pairs, trimmed = length * (length + 1) // 2, False
     if options is not None:
         prefill = segmo.last_report().prefill
         kept = len(prefill.kept())
@@ -193,7 +195,8 @@ def measure(model: Any, prompt: dict[str, Any], name: str, runs: int, rates: tup
         if prefill.segment is not None:
             pairs = visible_pairs(attention_schedule(prefill.segment, prefill.context, None))
         trimmed = any(each.name == TRIM and each.matches for each in segmo.last_report().graphs[0].passes)
-        own = own_seconds(run)
+        operators = own_operators(run)
+    own = sum(taken for name, (_, taken) in operators.items() if "segment_attention" not in name)
     roofline = roofline_seconds(kept, pairs, trimmed, rates)
     return {
         "way": name,
@@ -204,7 +207,18 @@ def measure(model: Any, prompt: dict[str, Any], name: str, runs: int, rates: tup
         "roofline_ratio": seconds / roofline,
         "own_share": own / seconds,
         "peak_mib": peak / 2**20,
+        "operators": operators,
     }
+
+
+def show_operators(row: Mapping[str, Any], console: Console) -> None:
+    """SegMo's own operators in one prefill, and their share of it; attention takes the place of the model's own."""
+    table = Table(title=f"{row['way']}, {row['tokens']:,} tokens: SegMo's operators", title_justify="left")
+    for column in ("operator", "calls", "ms", "of the prefill"):
+        table.add_column(column, justify="left" if column == "operator" else "right")
+    for name, (calls, taken) in row["operators"].items():
+        table.add_row(name, str(calls), f"{1e3 * taken:.2f}", f"{taken / row['seconds']:.1%}")
+    console.print(table)
 
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:
@@ -249,6 +263,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--profile", action="store_true", help="show the time of each of SegMo's operators")
     parser.add_argument("--out", type=Path, default=Path("out/prefill.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -269,6 +284,8 @@ def main() -> None:
                 row = measure(model, prompt, way, arguments.runs, rates)
                 rows.append({"dtype": name, "length": length, **row})
                 console.print(f"{name} {length} {way}: {row['seconds']:.3f} s")
+                if arguments.profile and row["operators"]:
+                    show_operators(row, console)
                 arguments.out.write_text(
                     json.dumps({"torch": torch.__version__, "machine": machine, "rows": rows}, indent=1)
                 )
