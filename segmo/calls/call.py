@@ -17,6 +17,7 @@ from segmo.calls.pictures import no_video, refuse_gaps
 from segmo.calls.shards import Shards
 from segmo.calls.videos import cells_of, frames_of
 from segmo.compat.cache_name import cache_name, cache_of, with_cache_as
+from segmo.compat.collector import collector_spared
 from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit, trace_again
 from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
 from segmo.compat.joining import Asked
@@ -106,7 +107,8 @@ class Call:
 
     def _marked(self, **inputs: Any) -> Any:
         try:
-            return call_and_mark(self.compiled, inputs)
+            with collector_spared():
+                return call_and_mark(self.compiled, inputs)
         except BaseException as error:
             if trace_again(error):
                 self.start_afresh()

@@ -11,6 +11,7 @@ _NAMES = (
     "attention_config",
     "cache_name",
     "chunk_loops",
+    "collector",
     "dynamo",
     "flags",
     "generation",
