@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch._dynamo
-from torch._dynamo.callback import CompilationCallbackHandler
+from torch._dynamo.callback import callback_handler
 
-WHAT = "torch._dynamo.callback_handler"
+WHAT = "torch._dynamo.callback"
 VERSIONS = "torch 2.11 to 2.15"
 
 
@@ -30,12 +29,11 @@ class _Spared:
 
     def enter(self) -> None:
         """A call begins."""
-        handler = torch._dynamo.callback_handler
         with self._lock:
             self._calls += 1
-            if self._begin not in handler.start_callbacks:  # torch._dynamo.reset() forgets them
-                handler.register_start_callback(self._begin)
-                handler.register_end_callback(self._end)
+            if self._begin not in callback_handler.start_callbacks:  # torch._dynamo.reset() forgets them
+                callback_handler.register_start_callback(self._begin)
+                callback_handler.register_end_callback(self._end)
 
     def leave(self) -> None:
         """A call ends."""
@@ -72,7 +70,7 @@ def collector_spared() -> Iterator[None]:
 
 def fits() -> str | None:
     """There must be lists of what is called around each compilation."""
-    gone = [name for name in ("start_callbacks", "end_callbacks") if not hasattr(torch._dynamo.callback_handler, name)]
-    if gone or not hasattr(CompilationCallbackHandler, "register_start_callback"):
+    names = ("start_callbacks", "register_start_callback", "register_end_callback")
+    if not all(hasattr(callback_handler, name) for name in names):
         return "Dynamo does not say when it begins and ends to compile"
     return None
