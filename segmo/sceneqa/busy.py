@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,8 +97,15 @@ def fill_scenes(script: Sequence[Scene], size: tuple[int, int], rng: np.random.G
         path = _walk(digit, {flash, *rest}, length, size, rng)
         drift = rng.uniform(*DRIFT, 2) * rng.choice([-1, 1], 2)
         path += [path[-1]] * (scene.length - length)
-        places = (tuple(marks), tuple(rest), flash, tuple(path), (float(drift[0]), float(drift[1])))
-        found.append(BusyScene(*astuple(scene), *places))
+        way = (float(drift[0]), float(drift[1]))
+        more: dict[str, Any] = {
+            "marks": tuple(marks),
+            "mark_cells": tuple(rest),
+            "flash_cell": flash,
+            "path": tuple(path),
+            "drift": way,
+        }
+        found.append(BusyScene(**vars(scene), **more))
     return tuple(found)
 
 
@@ -149,7 +157,8 @@ def render_busy(
         camera = _back_and_forth(np.arange(count)[:, None] * np.array(scene.drift), np.array([ROOM, ROOM]))
         for number, (top, left) in enumerate(camera.tolist()):
             part[number] = whole[top : top + height, left : left + width]
-            _lay(part[number], _bee()[0], *bee[first + number].tolist(), _bee()[1])
+            down, across = bee[first + number].tolist()
+            _lay(part[number], _bee()[0], down, across, _bee()[1])
         for mark, cell in zip(scene.marks, scene.mark_cells, strict=True):
             _stand(part, mark_alpha()[mark], [cell] * scene.length, mark_value(mark), columns)
         if scene.digit >= 0:
