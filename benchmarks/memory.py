@@ -10,10 +10,11 @@ The decoder is that of benchmarks/prefill.py, with the features of the video giv
   honest rival: nothing of the video is computed twice, and every key is read);
 - LSP: a prefill of the whole prompt under segment attention with every token, which is what watching is held against;
 - CAS+LSP: a prefill of the whole prompt with the tokens that the question keeps;
-- memory: watched once, keys selected by each question.
+- memory: watched once, keys selected by each question: by embeddings, by attention in the last layer's keys and in each
+  layer's; in eight bits; and on the host.
 
 "first" is what a question costs that comes with the video, "next" one that comes after others: seconds to the first
-token. "step" is a decode step. Medians; a row is saved as soon as it is measured.
+token. "step" is a decode step. Medians; a row is saved (``--json``) as soon as it is measured.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from prefill import END, SEGMENTS, VIDEO, build_model, build_prompt, seconds_of
+from prefill import END, SEGMENTS, VIDEO, build_model, build_prompt
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -37,6 +39,13 @@ from transformers import DynamicCache
 import segmo
 
 STEPS = 16
+MEMORIES: dict[str, dict[str, Any]] = {
+    "memory": {},
+    "memory, attention": {"scorer": "attention"},
+    "memory, attention of each layer": {"scorer": "attention", "layer": "each"},
+    "memory, 8 bits": {"bits": 8},
+    "memory on the host": {"place": "host"},
+}
 FRAME_TOKENS = 256
 
 
@@ -59,16 +68,38 @@ def with_question(prompt: dict[str, Any], question: Tensor) -> dict[str, Any]:
     }
 
 
-def generate(model: Any, inputs: dict[str, Any], tokens: int, **more: Any) -> Any:
-    """Greedy, exactly so many tokens."""
-    return model.generate(**inputs, **more, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+def generate(model: Any, inputs: dict[str, Any], clock: Clock, **more: Any) -> Any:
+    """Greedy, a first token and ``STEPS`` more."""
+    tokens = 1 + STEPS
+    return model.generate(
+        **inputs, **more, streamer=clock, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False
+    )
 
 
-def timed(answer: Callable[[Tensor, int], Any], asked: list[Tensor]) -> tuple[list[float], float]:
-    """Seconds to the first token of each question, and of a decode step behind the last one."""
-    first = [seconds_of(lambda question=question: answer(question, 1)) for question in asked]
-    many = statistics.median(seconds_of(lambda: answer(asked[-1], 1 + STEPS)) for _ in range(3))
-    return first, (many - statistics.median(first[1:])) / STEPS
+class Clock:
+    """A streamer that notes when tokens come."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, tokens: Tensor) -> None:
+        """The prompt, then one new token after the other."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """No more."""
+
+
+def timed(answer: Callable[[Tensor, Clock], Any], asked: list[Tensor]) -> tuple[list[float], float]:
+    """Seconds to the first token of each question, and of a decode step."""
+    first, steps = [], []
+    for question in asked:
+        clock, start = Clock(), time.perf_counter()
+        answer(question, clock)
+        _, *times = clock.times
+        first.append(times[0] - start)
+        steps += [later - earlier for earlier, later in pairwise(times[1:])]  # the first one may be compiled
+    return first, statistics.median(steps)
 
 
 def row(way: str, first: float, times: list[float], step: float, size: int = 0) -> dict[str, Any]:
@@ -83,9 +114,13 @@ def cache_bytes(cache: Any) -> int:
 
 def eager(model: Any, prompt: dict[str, Any], asked: list[Tensor]) -> dict[str, Any]:
     """The whole prompt for every question."""
-    times, step = timed(lambda question, tokens: generate(model, with_question(prompt, question), tokens), asked)
-    cache = model(**with_question(prompt, asked[0]), use_cache=True, logits_to_keep=1).past_key_values
-    return row("eager", statistics.median(times[1:]), times[1:], step, cache_bytes(cache))
+    cache = DynamicCache(config=model.config.get_text_config())
+    start = time.perf_counter()
+    model(**with_question(prompt, asked[0]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    first, size = time.perf_counter() - start, cache_bytes(cache)
+    del cache
+    times, step = timed(lambda question, clock: generate(model, with_question(prompt, question), clock), asked[1:3])
+    return row("eager", first, times, step, size)
 
 
 def prefix(model: Any, prompt: dict[str, Any], asked: list[Tensor]) -> dict[str, Any]:
@@ -98,10 +133,10 @@ def prefix(model: Any, prompt: dict[str, Any], asked: list[Tensor]) -> dict[str,
     cache.crop(kept - cache.get_seq_length())
     size = cache_bytes(cache)
 
-    def answer(question: Tensor, tokens: int) -> Any:
+    def answer(question: Tensor, clock: Clock) -> Any:
         inputs = with_question(prompt, question)
         del inputs["mm_encoder_outputs"]  # the video is in the cache
-        out = generate(model, inputs, tokens, past_key_values=cache)
+        out = generate(model, inputs, clock, past_key_values=cache)
         cache.crop(kept - cache.get_seq_length())
         return out
 
@@ -112,20 +147,27 @@ def prefix(model: Any, prompt: dict[str, Any], asked: list[Tensor]) -> dict[str,
 def rewritten(model: Any, way: str, options: dict[str, Any], prompt: dict[str, Any], asked: list[Tensor]) -> Any:
     """A prefill under SegMo for every question; compiled before it is timed."""
     segmo.compile(model, segments=SEGMENTS, **options)
-    generate(model, with_question(prompt, asked[0]), 2)
-    times, step = timed(lambda question, tokens: generate(model, with_question(prompt, question), tokens), asked)
+    generate(model, with_question(prompt, asked[0]), Clock())
+    times, step = timed(lambda question, clock: generate(model, with_question(prompt, question), clock), asked)
     cache = model(**with_question(prompt, asked[0]), use_cache=True, logits_to_keep=1).past_key_values
     segmo.uncompile(model)
     return row(way, statistics.median(times[1:]), times[1:], step, cache_bytes(cache))
 
 
-def remembered(model: Any, prompt: dict[str, Any], asked: list[Tensor], keep: float) -> tuple[dict[str, Any], float]:
-    """A memory; its row, and the seconds that watching took."""
+def remembered(
+    model: Any, prompt: dict[str, Any], asked: list[Tensor], way: str, options: dict[str, Any]
+) -> dict[str, Any]:
+    """A memory; its row, with the seconds that watching took."""
     start = time.perf_counter()
-    memory = segmo.watch(model, None, with_question(prompt, asked[0]), keep=keep, segments=SEGMENTS)
+    memory = segmo.watch(model, None, with_question(prompt, asked[0]), segments=SEGMENTS, **options)
     watched = time.perf_counter() - start
-    times, step = timed(lambda question, tokens: generate(model, memory.inputs(question), tokens), asked)
-    return row("memory", watched + times[0], times[1:], step, memory.summary()["bytes"]), watched
+
+    def answer(question: Tensor, clock: Clock) -> Any:
+        return generate(model, memory.inputs(question), clock)
+
+    times, step = timed(answer, asked)
+    found = row(way, watched + times[0], times[1:], step, memory.summary()["bytes"])
+    return {**found, "watching": watched, "first question": times[0]}
 
 
 def show(rows: list[dict[str, Any]], console: Console) -> None:
@@ -212,17 +254,17 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=5)
     parser.add_argument("--live", type=int, default=0, metavar="EXTENDS", help="measure a video that goes on, instead")
     parser.add_argument("--limit", type=int, default=2**26, help="bytes of the memory of the video that goes on")
-    parser.add_argument("--out", type=Path, default=Path("out/memory.json"))
+    parser.add_argument("--json", type=Path, default=Path("out/memory.json"), help="file for the rows")
     given = parser.parse_args()
     torch.set_grad_enabled(False)
     console, dtype = Console(width=130), getattr(torch, given.dtype)
     model = build_model(dtype)
     prompt = build_prompt(model, given.tokens, dtype)
     prompt["video_grid_thw"] = torch.tensor([[given.tokens // FRAME_TOKENS, 32, 32]])
-    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.json.parent.mkdir(parents=True, exist_ok=True)
     if given.live:
         found = live(model, prompt, given.live, given.limit)
-        given.out.write_text(json.dumps(found, indent=1))
+        given.json.write_text(json.dumps(found, indent=1))
         console.print(found)
         return
     asked, rows = questions(given.questions), []
@@ -230,15 +272,16 @@ def main() -> None:
     def done(each: dict[str, Any]) -> None:
         rows.append(each)
         console.print(f"{each['way']}: next question {each['next']:.3f} s")
-        given.out.write_text(json.dumps(rows, indent=1))
+        given.json.write_text(json.dumps(rows, indent=1))
 
     done(eager(model, prompt, asked))
     done(prefix(model, prompt, asked))
     done(rewritten(model, "LSP", {"keep": 1.0}, prompt, asked))
     done(rewritten(model, "CAS+LSP", {"keep": given.keep}, prompt, asked))
-    memory, watched = remembered(model, prompt, asked, given.keep)
-    done(memory)
+    for way, options in MEMORIES.items():
+        done(remembered(model, prompt, asked, way, {"keep": given.keep, **options}))
     show(rows, console)
+    watched = rows[4]["watching"]
     console.print(f"watching: {watched:.2f} s, {watched / rows[2]['next']:.2f} of LSP's prefill with every token")
 
 

@@ -54,7 +54,20 @@ def segmo_methods() -> list[Method]:
         both_method(0.25, "CAS+LSP, tails alone", context=0),
     ]
     found += [lsp_method("scene", False), lsp_method("scene", True)]
-    return [*found, both_method(MEMORY_BUDGETS[-1]), *(memory_method(keep) for keep in MEMORY_BUDGETS)]
+    return [*found, both_method(MEMORY_BUDGETS[-1]), *memory_methods()]
+
+
+def memory_methods() -> list[Method]:
+    """A video watched once, with relevance from embeddings, from one layer's keys and from each layer's; in 8 bits."""
+    found = []
+    for keep in MEMORY_BUDGETS:
+        found += [
+            memory_method(keep),
+            memory_method(keep, "memory, attention", scorer="attention"),
+            memory_method(keep, "memory, attention of each layer", scorer="attention", layer="each"),
+            memory_method(keep, "memory, 8 bits", bits=8),
+        ]
+    return found
 
 
 def all_methods(saliency: Mapping[int, Tensor]) -> list[Method]:
