@@ -32,7 +32,7 @@ def rows_with_video(cell_BN: Tensor) -> Iterator[tuple[int, Tensor]]:
             yield row, video_V
 
 
-def _scene_mean(score_V: Tensor, scene_V: Tensor) -> Tensor:
+def scene_mean(score_V: Tensor, scene_V: Tensor) -> Tensor:
     """Mean score of each scene; every scene from 0 to the largest index has a token."""
     scenes = int(scene_V.max()) + 1
     total = torch.zeros(scenes, device=score_V.device).index_add_(0, scene_V, score_V)
@@ -132,6 +132,21 @@ def asking_rows(question_N: Tensor, cell_N: Tensor, valid_N: Tensor | None) -> T
     return torch.nn.functional.pad(places_Q, (0, 1), value=last)
 
 
+def attention_paid(q_ARD: Tensor, k_GND: Tensor, hidden_RN: Tensor, scale: float) -> Tensor:
+    """Attention that rows pay to each key, summed over rows and heads, (N,) fp32.
+
+    Args:
+        q_ARD, k_GND: queries and keys of one row of a batch.
+        hidden_RN: keys that a row does not see.
+        scale: of the logits.
+    """
+    paid_N = torch.zeros(k_GND.shape[1], device=q_ARD.device)
+    for q_HRD, k_ND in zip(torch.unflatten(q_ARD, 0, (k_GND.shape[0], -1)), k_GND, strict=True):
+        logits = (q_HRD @ k_ND.T).float() * scale
+        paid_N += logits.masked_fill_(hidden_RN, -torch.inf).softmax(dim=-1).sum(dim=(0, 1))
+    return paid_N
+
+
 def attention_relevance(
     q_BAND: Tensor,
     k_BGND: Tensor,
@@ -149,7 +164,7 @@ def attention_relevance(
     key/value head and a few rows at a time.
     """
     out_BS = _empty(scene_BN, max_scenes)
-    heads, groups = q_BAND.shape[1], k_BGND.shape[1]
+    heads = q_BAND.shape[1]
     for row, video_V in rows_with_video(cell_BN):
         valid_N = None if valid_BN is None else valid_BN[row]
         question_Q = asking_rows(question_BN[row], cell_BN[row], valid_N)
@@ -159,10 +174,8 @@ def attention_relevance(
             hidden = torch.arange(k_BGND.shape[2], device=q_BAND.device) > rows[:, None].clamp(min=video_V[-1])
             if valid_N is not None:
                 hidden = hidden | ~valid_N
-            for q_RND, k_ND in zip(torch.unflatten(q_BAND[row], 0, (groups, -1)), k_BGND[row], strict=True):
-                logits = (q_RND[:, rows] @ k_ND.T).float() * scale
-                score_N += logits.masked_fill_(hidden, -torch.inf).softmax(dim=-1).sum(dim=(0, 1))
-        means = _scene_mean(score_N[video_V], scene_BN[row, video_V]) / max(heads * question_Q.numel(), 1)
+            score_N += attention_paid(q_BAND[row][:, rows], k_BGND[row], hidden, scale)
+        means = scene_mean(score_N[video_V], scene_BN[row, video_V]) / max(heads * question_Q.numel(), 1)
         out_BS[row, : means.shape[0]] = means
     return out_BS
 
@@ -196,7 +209,7 @@ def external_relevance(scores: Tensor, scene_BN: Tensor, frame_BN: Tensor, cell_
         scene_F = scene_BN[row, heads_F]
         frames, scenes = heads_F.shape[0], int(scene_F.max()) + 1
         if rows.shape[1] == frames:
-            out_BS[row, :scenes] = _scene_mean(rows[row], scene_F)
+            out_BS[row, :scenes] = scene_mean(rows[row], scene_F)
         elif rows.shape[1] == scenes:
             out_BS[row, :scenes] = rows[row]
         else:

@@ -74,14 +74,14 @@ def memory_mask(
     return mask
 
 
-def reference_logits(model: Any, inputs: dict[str, Tensor], mask_NN: Tensor) -> Tensor:
-    """Logits of the last token, (1, vocabulary)."""
+def reference_logits(model: Any, inputs: dict[str, Tensor], *mask_NN: Tensor) -> Tensor:
+    """Logits of the last token, (1, vocabulary), under one mask for all layers or one for each."""
     entering = merged(model, inputs)
     extra: dict[str, Any] = {}
     if "deepstack" in entering:
         extra = {"deepstack_visual_embeds": entering["deepstack"], "visual_pos_masks": entering["video"]}
-    layers = len(decoder(model).layers)
-    with torch.no_grad(), masked_attention(model, [mask_NN[None]] * layers):
+    masks = [mask[None] for mask in mask_NN] * (len(decoder(model).layers) // len(mask_NN))
+    with torch.no_grad(), masked_attention(model, masks):
         hidden = decoder(model)(
             inputs_embeds=entering["inputs_embeds"],
             position_ids=entering["position_ids"],

@@ -155,8 +155,10 @@ def test_questions_in_one_batch_are_those_one_by_one(loaded: dict[str, Loaded], 
     assert len(memory.turns) == 2
 
 
-@pytest.mark.parametrize("place", ["device", "host", "disk"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "place"),
+    [("qwen2_vl", "device"), ("qwen2_5_vl", "disk"), ("qwen3_vl", "disk"), ("llava_onevision", "host")],
+)
 def test_a_memory_comes_back_and_goes_on(loaded: dict[str, Loaded], family: str, place: str, tmp_path: Path) -> None:
     model, processor = loaded[family]
     frames, more, question = frames_of(3), frames_of(2, seed=5), "What is red?"
@@ -241,7 +243,7 @@ def test_a_process_that_is_killed_leaves_a_whole_memory(loaded: dict[str, Loaded
     keep_out = tmp_path / "model.safetensors"
     keep_out.write_text("not a memory's")
     segmo.watch(model, processor, frames_of(2), place="disk", folder=tmp_path)
-    for round_number in range(3):
+    for round_number in range(2):
         child = os.fork()
         if child == 0:
             memory = segmo.Memory.load(model, tmp_path, processor, place="disk")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from segmo.compat.collector import collector_spared
 from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit, trace_again
 from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
 from segmo.compat.joining import Asked
+from segmo.compiler.backend import by_inductor
 from segmo.compiler.capture import called
 from segmo.compiler.left import leave_prefill
 from segmo.errors import CompileError, SegMoError
@@ -32,6 +34,22 @@ from segmo.runtime.distributed.session import check_dealt, going_on, memory_expl
 from segmo.runtime.videos import frames_known
 from segmo.upstream.encoder import FrameEncoder, encoding
 from segmo.upstream.prompt import prompt_known
+
+_NO_VIDEO: ContextVar[bool] = ContextVar("segmo_no_video", default=False)
+
+
+@contextmanager
+def without_video() -> Iterator[None]:
+    """Inside the block, in this thread, calls hold no video, and no cache that was cut: there is nothing to rewrite.
+
+    They run as the model was loaded, unless inductor would make something of their graph. Dynamo's seconds for it would
+    buy nothing.
+    """
+    token = _NO_VIDEO.set(True)
+    try:
+        yield
+    finally:
+        _NO_VIDEO.reset(token)
 
 
 class Call:
@@ -79,6 +97,8 @@ class Call:
         )
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
+        if _NO_VIDEO.get() and not by_inductor(self.options, on_gpu=self.model.device.type != "cpu"):
+            return self.original(*args, **kwargs)
         with self.shards.gathered() as gathered:
             return self._rewritten(*args, **kwargs) if gathered else self.original(*args, **kwargs)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch._dynamo.utils
 from torch._C._dynamo import eval_frame
 from torch._dynamo.convert_frame import input_codes, output_codes
@@ -16,6 +18,7 @@ __all__ = [
     "RestartAnalysis",
     "compile_seconds",
     "fits",
+    "is_compiled",
     "trace_again",
     "trace_structured_artifact",
 ]
@@ -24,6 +27,12 @@ WHAT = "torch._dynamo.exc, torch._dynamo.utils and torch._logging"
 VERSIONS = "torch 2.11 to 2.15"
 
 _FRAME = "entire_frame_compile"  # tracing a frame and calling the backend
+
+
+def is_compiled(module: Any) -> bool:
+    """Whether Dynamo runs a module or a part of it."""
+    parts = module.modules()
+    return isinstance(module, OptimizedModule) or any(part._compiled_call_impl is not None for part in parts)
 
 
 def compile_seconds() -> float:

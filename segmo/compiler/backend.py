@@ -137,12 +137,16 @@ def _refuse_chunks() -> None:
         )
 
 
+def by_inductor(options: Options, on_gpu: bool) -> bool:
+    """Whether inductor compiles what the passes leave: on GPUs or on request (on the CPU it is slower)."""
+    return options.lowering == "inductor" or (options.lowering == "auto" and on_gpu)
+
+
 def _lower(
     gm: GraphModule, example_inputs: Sequence[Any], options: Options, settings: dict[str, Any]
 ) -> Callable[..., Any]:
-    """The rest of the graph: inductor on GPUs or on request, as it is otherwise (inductor is slower on the CPU)."""
-    on_gpu = any(isinstance(x, torch.Tensor) and x.device.type != "cpu" for x in example_inputs)
-    if options.lowering == "inductor" or (options.lowering == "auto" and on_gpu):
+    """The rest of the graph: by inductor, or as it is."""
+    if by_inductor(options, on_gpu=any(isinstance(x, torch.Tensor) and x.device.type != "cpu" for x in example_inputs)):
         try:
             compiled: Any = compile_graph(gm, example_inputs, settings)
         except Exception as error:

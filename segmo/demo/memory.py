@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from rich.table import Table
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 import segmo
 from segmo.demo.prefill import Prompt, Timing
+from segmo.demo.processor import ids_behind
 from segmo.sceneqa.render import PICTURES
 from segmo.sceneqa.task import Sample
 
@@ -74,21 +74,13 @@ def time_memory(
     progress(1, 1 + len(QUESTIONS))
     seconds = []
     for at, question in enumerate(QUESTIONS):
-        behind = _behind(processor, question)
+        behind = ids_behind(processor, question)
         memory.forget()
         start = time.perf_counter()
         memory.ask(behind, max_new_tokens=1)
         seconds.append(time.perf_counter() - start)
         progress(2 + at, 1 + len(QUESTIONS))
     return Remembered(watching, tuple(seconds), memory.summary()["bytes"] / 1e6)
-
-
-def _behind(processor: Qwen2_5_VLProcessor, question: str) -> torch.Tensor:
-    """Ids of all that stands behind the video when this is asked."""
-    messages: Any = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
-    tokenizer: Any = processor.tokenizer
-    ids = tokenizer(processor.apply_chat_template(messages, add_generation_prompt=True))["input_ids"]
-    return torch.tensor(ids[ids.index(tokenizer.convert_tokens_to_ids(processor.video_token)) + 1 :])
 
 
 def memory_table(remembered: Remembered, timings: Sequence[Timing]) -> Table:

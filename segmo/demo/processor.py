@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import (
     BatchFeature,
     PreTrainedTokenizerFast,
@@ -17,6 +19,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from segmo.memory.prompt import chat, user
 from segmo.video import Clip
 
 CELL = 28  # pixels of a token's side: two 14-pixel patches are merged
@@ -110,6 +113,13 @@ def build_processor() -> Qwen2_5_VLProcessor:
     return processor
 
 
+def ids_behind(processor: Qwen2_5_VLProcessor, question: str) -> Tensor:
+    """Ids of all that stands behind the video when this is asked, (T,)."""
+    tokenizer: Any = processor.tokenizer
+    ids = tokenizer(chat(processor, [user(question, video=True)]))["input_ids"]
+    return torch.tensor(ids[ids.index(tokenizer.convert_tokens_to_ids(processor.video_token)) + 1 :])
+
+
 def encode_prompt(processor: Qwen2_5_VLProcessor, video: Clip, question: str, cells: tuple[int, int]) -> BatchFeature:
     """Model inputs of one question about one video.
 
@@ -124,8 +134,7 @@ def encode_prompt(processor: Qwen2_5_VLProcessor, video: Clip, question: str, ce
         ``pixel_values_videos`` (patches, pixels of a patch), ``video_grid_thw`` (1, 3) in patches and
         ``second_per_grid_ts`` (1,).
     """
-    messages: Any = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
-    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    text = chat(processor, [user(question, video=True)])
     pixels = cells[0] * cells[1] * CELL**2
     metadata = {
         "total_num_frames": len(video.frames),

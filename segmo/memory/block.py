@@ -7,12 +7,14 @@ position ids (1, or 3 with M-RoPE).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from segmo.memory.packed import States, dense, joined, only, size
 
 # What of a block is on the CPU wherever its keys are: little, and read by every choice.
 COLUMNS = ("ids", "at", "frame", "cell", "novelty", "position")
@@ -30,8 +32,11 @@ class Block:
         novelty: 1 - cosine with the same cell of the frame before, 0 for text; (T,) fp32.
         position: position ids, (R, T) int64.
         features: what the vision encoder gave for the video tokens, in the model's dtype, (V, H).
-        keys, values: (L, G, T, D).
+        keys, values: (L, G, T, D); empty where another rank holds them.
         file: that holds the same; None where there is none.
+        place: where it is kept: "device", "host" or "disk".
+        owner: rank that holds keys and values; None where every rank does.
+        here: keys and values are here.
     """
 
     ids: Tensor
@@ -41,9 +46,12 @@ class Block:
     novelty: Tensor
     position: Tensor
     features: Tensor
-    keys: Tensor
-    values: Tensor
+    keys: States
+    values: States
     file: Path | None = None
+    place: str = "device"
+    owner: int | None = None
+    here: bool = True
 
     def __len__(self) -> int:
         return self.ids.shape[0]
@@ -56,24 +64,27 @@ class Block:
     @property
     def bytes(self) -> int:
         """Of keys, values and features."""
-        return sum(x.numel() * x.element_size() for x in (self.keys, self.values, self.features))
+        return size(self.keys) + size(self.values) + self.features.numel() * self.features.element_size()
 
     def only(self, index_K: Tensor) -> Block:
         """The tokens at these places, ascending."""
         video_T = self.cell >= 0
         row_T = video_T.long().cumsum(0) - 1
         rows = row_T[index_K][video_T[index_K]].to(self.features.device)
-        there = index_K.to(self.keys.device)
-        return Block(
-            self.ids[index_K],
-            self.at[index_K],
-            self.frame[index_K],
-            self.cell[index_K],
-            self.novelty[index_K],
-            self.position[:, index_K],
-            self.features[rows],
-            self.keys[:, :, there],
-            self.values[:, :, there],
+        there = index_K.to(self.keys.device) if self.here else slice(0)
+        return replace(
+            self,
+            ids=self.ids[index_K],
+            at=self.at[index_K],
+            frame=self.frame[index_K],
+            cell=self.cell[index_K],
+            novelty=self.novelty[index_K],
+            position=self.position[:, index_K],
+            features=self.features[rows],
+            keys=only(self.keys, there),
+            values=only(self.values, there),
+            file=None,
+            place=_loose(self.place),
         )
 
     def to(self, device: torch.device) -> Block:
@@ -86,20 +97,30 @@ class Block:
 
 
 def join(blocks: Sequence[Block]) -> Block:
-    """Successive blocks as one; at least one."""
+    """Successive blocks as one, in the first one's place; at least one."""
     if len(blocks) == 1:
         return blocks[0]
-    dims = {"position": 1, "keys": 2, "values": 2}
-    joined: dict[str, Any] = {
-        field.name: torch.cat([getattr(block, field.name) for block in blocks], dims.get(field.name, 0))
-        for field in fields(Block)
-        if field.name != "file"
+    device = blocks[0].keys.device
+    states: dict[str, Any] = {
+        name: joined([getattr(block, name).to(device) for block in blocks]) for name in ("keys", "values")
     }
-    return Block(**joined)
+    features = torch.cat([block.features.to(device) for block in blocks])
+    return Block(**columns(blocks), features=features, **states, place=_loose(blocks[0].place))
 
 
-def columns(blocks: Sequence[Block]) -> dict[str, Tensor]:
+def _loose(place: str) -> str:
+    """Where something is that was taken out of a file, or copied beside it."""
+    return "host" if place == "disk" else place
+
+
+def columns(blocks: Sequence[Block]) -> dict[str, Any]:
     """:data:`COLUMNS` of successive blocks, joined; at least one block."""
     return {
         name: torch.cat([getattr(block, name) for block in blocks], 1 if name == "position" else 0) for name in COLUMNS
     }
+
+
+def states_of(blocks: Sequence[Block], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Keys and values of successive blocks on a device, (L, G, T, D) each."""
+    keys, values = (torch.cat([dense(getattr(b, name).to(device)) for b in blocks], 2) for name in ("keys", "values"))
+    return keys, values

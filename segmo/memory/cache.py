@@ -5,11 +5,12 @@ encodes a video that is among the inputs and hands it to the prefill, whose rows
 continues the positions of the last prompt that the model has seen, which was another one. So a hook in front of the
 model's forward takes out what belongs to the watched video, and counts positions from where the video ends.
 
-Legend: T tokens that come, N tokens of the prompt up to the end of the video, K of them held.
+Legend: T tokens that come, N tokens of the prompt up to the end of the video, K of them held, L decoder layers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,8 +20,7 @@ from transformers import DynamicCache
 from segmo.compat.cache_name import cache_of
 from segmo.compat.masks import ask_cut_caches
 from segmo.errors import CacheError
-from segmo.memory.block import Block
-from segmo.memory.rows import filled_cache
+from segmo.memory.moves import Late, LateLayer
 from segmo.memory.watcher import Watcher
 from segmo.runtime.cache import CutLayer
 
@@ -28,22 +28,16 @@ from segmo.runtime.cache import CutLayer
 _VIDEO = ("pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "mm_encoder_outputs", "mm_token_type_ids")
 
 
-class MemoryLayer(CutLayer):  # type: ignore[no-untyped-call]  # of transformers
-    """A layer of a :class:`MemoryCache`; it repeats its rows for beams and several answers."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """As transformers' own."""
-        rows, here = key_states.shape[0], self.keys.shape[0]
-        if rows != here and rows % here == 0:
-            self.batch_repeat_interleave(rows // here)
-        return super().update(key_states, value_states, *args, **kwargs)
+class MemoryLayer(Late, CutLayer):  # type: ignore[no-untyped-call]  # of transformers
+    """A layer of a :class:`MemoryCache`."""
 
 
 class MemoryCache(DynamicCache):
     """Keys and values that one question sees of a video.
 
     Args:
-        tokens: what the question sees.
+        layers: what the question sees, of each layer of the decoder.
+        at: where it stands in the prompt, (1 or L, K).
         watcher: what was watched.
         video_token: id of the video placeholder.
 
@@ -53,14 +47,12 @@ class MemoryCache(DynamicCache):
         rows: of position ids: 3 with M-RoPE, 1 without.
     """
 
-    def __init__(self, tokens: Block, watcher: Watcher, video_token: int) -> None:
+    def __init__(self, layers: Sequence[LateLayer], at: Tensor, watcher: Watcher, video_token: int) -> None:
         super().__init__()
         self.seen, self.first, self.rows = watcher.length, watcher.behind, watcher.positions.rows
         self.video_token = video_token
-        kept_BK = tokens.at[None].to(tokens.keys.device)
-        layers: list[Any] = filled_cache(tokens.keys[:, None], tokens.values[:, None]).layers
-        for layer in layers:
-            self.layers.append(MemoryLayer(layer, self.seen, kept_BK))
+        rows = at.expand(len(layers), -1)[:, None].to(layers[0].device)
+        self.layers += [MemoryLayer(layer, self.seen, row) for layer, row in zip(layers, rows, strict=True)]
 
     def inputs(self, given: dict[str, Any]) -> dict[str, Any]:
         """Arguments of the model's forward, for tokens behind the video.

@@ -17,7 +17,7 @@ from segmo.runtime.layout import QUERY
 from segmo.runtime.novelty import novel_tokens
 from segmo.runtime.relevance import embedding_relevance, external_relevance
 from segmo.runtime.scenes import MAX_SCENES, scene_starts
-from segmo.runtime.selection import select_tokens
+from segmo.runtime.selection import FRESH, select_tokens
 
 
 def find_starts(similarity: Sequence[float]) -> Tensor:
@@ -69,6 +69,16 @@ def novelty_inside(features_VH: Tensor, novelty_T: Tensor, frame_T: Tensor, cell
     found_T = torch.zeros_like(novelty_T)
     found_T[video_T] = novel_tokens(features_VH, at_V, novelty_V, frame_V, cell_V, scene_V, first_F).cpu()
     return found_T
+
+
+def with_something_new(novelty_T: Tensor, scene_T: Tensor, scenes: int) -> Tensor:
+    """Novelties under which every scene is sure of a token: where nothing is new, its first newest token counts so."""
+    order = torch.argsort(novelty_T, descending=True, stable=True)
+    order = order[scene_T[order] >= 0]
+    place = torch.full((scenes,), len(order)).scatter_reduce(0, scene_T[order], torch.arange(len(order)), "amin")
+    found = novelty_T.clone()
+    found[order[place]] = found[order[place]].clamp(min=FRESH)
+    return found
 
 
 def dense_scenes(scene_T: Tensor, cell_T: Tensor) -> tuple[Tensor, Tensor]:

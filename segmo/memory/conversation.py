@@ -13,11 +13,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from segmo.calls.call import without_video
 from segmo.compat.cache_name import cache_of
 from segmo.errors import PromptError
-from segmo.memory.look import Seen
+from segmo.memory.moves import Moves
 from segmo.memory.prompt import Message, Script, assistant, user
 from segmo.memory.rows import run_rows
+from segmo.memory.seen import Seen
 from segmo.memory.watcher import Watcher
 
 NEW_TOKENS = 64
@@ -34,6 +36,9 @@ class Watched(Protocol):
     @property
     def watcher(self) -> Watcher:
         """What has been watched."""
+
+    def moves(self, seen: Sequence[Seen], said: tuple[Tensor, Tensor] | None) -> Moves:
+        """What questions see, on its way to the model."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class Conversation:
         defaults = {} if "generation_config" in generation else {"max_new_tokens": NEW_TOKENS, "do_sample": False}
         if "max_length" in generation:
             defaults.pop("max_new_tokens", None)
-        with torch.no_grad():
+        with torch.no_grad(), without_video():
             found = memory.model.generate(**inputs, **(defaults | generation))
         ids = getattr(found, "sequences", found)[:, start:]
         texts = [self._text(memory, row) for row in ids]
@@ -151,7 +156,7 @@ class Conversation:
 
     def _remember(self, memory: Watched, turn: Turn, seen: Seen, new: list[int], text: Any, cache: Any) -> None:
         """Keys of a question and its answer, as they were made."""
-        held = len(seen.tokens)
+        held = len(seen)
         ids = [*turn.before, *turn.ids, *new]
         layers = cache.layers
         if layers[0].keys.shape[0] == 1 and layers[0].keys.shape[2] == held + len(ids) - 1:
@@ -173,9 +178,9 @@ class Conversation:
         embeds = embed(rows.to(embed.weight.device)).detach()
         first = memory.watcher.behind + len(turn.before)
         position = torch.arange(first, first + len(rows)).expand(memory.watcher.positions.rows, -1)
-        past = (seen.tokens.keys, seen.tokens.values)
-        if turn.said is not None:
-            past = (torch.cat([past[0], turn.said[0]], 2), torch.cat([past[1], turn.said[1]], 2))
+        moves = memory.moves([seen], turn.said)
+        layers = [moves.take(layer) for layer in range(moves.layers)]
+        past = (torch.cat([keys for keys, _ in layers]), torch.cat([values for _, values in layers]))
         keys, values = run_rows(memory.model, embeds, position, past, torch.zeros(len(rows), dtype=torch.bool))
         if turn.said is None:
             return keys, values

@@ -11,7 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segmo.families import encoder_of
+
 PIXELS, GRID, ENCODED = "pixel_values_videos", "video_grid_thw", "mm_encoder_outputs"
+FURTHER = ("video_merge_sizes",)  # what some encoders want beside them, for each video
 PATCHES = 8192  # patches that are encoded at a time, at most, unless a single frame has more
 FRAMES = 8  # frames that are encoded at a time where they are not cut into patches beforehand
 
@@ -34,9 +37,10 @@ def encode(model: Any, pixels: Mapping[str, Any], trailing: int) -> tuple[Tensor
         ]
     features: list[Tensor] = []
     layers: list[list[Tensor]] = []
+    encoder: Any = encoder_of(model.base_model, "video")
     for part in _parts(pixels):
         moved = {name: tensor.to(model.device) for name, tensor in part.items()}
-        output = model.base_model.get_video_features(**moved, return_dict=True)
+        output = encoder(**moved, return_dict=True)
         if trailing and features:
             features[-1] = features[-1][:-trailing]
         features.append(_rows(output.pooler_output))
@@ -57,4 +61,5 @@ def _parts(pixels: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:
     frames, height, width = grid[0].tolist()
     rows = pixels[PIXELS].unflatten(0, (frames, height * width))
     for part in rows.split(max(1, PATCHES // (height * width))):
-        yield {PIXELS: part.flatten(0, 1), GRID: torch.tensor([[len(part), height, width]])}
+        further = {name: pixels[name] for name in FURTHER if name in pixels}
+        yield {PIXELS: part.flatten(0, 1), GRID: torch.tensor([[len(part), height, width]]), **further}

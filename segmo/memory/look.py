@@ -1,32 +1,25 @@
-"""What a question sees of a video that was watched."""
+"""What a question sees of a video that was watched.
+
+Legend: K tokens that are seen, L decoder layers, G key/value heads, D head size, S scenes.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from segmo.memory.block import Block, columns, join
+from segmo.memory.attend import attention_paid_to
+from segmo.memory.block import Block, columns
 from segmo.memory.choose import dense_scenes, find_starts, keep_tokens, novelty_inside, relevance, scene_of
+from segmo.memory.options import QuestionOptions
+from segmo.memory.seen import Asked, Seen
 from segmo.memory.watcher import Watcher
-from segmo.options import Options
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a question sees of a video.
-
-    Attributes:
-        tokens: sinks, and what was chosen, as one block.
-        scenes: how many video tokens of each scene were chosen, by the scene's first frame.
-    """
-
-    tokens: Block
-    scenes: dict[int, int]
+from segmo.runtime.distributed.ranks import Ranks
+from segmo.runtime.relevance import scene_mean
 
 
 @dataclass(frozen=True)
@@ -41,7 +34,9 @@ class Survey:
         scene: of each token; scenes that hold a video token are counted.
         old: number of these scenes among all.
         novelty: of each token.
+        behind: position of the first token behind the video.
         video_tokens: that were watched.
+        ranks: that keep the blocks.
     """
 
     held: list[Block]
@@ -51,7 +46,9 @@ class Survey:
     scene: Tensor
     old: Tensor
     novelty: Tensor
+    behind: int
     video_tokens: int
+    ranks: Ranks
 
 
 def survey(watcher: Watcher) -> Survey:
@@ -62,28 +59,45 @@ def survey(watcher: Watcher) -> Survey:
     scene, old = dense_scenes(scene_of(known["frame"], starts), known["cell"])
     features = torch.cat([block.features.to(watcher.model.device) for block in held])
     novelty = novelty_inside(features, known["novelty"], known["frame"], known["cell"], scene)
-    return Survey(held, known, features, starts, scene, old, novelty, watcher.video_tokens)
+    return Survey(
+        held, known, features, starts, scene, old, novelty, watcher.behind, watcher.video_tokens, watcher.keeper.ranks
+    )
 
 
-def look(model: Any, found: Survey, words: Sequence[int], options: Options) -> Seen:
+def look(model: Any, found: Survey, asked: Asked, options: QuestionOptions) -> Seen:
     """The tokens that CAS chooses for a question of those that are held.
 
     Args:
-        words: ids of the question.
-        options: ``keep`` of the video's tokens are chosen, as far as so many are held; ``scorer`` and ``balance``.
+        model: that watched.
+        found: what it holds.
+        asked: the question.
+        options: ``keep`` of the video's tokens are chosen, as far as so many are held.
     """
     frame, cell, scene = found.known["frame"], found.known["cell"], found.scene
     video = cell >= 0
-    embed = model.get_input_embeddings()
-    words_QH = embed(torch.as_tensor(list(words), dtype=torch.long, device=embed.weight.device)).detach()
-    fit_S = relevance(options.scorer, words_QH, found.features, frame[video], scene[video])
     total = min(math.floor(options.keep * found.video_tokens), int(video.sum()))
-    index = keep_tokens(found.novelty, frame, cell, scene, fit_S, total, options.balance)
-    parts, start = [], 0
-    for block in found.held:
-        inside = index[(index >= start) & (index < start + len(block))] - start
-        parts.append(block.only(inside).to(words_QH.device))
-        start += len(block)
-    chosen = torch.bincount(scene[index][video[index]], minlength=len(found.old)).tolist()
-    scenes = {int(found.starts[number]): count for number, count in zip(found.old.tolist(), chosen, strict=True)}
-    return Seen(join(parts), scenes)
+    index_LK = torch.stack(
+        [
+            keep_tokens(found.novelty, frame, cell, scene, fit_S, total, options.balance)
+            for fit_S in _relevance(model, found, asked, options)
+        ]
+    )
+    chosen = torch.bincount(scene[index_LK][video[index_LK]], minlength=len(found.old)) / len(index_LK)
+    scenes = {
+        int(found.starts[number]): math.ceil(count)
+        for number, count in zip(found.old.tolist(), chosen.tolist(), strict=True)
+    }
+    return Seen(found.held, found.known, index_LK, scenes)
+
+
+def _relevance(model: Any, found: Survey, asked: Asked, options: QuestionOptions) -> Tensor:
+    """How well each scene fits a question: for all layers together (1, S), or for each layer, (L, S)."""
+    video = found.known["cell"] >= 0
+    scene_V = found.scene[video]
+    if options.scorer == "attention":
+        whole = Seen(found.held, found.known, torch.arange(len(found.scene))[None], {})
+        paid_LT = attention_paid_to(model, whole, asked, found.behind, options.layer, found.ranks)
+        return torch.stack([scene_mean(paid_T[video], scene_V) for paid_T in paid_LT.cpu()])
+    embed = model.get_input_embeddings()
+    words_QH = embed(torch.as_tensor(list(asked.words), dtype=torch.long, device=embed.weight.device)).detach()
+    return relevance(options.scorer, words_QH, found.features, found.known["frame"][video], scene_V)[None]

@@ -5,6 +5,7 @@ Legend: B questions, P keys held for a question, Q tokens of it, L decoder layer
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,21 +18,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmo.compat.cache_name import cache_name
-from segmo.errors import CacheError, PromptError
-from segmo.memory.block import Block
+from segmo.compat.dynamo import is_compiled
+from segmo.errors import CacheError, OptionError, PromptError
 from segmo.memory.cache import MemoryCache, expect_memories
 from segmo.memory.choose import find_starts
 from segmo.memory.conversation import Conversation, Turn, level
-from segmo.memory.known import TEXT_INSIDE, known_family
-from segmo.memory.look import Seen, Survey, look, survey
-from segmo.memory.options import MemoryOptions
+from segmo.memory.known import known_family, text_inside, video_token
+from segmo.memory.look import Survey, look, survey
+from segmo.memory.moves import LateLayer, Moves, late_layers
+from segmo.memory.options import PLACES, MemoryOptions, Place, QuestionOptions, parse
 from segmo.memory.prompt import FPS, Message, Part, Script, from_outputs
-from segmo.memory.rows import SharedLayer, filled_cache
+from segmo.memory.rows import cache_of_layers, decoder_of
 from segmo.memory.saving import read_memory, write_memory
+from segmo.memory.seen import Seen
 from segmo.memory.stale import versions
-from segmo.memory.store import read_block, write_block
 from segmo.memory.watcher import Watcher
-from segmo.options import Options
 
 Video = str | Path | NDArray[np.uint8] | Tensor | Mapping[str, Any]
 Question = str | Sequence[int] | Tensor
@@ -66,7 +67,7 @@ class Memory:
         self.model, self.processor, self.options = model, processor, options
         self.family = known_family(model)
         self.fps = fps
-        self.script = None if processor is None else Script(processor, model.config.video_token_id, fps)
+        self.script = None if processor is None else Script(processor, video_token(model), fps)
         self._watcher: Watcher | None = None
         self.lock = threading.RLock()
         self.talk = Conversation()
@@ -91,21 +92,13 @@ class Memory:
             self._check_weights()
             part = self._part(video)
             if self._watcher is None:
-                self._watcher = Watcher(self.model, self.family, self.options, self._put, part.intervals)
+                self._watcher = Watcher(self.model, self.family, self.options, part.intervals)
                 self._watcher.begin(part.sinks)
             self._watcher.add(part)
             self.talk.moved()
             self._surveyed = None
             if self.options.folder is not None:
                 write_memory(self, self.options.folder)
-
-    def _put(self, block: Block) -> Block:
-        """A segment where the options want it."""
-        if self.options.folder is not None:
-            folder = self.options.folder
-            folder.mkdir(parents=True, exist_ok=True)
-            return read_block(folder, write_block(folder, block))
-        return block.to(torch.device("cpu")) if self.options.place == "host" else block
 
     def _check_weights(self) -> None:
         """Refuses to go on with weights that were written since the video was watched.
@@ -119,8 +112,8 @@ class Memory:
     def _part(self, video: Video) -> Part:
         first = self._watcher is None
         if isinstance(video, Mapping):
-            part = from_outputs(video, self.model.config.video_token_id, self.fps)
-            if not first and self.family.model_type in TEXT_INSIDE:
+            part = from_outputs(video, video_token(self.model), self.fps)
+            if not first and text_inside(self.family):
                 raise PromptError(
                     f"{self.family.model_type} writes text between frames, which a processor's outputs for a further "
                     "part do not hold; extend with frames"
@@ -163,6 +156,7 @@ class Memory:
         *,
         keep: float | None = None,
         balance: float | None = None,
+        scorer: str | None = None,
         **generation: Any,
     ) -> Any:
         """The answer to a question about the video, which goes on the conversation so far.
@@ -171,17 +165,17 @@ class Memory:
             question: text; a list of texts is answered in one batch, each behind the conversation, which then stays
                 as it is. Without a processor: ids of all that stands behind the video.
             keep: fraction of the video's tokens that it sees; that of the options when None.
-            balance: likewise.
+            balance, scorer: likewise.
             **generation: as for the model's ``generate``; greedy and at most 64 new tokens unless it says otherwise.
 
         Returns:
             The text; a list where several answers were asked for; ids, (new tokens,), without a processor.
 
         Raises:
-            OptionError: ``keep`` or ``balance`` is out of range.
+            OptionError: ``keep``, ``balance`` or ``scorer`` is out of range.
             PromptError: the question is empty or holds the model's video token.
         """
-        options = self.options.question(keep=keep, balance=balance)
+        options = self.options.question(keep=keep, balance=balance, scorer=scorer)
         several = _are_several(question)
         with self.lock:
             asked, seen, inputs = self._asked(self.talk, question, options)
@@ -189,28 +183,38 @@ class Memory:
         return self.talk.answer(self, asked, seen, inputs, generation, several)
 
     def inputs(
-        self, question: Question | Sequence[Question], keep: float | None = None, balance: float | None = None
+        self,
+        question: Question | Sequence[Question],
+        keep: float | None = None,
+        balance: float | None = None,
+        scorer: str | None = None,
     ) -> dict[str, Any]:
         """Arguments of the model's ``generate`` for a question behind the video, or for several in one batch.
 
         They stand without the conversation. What comes before the question in ``input_ids`` are the tokens that it
         sees, as many as the cache holds.
         """
-        options = self.options.question(keep=keep, balance=balance)
+        options = self.options.question(keep=keep, balance=balance, scorer=scorer)
         with self.lock:
             return self._asked(Conversation(), question, options)[2]
 
     def _asked(
-        self, talk: Conversation, question: Any, options: Options
+        self, talk: Conversation, question: Any, options: QuestionOptions
     ) -> tuple[list[Turn], list[Seen], dict[str, Any]]:
         """Questions behind a conversation, what each sees, and arguments of ``generate``."""
         self._check_weights()
         questions = list(question) if _are_several(question) else [question]
         asked = level([talk.follow(self, each) for each in questions])
-        seen = [look(self.model, self._survey(), turn.words, options) for turn in asked]
+        seen = [look(self.model, self._survey(), turn, options) for turn in asked]
         return asked, seen, self._inputs(asked, seen)
 
-    def cache(self, question: Question, keep: float | None = None, balance: float | None = None) -> MemoryCache:
+    def cache(
+        self,
+        question: Question,
+        keep: float | None = None,
+        balance: float | None = None,
+        scorer: str | None = None,
+    ) -> MemoryCache:
         """What a question sees, as a cache for ``model.generate(**inputs, past_key_values=memory.cache(question))``.
 
         The inputs are those of the whole prompt, of which only the text behind the video is computed; without
@@ -219,13 +223,13 @@ class Memory:
         Raises:
             CacheError: the model's weights have changed.
         """
-        options = self.options.question(keep=keep, balance=balance)
+        options = self.options.question(keep=keep, balance=balance, scorer=scorer)
         with self.lock:
             self._check_weights()
             expect_memories(self.model)
-            words = Conversation().follow(self, question).words
-            tokens = look(self.model, self._survey(), words, options).tokens
-            return MemoryCache(tokens, self.watcher, self.model.config.video_token_id)
+            seen = look(self.model, self._survey(), Conversation().follow(self, question), options)
+            layers = self._late([seen], None)
+            return MemoryCache(layers, seen.at, self.watcher, video_token(self.model))
 
     # where it lives
 
@@ -280,22 +284,15 @@ class Memory:
     def _inputs(self, asked: Sequence[Turn], seen: Sequence[Seen]) -> dict[str, Any]:
         """Arguments of ``generate``: a cache with what is seen, and the rows behind it."""
         device = self.model.device
-        held = len(seen[0].tokens)
+        held = len(seen[0])
         longest = max(len(turn.ids) for turn in asked)
-        keys = torch.stack([each.tokens.keys for each in seen], 1)
-        values = torch.stack([each.tokens.values for each in seen], 1)
-        said = asked[0].said
-        if said is not None:
-            rows = (-1, len(asked), -1, -1, -1)
-            keys = torch.cat([keys, said[0][:, None].expand(*rows)], 3)
-            values = torch.cat([values, said[1][:, None].expand(*rows)], 3)
-        past = keys.shape[3]
+        past = held + len(asked[0].before)
         ids = torch.zeros(len(asked), past + longest, dtype=torch.long)
         mask = torch.ones_like(ids)
         position = torch.zeros(self.watcher.positions.rows, *ids.shape, dtype=torch.long)
         for row, (turn, each) in enumerate(zip(asked, seen, strict=True)):
             pad = longest - len(turn.ids)
-            ids[row, :held] = each.tokens.ids
+            ids[row, :held] = each.ids
             ids[row, held:past] = torch.tensor(turn.before, dtype=torch.long)
             ids[row, past + pad :] = torch.tensor(turn.ids)
             mask[row, past : past + pad] = 0
@@ -305,8 +302,21 @@ class Memory:
             "input_ids": ids.to(device),
             "attention_mask": mask.to(device),
             "position_ids": (position if len(position) > 1 else position[0]).to(device),
-            cache_name(self.model): filled_cache(keys, values, SharedLayer),
+            cache_name(self.model): cache_of_layers(self._late(seen, asked[0].said)),
         }
+
+    def moves(self, seen: Sequence[Seen], said: tuple[Tensor, Tensor] | None) -> Moves:
+        """What questions see, on its way to the model."""
+        layers = decoder_of(self.model).config.num_hidden_layers
+        return Moves(seen, said, self.model.device, self.watcher.keeper.ranks, layers)
+
+    def _late(self, seen: Sequence[Seen], said: tuple[Tensor, Tensor] | None) -> list[LateLayer]:
+        """Layers of a cache with what questions see. A compiled model takes it whole: its graphs fetch nothing."""
+        layers = late_layers(self.moves(seen, said), self.watcher.sinks.features)
+        if is_compiled(self.model):
+            for layer in layers:
+                layer.keys  # noqa: B018  # fetched
+        return layers
 
     # what there is
 
@@ -316,7 +326,8 @@ class Memory:
         Returns:
             ``frames`` (of the language model), ``seconds`` of video, ``segments``, ``scenes``, ``tokens`` of the prompt
             up to the end of the video, ``video_tokens`` among them, ``held_tokens`` and ``held_video_tokens`` that are
-            remembered, ``bytes`` of keys, values and features, ``bytes_per_second`` of video, ``place``, ``turns``.
+            remembered, ``bytes`` of keys, values and features (of this rank), ``bytes_per_second`` of video,
+            ``place``, ``bits`` of a stored key or value, ``turns``.
         """
         with self.lock:
             watcher = self.watcher
@@ -334,9 +345,20 @@ class Memory:
                 "held_video_tokens": sum(block.video for block in held),
                 "bytes": size,
                 "bytes_per_second": size / seconds,
-                "place": self.options.place,
+                "place": "+".join(self.options.places),
+                "bits": self.options.bits or 8 * self.model.dtype.itemsize,
                 "turns": len(self.talk.turns),
             }
+
+    @property
+    def bytes_in(self) -> dict[str, int]:
+        """Bytes of keys, values and features in each place, "device", "host" and "disk".
+
+        Budgets are those of segments that are over; the text in front and the segment that goes on are on the device.
+        """
+        with self.lock:
+            held = self.watcher.held()
+            return {name: sum(block.bytes for block in held if block.place == name) for name in PLACES}
 
     def __repr__(self) -> str:
         known = self.summary()
@@ -358,10 +380,11 @@ def watch(
     *,
     fps: float | None = None,
     watch_keep: float = 1.0,
-    place: str = "device",
+    place: Place = "device",
     folder: Path | str | None = None,
     limit: int | None = None,
     longest: int | None = None,
+    bits: int | None = None,
     **options: Any,
 ) -> Memory:
     """Watches a video once: its keys and values, from which every question takes what it is about.
@@ -376,19 +399,27 @@ def watch(
         video: a file, frames (T, height, width, 3) uint8, or a processor's outputs for a prompt with this video.
         fps: frames per second of the frames, or to sample from a file; 2 when None.
         watch_keep: fraction of each segment's video tokens that is remembered, the newest ones, whatever is asked.
-        place: where keys, values and features are kept: "device" (the model's), "host" or "disk".
+        place: where keys, values and features are kept: "device" (the model's), "host" or "disk"; or several of these
+            with a budget in bytes for each, ``{"device": 2**30, "host": 2**33, "disk": None}``: the newest segments are
+            kept in the first place, and where the last one is full, old segments are thinned as by ``limit``.
         folder: of a memory on disk.
         limit: bytes of the memory, at most: the recent half stays whole, older segments are thinned by novelty.
         longest: frames after which a segment ends without a cut.
-        **options: keep, segments, context, tails, scorer, balance of :class:`segmo.options.Options`.
+        bits: 8 keeps each key and value in eight bits from when its segment is over; as the model has them when None.
+        **options: keep, segments, context, tails, scorer, balance, layer, ranks of :class:`segmo.options.Options`.
+            With ``scorer="attention"`` scenes are relevant that the question pays attention to, in one ``layer`` of the
+            decoder or, with ``layer="each"``, in every layer for itself. With ``ranks``, segments are dealt out to
+            the ranks, which all make the same calls.
 
     Raises:
         OptionError: a wrong option, or a model of another family.
         PromptError: the video cannot be watched: not one video, or images beside it.
     """
-    chosen = MemoryOptions(
-        Options.parse(options), watch_keep, place, None if folder is None else Path(folder), limit, longest
-    )
+    if fps is not None and not 0 < fps < math.inf:
+        raise OptionError(f"fps is {fps!r}; it must be a number of frames per second, above 0")
+    known, each = parse(options)
+    where = None if folder is None else Path(folder)
+    chosen = MemoryOptions(known, each, watch_keep, place, where, limit, longest, bits)
     memory = Memory(model, processor, chosen, FPS if fps is None else fps)
     memory.extend(video)
     return memory

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,27 @@ from segmo.options import Options
 
 PLACES = ("device", "host", "disk")
 # Options that mean something for a memory; the others say how a graph is rewritten, and here none is.
-READ = ("keep", "segments", "context", "tails", "scorer", "balance")
+READ = ("keep", "segments", "context", "tails", "scorer", "balance", "layer", "ranks")
+EACH = "each"  # layer: every layer of the decoder chooses for itself
+
+Place = str | Mapping[str, int | None]
+
+
+@dataclass(frozen=True)
+class QuestionOptions:
+    """How a question chooses.
+
+    Attributes:
+        keep: fraction of the video's tokens.
+        balance: weight of relevance against dynamics.
+        scorer: where relevance comes from.
+        layer: of the decoder, that ``scorer="attention"`` listens to; None for each of them, for itself.
+    """
+
+    keep: float
+    balance: float
+    scorer: str
+    layer: int | None
 
 
 @dataclass(frozen=True)
@@ -20,19 +41,24 @@ class MemoryOptions:
 
     Attributes:
         options: of SegMo; those named in :data:`READ`.
+        each_layer: with ``scorer="attention"``, every layer of the decoder chooses for itself.
         watch_keep: fraction of each segment's video tokens that is remembered when it is over, the newest ones first.
-        place: where keys, values and features are: "device" (the model's), "host" or "disk".
+        place: where keys, values and features are: "device" (the model's), "host" or "disk"; or several of these, in
+            this order, each with its budget in bytes: what is newest comes first.
         folder: for "disk".
         limit: bytes of keys, values and features, at most; None for no limit. Old segments are thinned for it.
         longest: frames after which a segment ends without a cut; None for no limit.
+        bits: that a key or value takes when its segment is over: 8, or None for as many as the model gives it.
     """
 
     options: Options
+    each_layer: bool = False
     watch_keep: float = 1.0
-    place: str = "device"
+    place: Place = "device"
     folder: Path | None = None
     limit: int | None = None
     longest: int | None = None
+    bits: int | None = None
 
     def __post_init__(self) -> None:
         default = Options()
@@ -41,30 +67,73 @@ class MemoryOptions:
                 raise OptionError(
                     f"option {name!r} has no meaning for a memory, which rewrites no graph; it takes {', '.join(READ)}"
                 )
-        if self.options.scorer == "attention":
-            raise OptionError('a memory takes scorer="embedding" or scorer="external", not "attention"')
         if not 0 < self.watch_keep <= 1:
             raise OptionError(f"watch_keep is {self.watch_keep!r}; it must be a number with 0 < watch_keep <= 1")
-        if self.place not in PLACES:
-            raise OptionError(f"place is {self.place!r}; it must be one of {', '.join(PLACES)}")
-        if (self.place == "disk") != (self.folder is not None):
-            raise OptionError('a folder goes with place="disk", and the other way round')
         for name in ("limit", "longest"):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise OptionError(f"{name} is {value!r}; it must be None or a whole number >= 1")
+            _check_count(name, getattr(self, name))
+        if self.bits not in (None, 8):
+            raise OptionError(f"bits is {self.bits!r}; it must be None or 8")
+        if self.bits is not None and self.whole:
+            raise OptionError("bits=8 stores segments that are over; with segments=1 there is one, which never is")
+        self._check_places()
+
+    def _check_places(self) -> None:
+        names = list(self.places)
+        if not names or any(name not in PLACES for name in names):
+            raise OptionError(
+                f"place is {self.place!r}; it must be one of {', '.join(PLACES)}, or several with budgets"
+            )
+        if names != sorted(names, key=PLACES.index):
+            raise OptionError(f"place is {self.place!r}; places come in the order {', '.join(PLACES)}")
+        for name, budget in self.places.items():
+            _check_count(f"the budget of {name}", budget)
+            if budget is None and name != names[-1]:
+                raise OptionError(f"place is {self.place!r}; only the last place can go without a budget")
+        if ("disk" in names) != (self.folder is not None):
+            raise OptionError('a folder goes with place="disk", and the other way round')
+        if self.options.ranks is not None and (self.folder is not None or self.limit is not None or len(names) > 1):
+            raise OptionError(
+                "a memory over ranks is kept whole, on their devices or hosts: leave out folder, limit and budgets, "
+                "and take more ranks for a longer video"
+            )
+
+    @property
+    def places(self) -> Mapping[str, int | None]:
+        """Each place, with its budget in bytes or None."""
+        return {self.place: None} if isinstance(self.place, str) else self.place
 
     @property
     def whole(self) -> bool:
         """The whole video is one segment."""
         return self.options.segments in (1, "equal:1")
 
-    def question(self, **given: Any) -> Options:
-        """The options of one question: these, with those that were given for it.
+    def question(self, **given: Any) -> QuestionOptions:
+        """How one question chooses: as these options say, but for those that were given for it.
 
         Raises:
-            OptionError: one of them belongs to the watching, or is out of range.
+            OptionError: one of them is out of range.
         """
-        return Options.parse(
-            self.options.as_dict() | {name: value for name, value in given.items() if value is not None}
-        )
+        own = self.with_options({name: value for name, value in given.items() if value is not None})
+        known = own.options
+        layer = None if own.each_layer else known.layer
+        return QuestionOptions(known.keep, known.balance, known.scorer, layer)
+
+    def with_options(self, given: Mapping[str, Any]) -> MemoryOptions:
+        """These, with other values of some of :data:`READ`."""
+        options, each = parse({**self.options.as_dict(), **({"layer": EACH} if self.each_layer else {}), **given})
+        return replace(self, options=options, each_layer=each)
+
+
+def parse(given: Mapping[str, Any]) -> tuple[Options, bool]:
+    """Options of SegMo, and whether ``layer="each"`` is among them.
+
+    Raises:
+        OptionError: an unknown one, or a value out of range.
+    """
+    each = given.get("layer") == EACH
+    return Options.parse({name: value for name, value in given.items() if not (each and name == "layer")}), each
+
+
+def _check_count(name: str, value: object) -> None:
+    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+        raise OptionError(f"{name} is {value!r}; it must be None or a whole number >= 1")

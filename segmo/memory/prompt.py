@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segmo.errors import PromptError
-from segmo.memory.features import ENCODED, GRID, PIXELS
+from segmo.memory.features import ENCODED, FURTHER, GRID, PIXELS
 
 FPS = 2.0  # what frames are taken for when nobody says, as the families' processors sample
 _INTERVALS = ("second_per_grid_ts",)
@@ -86,7 +86,7 @@ def from_outputs(outputs: Mapping[str, Any], video_token: int, fps: float) -> Pa
     if not len(places):
         raise PromptError(f"the prompt holds no video token (id {video_token})")
     first, last = int(places[0]), int(places[-1])
-    given = (GRID,) if encoded else (PIXELS, GRID)
+    given = (GRID,) if encoded else (PIXELS, GRID, *FURTHER)
     pixels: dict[str, Any] = {n: torch.as_tensor(outputs[n]).cpu() for n in given if outputs.get(n) is not None}
     if encoded:
         pixels[ENCODED] = outputs[ENCODED]

@@ -11,7 +11,7 @@ hidden size, R rows of position ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -30,53 +30,36 @@ def decoder_of(model: Any) -> Any:
     return model.base_model.language_model
 
 
-class SharedLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of transformers
-    """A layer whose rows are repeated when the rows that come are: beams and several answers to one question."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """As transformers' own."""
-        rows, here = key_states.shape[0], key_states.shape[0] if self.keys is None else self.keys.shape[0]
-        if rows != here and rows % here == 0:
-            self.batch_repeat_interleave(rows // here)
-        return super().update(key_states, value_states, *args, **kwargs)
-
-
-def filled_cache(keys: Tensor, values: Tensor, kind: type[DynamicLayer] = DynamicLayer) -> DynamicCache:
-    """A cache that holds keys and values (L, B, G, P, D)."""
+def cache_of_layers(layers: Sequence[Any]) -> DynamicCache:
+    """A cache of these layers."""
     cache = DynamicCache()
-    for key, value in zip(keys, values, strict=True):
-        layer = kind()
-        if key.shape[2]:
-            layer.update(key, value)
-        cache.layers.append(layer)
+    cache.layers += layers
     return cache
 
 
-class _Enough(Exception):
-    """The last layer has its keys and values."""
+class Enough(Exception):
+    """What a forward is run for is there; what comes behind it would be read by nobody, and is not computed."""
 
 
 class _LastLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of transformers
-    """The last layer's keys and values; what comes behind them in the forward is read by nobody and not computed."""
+    """The last layer's keys and values."""
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Takes them and ends the forward."""
         super().update(key_states, value_states, *args, **kwargs)
-        raise _Enough
+        raise Enough
 
 
-def _past_cache(decoder: Any, past: tuple[Tensor, Tensor] | None) -> Any:
+def _past_cache(decoder: Any, past: tuple[Tensor, Tensor] | None) -> DynamicCache:
     """A cache that holds a past. A decoder with hooks runs whole: what they do behind a module must not be left out."""
     hooked = any(module._forward_hooks or hasattr(module, "_hf_hook") for module in decoder.modules())
-    make: Callable[[], Any] = DynamicLayer
-    last: Callable[[], Any] = DynamicLayer if hooked else _LastLayer
-    layers = [*(make() for _ in range(decoder.config.num_hidden_layers - 1)), last()]
+    plain: Any = DynamicLayer  # its constructor has no types
+    last: Any = DynamicLayer if hooked else _LastLayer
+    layers = [*(plain() for _ in range(decoder.config.num_hidden_layers - 1)), last()]
     if past is not None and past[0].shape[2]:
         for layer, key, value in zip(layers, *past, strict=True):
             DynamicLayer.update(layer, key[None], value[None])
-    cache = DynamicCache()
-    cache.layers += layers
-    return cache
+    return cache_of_layers(layers)
 
 
 @torch.no_grad()
@@ -101,7 +84,7 @@ def run_rows(
     device, total = embeds_TH.device, embeds_TH.shape[0]
     before = 0 if past is None else past[0].shape[2]
     decoder = decoder_of(model)
-    cache = _past_cache(decoder, past)
+    cache: Any = _past_cache(decoder, past)
     done = 0
     for start in range(0, total, ROWS):
         rows = slice(start, min(start + ROWS, total))
@@ -112,15 +95,20 @@ def run_rows(
             extra["visual_pos_masks"] = video[None]
             extra["deepstack_visual_embeds"] = [layer[done : done + count] for layer in deepstack]
         done += count
-        position = position_RT[:, rows].to(device)
-        with suppress(_Enough):
-            decoder(
-                inputs_embeds=embeds_TH[None, rows],
-                position_ids=position if position.shape[0] == 1 else position[:, None],
-                **{cache_name(decoder): cache},
-                use_cache=True,
-                **extra,
-            )
+        run_decoder(decoder, embeds_TH[rows], position_RT[:, rows], cache, **extra)
     keys = torch.stack([layer.keys[0, :, before:] for layer in cache.layers])
     values = torch.stack([layer.values[0, :, before:] for layer in cache.layers])
     return keys, values
+
+
+def run_decoder(decoder: Any, embeds_TH: Tensor, position_RT: Tensor, cache: DynamicCache, **extra: Any) -> None:
+    """A forward behind a cache, for what is found on the way; up to where that raises :class:`Enough`."""
+    position = position_RT.to(embeds_TH.device)
+    with suppress(Enough):
+        decoder(
+            inputs_embeds=embeds_TH[None],
+            position_ids=position if position.shape[0] == 1 else position[:, None],
+            **{cache_name(decoder): cache},
+            use_cache=True,
+            **extra,
+        )

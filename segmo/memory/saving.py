@@ -11,11 +11,10 @@ import torch
 from segmo.errors import CacheError, OptionError
 from segmo.memory.block import Block
 from segmo.memory.known import known_family
-from segmo.memory.options import READ, MemoryOptions
+from segmo.memory.options import EACH, READ, MemoryOptions, parse
 from segmo.memory.stale import check, identity
 from segmo.memory.store import read_block, read_index, read_tensors, write_block, write_index, write_tensors
 from segmo.memory.watcher import Watcher
-from segmo.options import Options
 
 PROCESSOR = "processor"
 # Lists and counts of a watcher, its detector, its positions and its script, as JSON holds them.
@@ -25,19 +24,26 @@ _POSITIONS = ("next", "start", "frames")
 _SCRIPT = ("fps", "head", "lead", "sampled", "grid")
 # What was decided when the video was watched; the other options are a question's or say where the memory lives.
 WATCHED = ("segments", "context", "tails")
+_OWN = ("watch_keep", "longest", "bits")
 
 
 def write_memory(memory: Any, folder: Path) -> None:
-    """Writes a memory; files of segments that are in the folder already stay."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes a memory; files of segments that are in the folder already stay. Of ranks, the first one writes."""
     watcher, script = memory.watcher, memory.script
+    keeper = watcher.keeper
+    if keeper.ranks.rank:
+        for block in watcher.closed:
+            keeper.whole(block)
+        keeper.together("a memory is written")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
     memory.identity = memory.identity or identity(memory.model, memory.family)
     tensors = {"last": watcher.last} if watcher.last is not None else {}
     if script is not None and script.last is not None:
         tensors["frames"] = torch.from_numpy(script.last)
     names = {
         "sinks": [write_block(folder, watcher.sinks)],
-        "closed": [write_block(folder, block) for block in watcher.closed],
+        "closed": [write_block(folder, keeper.whole(block)) for block in watcher.closed],
         "open": [write_block(folder, block) for block in watcher.open],
         "tail": [write_block(folder, watcher.tail)] if watcher.tail is not None else [],
         "state": [write_tensors(folder, tensors)],
@@ -46,10 +52,9 @@ def write_memory(memory: Any, folder: Path) -> None:
     index = {
         "identity": memory.identity,
         "files": names,
-        "options": {name: options.options.as_dict()[name] for name in READ},
-        "watch_keep": options.watch_keep,
-        "longest": options.longest,
-        "limit": options.limit,
+        "options": {name: options.options.as_dict()[name] for name in READ if name != "ranks"}
+        | ({"layer": EACH} if options.each_layer else {}),
+        **{name: getattr(options, name) for name in (*_OWN, "limit")},
         "fps": memory.fps,
         "watcher": {name: getattr(watcher, name) for name in _WATCHER},
         "detector": {name: getattr(watcher.detector, name) for name in _DETECTOR}
@@ -63,6 +68,10 @@ def write_memory(memory: Any, folder: Path) -> None:
     if script is not None and not (folder / PROCESSOR).exists():
         script.processor.save_pretrained(folder / PROCESSOR)
     write_index(folder, index, [name for group in names.values() for name in group])
+    if folder == options.folder:  # what stays beside the model is written once, too
+        written = zip(watcher.closed, names["closed"], strict=True)
+        watcher.closed = [replace(block, file=folder.resolve() / name) for block, name in written]
+    keeper.together("a memory is written")
 
 
 def read_memory(kind: Any, model: Any, folder: Path, processor: Any, given: dict[str, Any]) -> Any:
@@ -79,7 +88,7 @@ def read_memory(kind: Any, model: Any, folder: Path, processor: Any, given: dict
     memory: Any = kind(model, processor if index["script"] is not None else None, options, index["fps"])
     memory.identity = here
     intervals = {name: torch.tensor(value) for name, value in index["intervals"].items()}
-    watcher = memory._watcher = Watcher(model, memory.family, options, memory._put, intervals)
+    watcher = memory._watcher = Watcher(model, memory.family, options, intervals)
     for name in _WATCHER:
         setattr(watcher, name, index["watcher"][name])
     for name in _DETECTOR:
@@ -88,18 +97,16 @@ def read_memory(kind: Any, model: Any, folder: Path, processor: Any, given: dict
     for name in _POSITIONS:
         setattr(watcher.positions, name, index["positions"][name])
     files = index["files"]
-    device = model.device
 
-    def blocks(name: str, where: torch.device | None) -> list[Block]:
-        found = [read_block(folder, file) for file in files[name]]
-        return found if where is None else [replace(_copied(block).to(where), file=block.file) for block in found]
+    def blocks(name: str) -> list[Block]:
+        return [read_block(folder, file) for file in files[name]]
 
-    kept = {"device": device, "host": torch.device("cpu"), "disk": None}[options.place]
-    (watcher.sinks,) = blocks("sinks", device)
-    watcher.closed, watcher.open = blocks("closed", kept), blocks("open", device)
-    watcher.tail = next(iter(blocks("tail", device)), None)
+    (watcher.sinks,) = map(watcher.keeper.beside, blocks("sinks"))
+    watcher.open = list(map(watcher.keeper.beside, blocks("open")))
+    watcher.tail = next(map(watcher.keeper.beside, blocks("tail")), None)
+    watcher.closed = watcher.keeper.arrange(list(map(watcher.keeper.take, blocks("closed"))))
     state = read_tensors(folder / files["state"][0])
-    watcher.last = state["last"].to(device) if "last" in state else None
+    watcher.last = state["last"].to(model.device) if "last" in state else None
     if memory.script is not None:
         for name in _SCRIPT:
             setattr(memory.script, name, index["script"][name])
@@ -107,11 +114,6 @@ def read_memory(kind: Any, model: Any, folder: Path, processor: Any, given: dict
         memory.script.last = state["frames"].clone().numpy() if "frames" in state else None
     memory.talk.turns = index["turns"]
     return memory
-
-
-def _copied(block: Block) -> Block:
-    """A block whose tensors are no part of a file any more."""
-    return replace(block, keys=block.keys.clone(), values=block.values.clone(), features=block.features.clone())
 
 
 def _options(index: dict[str, Any], folder: Path, given: dict[str, Any]) -> MemoryOptions:
@@ -122,22 +124,23 @@ def _options(index: dict[str, Any], folder: Path, given: dict[str, Any]) -> Memo
         OptionError: there is no such option.
     """
     saved = dict(index["options"])
-    for name, value in (saved | {key: index[key] for key in ("watch_keep", "longest")}).items():
+    for name, value in (saved | {key: index[key] for key in _OWN}).items():
         if name in given and (name in WATCHED or name not in saved) and given[name] != value:
             raise CacheError(
                 f"{folder} is stale: it was watched with {name}={value!r}, not {given[name]!r}; watch the video again"
             )
-    own = {"place", "folder", "limit", "watch_keep", "longest"}
+    own = {"place", "folder", "limit", *_OWN}
     for name in given:
         if name not in own and name not in READ:
             raise OptionError(f"a memory has no option {name!r}; it takes {', '.join((*READ, *sorted(own)))}")
     place = given.get("place", "device")
-    where = given.get("folder", folder if place == "disk" else None)
+    where = given.get("folder", folder if "disk" in ([place] if isinstance(place, str) else place) else None)
+    options, each = parse(saved | {name: value for name, value in given.items() if name in READ})
     return MemoryOptions(
-        Options.parse(saved | {name: value for name, value in given.items() if name in READ}),
-        index["watch_keep"],
-        place,
-        None if where is None else Path(where),
-        given.get("limit", index["limit"]),
-        index["longest"],
+        options,
+        each,
+        place=place,
+        folder=None if where is None else Path(where),
+        limit=given.get("limit", None if options.ranks else index["limit"]),
+        **{name: index[name] for name in _OWN},
     )

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from segmo.errors import CacheError
 from segmo.families import Family
-from segmo.memory.known import TEXT_INSIDE
+from segmo.memory.known import text_inside
 from segmo.memory.positions import Positions
 
-FORMAT = 1  # raised whenever the same video and options would give another memory
+FORMAT = 2  # raised whenever the same video and options would give another memory
 _NO_MATTER = ("transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype", "use_cache")
 _WORDS = {
     torch.float64: torch.int64,
@@ -79,7 +79,7 @@ def layout(model: Any, family: Family) -> str:
     found = [positions.begin(3)]
     for frames in (5, 2):
         video = torch.ones(frames * 6, dtype=torch.bool)
-        if family.model_type in TEXT_INSIDE:
+        if text_inside(family):
             video = torch.tensor([False, False, *[True] * 6]).repeat(frames)
         found.append(positions.add(video, (frames, 2 * merge, 3 * merge)))
     return hashlib.sha256(str([*(x.tolist() for x in found), positions.next]).encode()).hexdigest()

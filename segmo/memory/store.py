@@ -10,7 +10,6 @@ import json
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from segmo.errors import CacheError
-from segmo.memory.block import Block
+from segmo.memory.block import COLUMNS, Block
+from segmo.memory.packed import Packed
 
 INDEX = "memory.json"
 PREFIX, SUFFIX, PARTIAL = "memory-", ".safetensors", ".partial"
@@ -52,17 +52,30 @@ def write_block(folder: Path, block: Block) -> str:
     """A block in a folder; the name of its file."""
     if block.file is not None and block.file.parent == folder.resolve():
         return block.file.name
-    return write_tensors(folder, {name: getattr(block, name) for name in _NAMES})
+    return write_tensors(folder, _tensors(block))
 
 
 def read_block(folder: Path, name: str) -> Block:
     """A block of a folder, memory-mapped."""
     path = folder.resolve() / name
     tensors: dict[str, Any] = read_tensors(path)
-    return Block(**tensors, file=path)
+    for name in _STATES:
+        if name not in tensors:
+            parts = {part: tensors.pop(f"{name}.{part}") for part in _PACKED}
+            tensors[name] = Packed(**parts, dtype=tensors["features"].dtype)
+    return Block(**tensors, file=path, place="disk")
 
 
-_NAMES = [field.name for field in fields(Block) if field.name != "file"]
+_STATES, _PACKED = ("keys", "values"), ("number", "scale", "channel")
+
+
+def _tensors(block: Block) -> dict[str, Tensor]:
+    found: dict[str, Any] = {name: getattr(block, name) for name in (*COLUMNS, "features", *_STATES)}
+    for name in _STATES:
+        if isinstance(found[name], Packed):
+            packed = found.pop(name)
+            found |= {f"{name}.{part}": getattr(packed, part) for part in _PACKED}
+    return found
 
 
 def write_index(folder: Path, index: Mapping[str, Any], names: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ Legend: T tokens, V video tokens, F frames, H hidden size, P keys of the past.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,12 @@ from torch import Tensor
 
 from segmo.errors import OptionError
 from segmo.families import Family
-from segmo.memory.block import Block, columns, join
-from segmo.memory.choose import dense_scenes, keep_tokens, novelty_inside, scene_of
+from segmo.memory.block import Block, columns, join, states_of
+from segmo.memory.choose import dense_scenes, keep_tokens, novelty_inside, scene_of, with_something_new
 from segmo.memory.features import encode
+from segmo.memory.known import video_token
 from segmo.memory.options import MemoryOptions
+from segmo.memory.places import Keeper
 from segmo.memory.positions import Positions
 from segmo.memory.prompt import Part
 from segmo.memory.rows import run_rows
@@ -29,8 +31,6 @@ from segmo.memory.scenes import SceneDetector
 from segmo.runtime.features import scan_tokens
 from segmo.runtime.layout import SINK, video_layout
 from segmo.runtime.segments import context_tokens, partition_frames
-
-Put = Callable[[Block], Block]
 
 RECENT = 0.5  # of a limited memory, for segments that are whole
 SLACK = 0.125  # of a limited memory, which is freed at a time
@@ -67,7 +67,7 @@ class Watcher:
     """Takes parts of one video in order.
 
     Attributes:
-        put: takes a segment that is over, and gives it back where it is kept.
+        keeper: of the segments that are over.
         sinks: the text in front of the video.
         closed: segments that are over, as they are remembered.
         open: the segment that goes on, whole.
@@ -82,8 +82,9 @@ class Watcher:
         video: video tokens among them.
     """
 
-    def __init__(self, model: Any, family: Family, options: MemoryOptions, put: Put, intervals: dict[str, Any]) -> None:
-        self.model, self.family, self.options, self.put = model, family, options, put
+    def __init__(self, model: Any, family: Family, options: MemoryOptions, intervals: dict[str, Any]) -> None:
+        self.model, self.family, self.options = model, family, options
+        self.keeper = Keeper(options, model.device)
         self.positions = Positions(model, bool(family.mrope), intervals)
         self.detector = SceneDetector(options.longest)
         self.closed: list[Block] = []
@@ -155,7 +156,7 @@ class Watcher:
 
     def _rows(self, part: Part) -> tuple[Rows, Tensor]:
         """The tokens of a part, and how alike each frame is to the one before, (F,)."""
-        video_T = part.ids == self.model.config.video_token_id
+        video_T = part.ids == video_token(self.model)
         features, deepstack = encode(self.model, part.pixels, self.family.trailing)
         weight = self.model.get_input_embeddings().weight
         features = features.to(weight.device, weight.dtype)
@@ -164,7 +165,9 @@ class Watcher:
             self.positions.next -= self.family.trailing
         cells = self.family.cells_per_frame(self.model.config) if self.family.cells_per_frame else 0
         mrope = position[:, None] if self.family.mrope else None
-        frame, cell = (x[0] for x in video_layout(video_T[None], mrope, cells, self.family.trailing))
+        frame, cell = (
+            x[0] for x in video_layout(video_T[None], mrope, cells, self.family.trailing, frames=[part.frames])
+        )
         places = video_T.nonzero()[:, 0]
         body = places[: len(places) - self.family.trailing]
         novelty = video_T.float()  # what stands behind the frames is new
@@ -213,8 +216,8 @@ class Watcher:
         embeds[video.to(device)] = rows.features
         seen = None
         if past is not None and any(len(block) for block in past):
-            seen = tuple(torch.cat([getattr(b, name) for b in past], 2).to(device) for name in ("keys", "values"))
-        keys, values = run_rows(self.model, embeds, rows.position, seen, video, rows.deepstack)  # type: ignore[arg-type]
+            seen = states_of(past, device)
+        keys, values = run_rows(self.model, embeds, rows.position, seen, video, rows.deepstack)
         places = torch.arange(at, at + len(rows.ids))
         return Block(rows.ids, places, rows.frame, rows.cell, rows.novelty, rows.position, rows.features, keys, values)
 
@@ -246,7 +249,7 @@ class Watcher:
             index = flags[start : start + len(block)].nonzero()[:, 0]
             start += len(block)
             if len(index):
-                found.append(block.only(index))
+                found.append(self.keeper.whole(block.only(index)))
         return found
 
     # what is remembered
@@ -254,26 +257,26 @@ class Watcher:
     def _close(self) -> None:
         """The open segment is over: its most novel tokens are remembered, and old segments make room."""
         if self.open:
-            self.closed.append(self.put(self.remembered(join(self.open))))
+            self.closed.append(self.keeper.take(self.remembered(join(self.open))))
             self.open = []
         self._past = None
-        self._thin_old()
+        size, limit = sum(block.bytes for block in self.closed), self.options.limit
+        room = size - self.keeper.over(self.closed)
+        self._thin_old(size, room if limit is None else min(room, limit))
+        self.closed = self.keeper.arrange(self.closed)
 
     def remembered(self, block: Block) -> Block:
         """What is remembered of a segment: ``watch_keep`` of its video tokens, and its text."""
         share = self.options.watch_keep
         return block if share == 1 else self._thinned(block, int(share * block.video))
 
-    def _thinned(self, block: Block, total: int, old: bool = False) -> Block:
-        """All text and ``total`` video tokens, by novelty; at least one of each scene, but for ``old`` ones."""
+    def _thinned(self, block: Block, total: int) -> Block:
+        """All text and ``total`` video tokens, by novelty; but never less than a token of each scene."""
         scene, known = dense_scenes(scene_of(block.frame, torch.tensor(self.starts)), block.cell)
-        if total < len(known):  # more scenes than a limited memory has room for: neighbours count as one
-            least = min(len(known), max(total, 1)) if old else len(known)
-            scene = torch.where(scene < 0, scene, scene * least // len(known))
-            known, total = known[:least], least
-        total = min(total, block.video)
+        total = min(max(total, len(known)), block.video)
         blind = torch.zeros(len(known))
         novelty = novelty_inside(block.features, block.novelty, block.frame, block.cell, scene)
+        novelty = with_something_new(novelty, scene, len(known))
         return block.only(keep_tokens(novelty, block.frame, block.cell, scene, blind, total, 0.0))
 
     @property
@@ -305,10 +308,12 @@ class Watcher:
         now = self.open if self.options.watch_keep == 1 or not self.open else [self.remembered(join(self.open))]
         return [self.sinks, *self.closed, *now, *([self.tail] if self.tail is not None else [])]
 
-    def _thin_old(self) -> None:
-        """Brings the segments that are over below the limit: recent ones stay whole, old ones are thinned together."""
-        limit = self.options.limit
-        if limit is None or sum(block.bytes for block in self.closed) <= limit:
+    def _thin_old(self, now: int, limit: int) -> None:
+        """Brings the segments that are over below a limit: recent ones stay whole, old ones are thinned together.
+
+        A token of each scene stays, also where there is no room for it.
+        """
+        if now <= limit:
             return
         recent, size = len(self.closed), 0
         while recent > 0 and size + self.closed[recent - 1].bytes <= RECENT * limit:
@@ -318,8 +323,8 @@ class Watcher:
         room = (1 - SLACK) * limit - size
         each = old.bytes / len(old)
         text = len(old) - old.video
-        thinned = self._thinned(old, max(0, int(room / each) - text), old=True)
-        self.closed[:recent] = [self.put(_without_lone_text(thinned))]
+        thinned = self._thinned(old, int(room / each) - text)
+        self.closed[:recent] = [_without_lone_text(thinned)]
 
 
 def _pieces(frame_T: Tensor, starts: Sequence[int]) -> list[tuple[int, int]]:

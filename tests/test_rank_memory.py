@@ -1,0 +1,61 @@
+"""A memory over ranks: each keeps some of the segments, and all of them answer as one process does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from crew import Crew
+from models import build, prompt
+from rank_memory import watched
+
+import segmo
+from segmo.errors import OptionError
+
+
+@pytest.fixture(scope="module")
+def crew() -> Iterator[Crew]:
+    crew = Crew(2)
+    yield crew
+    crew.close()
+
+
+@pytest.mark.parametrize("options", [{}, {"bits": 8, "place": "host", "layer": "each"}], ids=["plain", "packed"])
+def test_ranks_answer_as_one_process_does(crew: Crew, tmp_path: Path, options: dict[str, Any]) -> None:
+    alone = watched(0, 1, tmp_path / "alone", {"layer": 1, **options})
+    results = crew.run(watched, tmp_path / "spread", {"layer": 1, **options, "ranks": "all"})
+    for found in results:
+        for name in ("answers", "batch", "attended", "again"):
+            assert found[name] == alone[name]
+        assert found["summary"]["bytes"] < alone["summary"]["bytes"]
+        assert found["share"] == pytest.approx(1)
+    held = sum(found["summary"]["bytes"] for found in results)
+    assert (
+        alone["summary"]["bytes"] < held < 1.9 * alone["summary"]["bytes"]
+    )  # text, features and the last segment twice
+    model = build("qwen2_vl")
+    back = segmo.Memory.load(model, tmp_path / "spread")
+    assert back.ask(torch.tensor([21, 22]), max_new_tokens=3).tolist() == alone["again"]
+
+
+def alone_in_a_group(rank: int, world: int) -> list[int]:
+    """Without the option, a process is alone, whatever groups there are."""
+    del world
+    memory = segmo.watch(build("qwen2_vl"), None, prompt("qwen2_vl", frames=6 + rank), keep=0.4)
+    answer: list[int] = memory.ask(torch.tensor([11]), max_new_tokens=2).tolist()
+    return answer
+
+
+def test_ranks_without_the_option_are_strangers(crew: Crew) -> None:
+    first, second = crew.run(alone_in_a_group)
+    assert first == alone_in_a_group(0, 1)
+    assert second == alone_in_a_group(1, 1)
+
+
+@pytest.mark.parametrize("options", [{"limit": 100}, {"place": {"device": 1, "host": None}}])
+def test_what_does_not_go_over_ranks_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match="over ranks"):
+        segmo.watch(build("qwen2_vl"), None, prompt("qwen2_vl"), ranks="all", **options)
