@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from family_folders import build_model, build_processor
 from family_processors import PROCESSORS
 from kept_tokens import decoder
+from packaging.version import Version
 
 import segmo
 import segmo.runtime.ops  # registers torch.ops.segmo
@@ -137,9 +139,21 @@ def check_layout(frame_N: torch.Tensor, cell_N: torch.Tensor, of_video: list[lis
     check_roles(frame_N, cell_N >= 0, of_video)
 
 
-def videos_for(family: str) -> list[np.ndarray]:
+def stacks(family: str, processor: Any, videos: Sequence[np.ndarray]) -> bool:
+    """Whether the processor takes these videos together; of some families those of older releases fail."""
+    try:
+        inputs_of(family, processor, videos)
+    except (RuntimeError, ValueError):
+        if Version(transformers.__version__) < Version("5.23"):
+            return False
+        raise
+    return True
+
+
+def videos_for(family: str, processor: Any) -> list[np.ndarray]:
     """Frames of odd sizes, and two videos of other lengths and shapes where a call takes them."""
-    return [film(6, 33, 47), film(4, 40, 30, seed=1)][: 2 if PROCESSORS[family].together else 1]
+    both = [film(6, 33, 47), film(4, 40, 30, seed=1)]
+    return both if PROCESSORS[family].together and stacks(family, processor, both) else both[:1]
 
 
 def compiled_layout(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,7 +170,7 @@ def compiled_layout(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor, t
 @pytest.mark.parametrize("family", PROCESSORS)
 def test_frames_and_cells_are_those_of_the_processor(family: str, request: pytest.FixtureRequest) -> None:
     processor = build_processor(family)
-    model, videos = build_model(family, processor), videos_for(family)
+    model, videos = build_model(family, processor), videos_for(family, processor)
     of_video = tokens_of_frames(family, model, processor, videos)
     inputs = inputs_of(family, processor, videos)
     call = seen(model, inputs)
@@ -175,7 +189,10 @@ def test_a_frame_and_its_slices_are_one_frame() -> None:
     """MiniCPM-V's processor shows frames that are large for it whole, and then in slices."""
     processor = build_processor("minicpmv4_6")
     processor.video_slice_mode = processor.video_processor.slice_mode = True
-    model, videos = build_model("minicpmv4_6", processor), [film(4, 64, 100), film(3, 100, 64, seed=1)]
+    videos = [film(4, 64, 100), film(3, 100, 64, seed=1)]
+    if not stacks("minicpmv4_6", processor, videos):
+        pytest.skip(f"the processor of transformers {transformers.__version__} takes no videos of different lengths")
+    model = build_model("minicpmv4_6", processor)
     of_video = tokens_of_frames("minicpmv4_6", model, processor, videos)
     assert [len(frames) for frames in of_video] == [4, 3]
     check_layout(*compiled_layout(model, inputs_of("minicpmv4_6", processor, videos)), of_video)

@@ -369,6 +369,14 @@ def _deeper(config: PretrainedConfig, rounds: int) -> None:
     text.num_hidden_layers = text.num_hidden_layers * rounds
 
 
+def instantiate(model_type: str, config: PretrainedConfig) -> Any:
+    """A model of random weights; the test skips where its transformers wants a package that is not there."""
+    try:
+        return model_class(model_type)(config)
+    except ImportError as error:  # an older transformers wants timm for one family
+        pytest.skip(str(error).strip().splitlines()[0])
+
+
 def build(model_type: str, dtype: torch.dtype = torch.float32, rounds: int = 1) -> Any:
     """A tiny model with the same random weights on every call, in eval mode on the CPU."""
     config = tiny_config(model_type, FAMILIES[model_type])
@@ -376,10 +384,7 @@ def build(model_type: str, dtype: torch.dtype = torch.float32, rounds: int = 1) 
         _deeper(config, rounds)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        try:
-            model = model_class(model_type)(config)
-        except ImportError as error:  # an older transformers wants timm for one family
-            pytest.skip(str(error).strip().splitlines()[0])
+        model = instantiate(model_type, config)
     # Larger weights than at initialisation, so that what a token sees makes a difference in the logits.
     with torch.no_grad():
         for parameter in model.parameters():
