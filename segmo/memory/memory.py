@@ -65,7 +65,7 @@ class Memory:
 
     def __init__(self, model: Any, processor: Any, options: MemoryOptions, fps: float) -> None:
         self.model, self.processor, self.options = model, processor, options
-        self.family = known_family(model)
+        self.family = known_family(model, processor)
         self.fps = fps
         self.script = None if processor is None else Script(processor, video_token(model), fps)
         self._watcher: Watcher | None = None
