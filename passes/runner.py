@@ -161,14 +161,10 @@ def _run_pass(each: Pass, rewrite: Rewrite, gm: GraphModule, before: Snapshot) -
             f"pass {each.name!r} failed: {type(error).__name__}: {error}. Switch it off with "
             f"disable={each.name!r}, and report this with the model's name and the versions of torch and transformers"
         ) from error
-    return outcome, rewrite if before.is_of(gm.graph) else _undone(rewrite, gm, before)
-
-
-def _undone(rewrite: Rewrite, gm: GraphModule, before: Snapshot) -> Rewrite:
-    """Puts the graph as it was ``before`` in the place of what a pass has left of it."""
-    graph, nodes = before.build()
-    gm.graph = graph
-    return rewrite.moved(graph, nodes)
+    if before.is_of(gm.graph):
+        return outcome, rewrite
+    nodes = before.restore()
+    return outcome, rewrite.moved(gm.graph, nodes)
 
 
 def _add_outputs(rewrite: Rewrite, gm: GraphModule) -> tuple[str, ...]:

@@ -23,6 +23,10 @@ class _Row(NamedTuple):
     meta: dict[str, Any]
 
 
+def _rows_of(graph: Graph) -> list[_Row]:
+    return [_Row(n, n.name, n.target, n.args, n.kwargs, n.meta.copy()) for n in graph.nodes]
+
+
 class Snapshot:
     """The nodes of a graph, in order, with all that a pass may change in them.
 
@@ -35,7 +39,7 @@ class Snapshot:
 
     def __init__(self, gm: GraphModule) -> None:
         self._gm = gm
-        self._rows = [_Row(n, n.name, n.target, n.args, n.kwargs, n.meta.copy()) for n in gm.graph.nodes]
+        self._rows = _rows_of(gm.graph)
 
     def is_of(self, graph: Graph) -> bool:
         """Whether the graph stands as it stood."""
@@ -58,12 +62,26 @@ class Snapshot:
                 new._dynamo_source = node._dynamo_source
         return graph, made
 
+    def restore(self) -> dict[Node, Node]:
+        """Puts the graph back as it stood, of new nodes, and tells which of these stands for which node of that moment.
+
+        From then on this is a snapshot of the new nodes: the next pass may have to be undone too.
+        """
+        graph, nodes = self.build()
+        self._gm.graph = graph
+        self._rows = _rows_of(graph)
+        return nodes
+
     @functools.cached_property
     def text(self) -> str:
         """The graph as readable code."""
         text = graph_text(GraphModule(self._gm, self.build()[0]))
         self._rows = []  # nobody goes back to a graph that is being read
         return text
+
+    def __reduce__(self) -> tuple[type[Written], tuple[str]]:
+        """What goes to another process or a file is the code: a graph's nodes hold what cannot be pickled."""
+        return Written, (self.text,)
 
 
 class Written(Snapshot):

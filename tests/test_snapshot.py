@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +16,7 @@ from segmo.options import Options
 from segmo.passes.analyse import Facts, Merge
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.reasons import DoesNotApply, Miss
-from segmo.passes.runner import Result, run_pipeline
+from segmo.passes.runner import PassRecord, Result, run_pipeline
 from segmo.passes.snapshot import Snapshot
 
 
@@ -108,8 +109,8 @@ def test_what_the_analysis_found_is_found_in_the_graph_that_was_put_back() -> No
         seen.extend(node in set(rewrite.graph.nodes) for node in nodes)
         return Outcome()
 
-    run(gm, miss, look, facts=facts)
-    assert seen == [True, True]
+    run(gm, miss, look, look, no_match, look, facts=facts)
+    assert seen == [True] * 6
 
 
 def test_the_code_of_every_stage_is_that_of_its_moment() -> None:
@@ -122,6 +123,16 @@ def test_the_code_of_every_stage_is_that_of_its_moment() -> None:
     assert "mul(3)" in first.text_after
     assert "relu" not in first.text_after
     assert second.text_before is first.text_after is second.text_after
+
+
+def test_records_go_to_other_processes_with_their_code() -> None:
+    gm = traced()
+    for node in gm.graph.nodes:
+        node.meta["made_by"] = lambda: None  # as little to be pickled as what Dynamo keeps there
+    records = run(gm, match, miss).records
+    sent: list[PassRecord] = pickle.loads(pickle.dumps(records))
+    assert [(each.text_before, each.text_after) for each in sent] == [(r.text_before, r.text_after) for r in records]
+    assert sent[0].after is sent[1].before
 
 
 def test_no_code_is_written_that_nobody_reads(monkeypatch: pytest.MonkeyPatch) -> None:
