@@ -9,6 +9,7 @@ from test_every_family import AS_IT_IS, KINDS, NO_CUT
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from video_families import FAMILIES, tiny_config
 
+from segmo.errors import OptionError
 from segmo.inspection.fewer import DEEP, VOCABULARY, fewer
 from segmo.inspection.models import NARROW
 from segmo.inspection.run import generate, inspect_subject, subject
@@ -22,7 +23,12 @@ CAPTURED = (*KINDS[-3:], "perception_lm")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_bare_config_is_enough(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     tiny_config(family, FAMILIES[family]).save_pretrained(tmp_path)
-    given = subject(str(tmp_path), frames=6)
+    try:
+        given = subject(str(tmp_path), frames=6)
+    except OptionError as error:
+        if "requires the timm library" in str(error):  # of one family in an older transformers
+            pytest.skip(str(error))
+        raise
     if family in AS_IT_IS or (family not in CAPTURED and not request.config.getoption("--exhaustive")):
         assert generate(given, None, 1).sequences.shape[1] == given.inputs["input_ids"].shape[1] + 1
         return

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from video_families import FAMILIES, build, prompt
+from video_families import FAMILIES, OLD, build, prompt
 from video_prompts import Prompt
 
 import segmo
@@ -95,6 +95,8 @@ def test_the_encoder_gets_the_chosen_frames_alone(family: str, request: pytest.F
     """Their features are those of the model's own encoder, called with these frames cut out by hand."""
     if family not in SHAPES and not request.config.getoption("--exhaustive"):
         pytest.skip("another family of the same shape is enough")
+    if family == "gemma4_unified" and OLD:
+        pytest.skip("its frames cannot be told apart in the pixels of an older transformers, which is an error there")
     model, inputs = build(family), prompt(family, FRAMES)
     encoder = FrameEncoder(model, Options(frames=SHARE, scorer="external"))
     original, sizes = encoder.tower.original, []
@@ -196,6 +198,7 @@ def test_pictures_that_fill_up_a_row_of_a_batch_are_no_frames() -> None:
     assert there(features, [4] * 12) == [*kept[0], *(6 + frame for frame in kept[1])]
 
 
+@pytest.mark.skipif(OLD, reason="the encoder of an older transformers fails on pictures of unequal size")
 def test_the_slices_of_a_frame_stay_together() -> None:
     """MiniCPM-V shows a frame whole and then in slices, in brackets of another kind."""
     row: list[int] = [11, 12]
