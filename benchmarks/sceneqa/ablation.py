@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -214,8 +214,8 @@ def _records(
     return found
 
 
-def _share(records: list[dict[str, Any]], wanted: Callable[[str], bool]) -> Share:
-    right = [mine for r in records for kind, mine in zip(r["kinds"], r["right"], strict=True) if wanted(kind)]
+def _share(records: list[dict[str, Any]], wanted: Collection[str]) -> Share:
+    right = [mine for r in records for kind, mine in zip(r["kinds"], r["right"], strict=True) if kind in wanted]
     return Share(sum(right), len(right))
 
 
@@ -243,8 +243,7 @@ def main() -> None:
                 continue
             records = _records(model, videos, keep, variant)
             rule = rule or records
-            shares = [_share(records, lambda kind, k=kind: kind == k) for kind in KINDS]  # type: ignore[misc]
-            values = [f"{100 * share.value:.1f}" for share in (*shares, _share(records, lambda kind: True))]
+            values = [f"{100 * _share(records, wanted).value:.1f}" for wanted in (*([kind] for kind in KINDS), KINDS)]
             table.add_row(variant.name, *values, str(paired_difference(records, rule)))
         console.print(table)
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from segmo.sceneqa.questions import KINDS
 from segmo.sceneqa.results import paired_difference
 
+# In the order of the tables.
 RIVALS = (
     "uniform frames",
     "last frames",

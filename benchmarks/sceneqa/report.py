@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from claims import claim_table
+from claims import RIVALS, claim_table
 from rich.console import Console
 
 from segmo.sceneqa.plot import draw_results
@@ -19,22 +19,7 @@ from segmo.sceneqa.results import read_results, result_table, summarise, write_c
 
 FULL = "full attention"
 # Rows of the table in this order, each with its budgets from large to small.
-ORDER = (
-    FULL,
-    "uniform frames",
-    "last frames",
-    "random tokens",
-    "EVS",
-    "FastVID",
-    "FlashVID",
-    "FastV",
-    "VidCom2",
-    "CDPruner",
-    "EchoPrune",
-    "CAS embedding",
-    "CAS attention",
-    "CAS+LSP",
-)
+ORDER = (FULL, *RIVALS, "CAS embedding", "CAS attention", "CAS+LSP")
 
 
 def _place(key: str) -> tuple[int, str, float]:
