@@ -20,7 +20,7 @@ from segmo.compat.dynamo import compile_seconds
 from segmo.demo.processor import build_tokenizer
 from segmo.errors import OptionError
 from segmo.memory import moves
-from segmo.memory.attend import asking_rows, attention_paid_to
+from segmo.memory.attend import attention_paid_to, rows_of_words
 from segmo.memory.conversation import Turn
 from segmo.memory.look import look, survey
 from segmo.memory.packed import STEPS, Packed, channels, pack
@@ -62,8 +62,8 @@ def test_attention_to_the_keys_is_the_models_own(family: str) -> None:
 
 
 def test_a_question_asks_by_its_words_and_its_last_row() -> None:
-    assert asking_rows([5, 6], [1, 5, 6, 2, 3]).tolist() == [1, 2, 4]
-    assert asking_rows([5, 7], [1, 5, 6, 2, 3]).tolist() == [0, 1, 2, 3, 4]
+    assert rows_of_words([5, 6], [1, 5, 6, 2, 3]).tolist() == [1, 2, 4]
+    assert rows_of_words([5, 7], [1, 5, 6, 2, 3]).tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("layer", [1, "each"])

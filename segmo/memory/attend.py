@@ -93,13 +93,13 @@ def attention_paid_to(model: Any, whole: Seen, asked: Asked, behind: int, layer:
     first = behind + len(asked.before)
     position = torch.arange(first, first + len(asked.ids)).expand(len(whole.known["position"]), -1)
     moves = Moves([whole], asked.said, device, ranks, layers if layer is None else layer + 1)
-    listener = _Listener(layer, asking_rows(asked.words, asked.ids).to(device), len(whole))
+    listener = _Listener(layer, rows_of_words(asked.words, asked.ids).to(device), len(whole))
     with listener:
         run_decoder(decoder, embeds, position, cache_of_layers(late_layers(moves, embeds)))
     return torch.stack(listener.paid)
 
 
-def asking_rows(words: Sequence[int], ids: Sequence[int]) -> Tensor:
+def rows_of_words(words: Sequence[int], ids: Sequence[int]) -> Tensor:
     """Places of a question's words among ids, and the last one; all places where they are not found in one piece."""
     count, wanted = len(words), list(words)
     start = next((at for at in range(len(ids) - count + 1) if list(ids[at : at + count]) == wanted), 0)
