@@ -1,7 +1,7 @@
 """A video asked several times: the whole prompt again, a prefix cache, CAS+LSP, and a memory (``segmo.watch``).
 
     python benchmarks/memory.py                      # 16k video tokens, bf16
-    python benchmarks/memory.py --live 1000          # a video that goes on: seconds and bytes of every extend
+    python benchmarks/memory.py --live 1000          # a video that goes on: what an extend costs, and its trend
 
 The decoder is that of benchmarks/prefill.py, with the features of the video given. Ways, in one process and one run:
 
@@ -20,7 +20,6 @@ token. "step" is a decode step. Medians; a row is saved (``--json``) as soon as 
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
 import time
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory_live import FRAME_TOKENS, live, show_live
 from prefill import END, SEGMENTS, VIDEO, build_model, build_prompt
 from rich.console import Console
 from rich.table import Table
@@ -46,7 +46,6 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "memory, 8 bits": {"bits": 8},
     "memory on the host": {"place": "host"},
 }
-FRAME_TOKENS = 256
 
 
 def questions(count: int) -> list[Tensor]:
@@ -199,52 +198,6 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
     console.print(table)
 
 
-def live(model: Any, prompt: dict[str, Any], extends: int, limit: int) -> dict[str, Any]:
-    """A video that goes on by a frame at a time: how seconds and bytes of an extend grow with the extends before.
-
-    Slopes are of least squares over the second half, when the memory is full; each with its standard error.
-    """
-    features, grid = prompt["mm_encoder_outputs"]["video"].pooler_output[0], prompt["video_grid_thw"]
-    asked = questions(1)[0]
-    frames = len(features) // FRAME_TOKENS
-    seconds, sizes, memory = [], [], None
-    for at in range(extends):
-        place = FRAME_TOKENS * (at % frames)
-        part = copy.copy(prompt)
-        part["video_grid_thw"] = torch.tensor([[1, *grid[0, 1:].tolist()]])
-        encoded = copy.copy(prompt["mm_encoder_outputs"]["video"])
-        encoded.pooler_output = (features[place : place + FRAME_TOKENS],)
-        part["mm_encoder_outputs"] = {"video": encoded}
-        ids = prompt["input_ids"][0]
-        first = int((ids == VIDEO).nonzero()[0])
-        part["input_ids"] = torch.cat([ids[:first], torch.full((FRAME_TOKENS,), VIDEO), asked[:1]])[None]
-        inputs = with_question(part, asked)
-        start = time.perf_counter()
-        if memory is None:
-            memory = segmo.watch(model, None, inputs, limit=limit, longest=16)
-        else:
-            memory.extend(inputs)
-        seconds.append(time.perf_counter() - start)
-        sizes.append(memory.summary()["bytes"])
-    half = extends // 2
-    return {
-        "extends": extends,
-        "seconds": statistics.median(seconds[half:]),
-        "slope of seconds": slope(seconds[half:]),
-        "bytes": statistics.median(sizes[half:]),
-        "slope of bytes": slope([float(size) for size in sizes[half:]]),
-    }
-
-
-def slope(values: list[float]) -> tuple[float, float]:
-    """Least squares: growth for each extend, and its standard error."""
-    y = torch.tensor(values, dtype=torch.float64)
-    x = torch.arange(len(values), dtype=torch.float64) - (len(values) - 1) / 2
-    rate = float((x * y).sum() / (x * x).sum())
-    rest = y - y.mean() - rate * x
-    return rate, float((rest.square().sum() / (len(values) - 2) / (x * x).sum()).sqrt())
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -264,8 +217,8 @@ def main() -> None:
     given.json.parent.mkdir(parents=True, exist_ok=True)
     if given.live:
         found = live(model, prompt, given.live, given.limit)
-        given.json.write_text(json.dumps(found, indent=1))
-        console.print(found)
+        given.json.write_text(json.dumps(found))
+        show_live(found, console)
         return
     asked, rows = questions(given.questions), []
 

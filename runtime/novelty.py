@@ -15,7 +15,7 @@ Legend: B batch, N prompt tokens, T video tokens of a row, S scenes, C cells of 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -119,15 +119,31 @@ def novel_tokens(
         known_T = torch.minimum(
             known_T, compare(embeds_NH, at_T, before_T, frame_T).masked_fill(before_T < 0, FARTHEST)
         )
-    scenes, cells = token_SC.shape
-    step = max(1, PAIRS // (cells * cells))
-    for start in range(0, scenes, step):
-        part_SC = token_SC[start : start + step]
+    for part_SC in _alike(token_SC):
         real_SC = part_SC >= 0
         at_SC = torch.where(real_SC, at_T[part_SC], -1)
         found_SC = _first_frames(embeds_NH, at_SC, known_T[part_SC])
         out_T[part_SC[real_SC]] = found_SC[real_SC]
     return out_T
+
+
+def _alike(token_SC: Tensor) -> Iterator[Tensor]:
+    """The rows by groups with about as many tokens, no cell wider than their fullest row.
+
+    Of scenes that went long ago a token or two are left; a video that goes on for ever has no end of them.
+    """
+    gone_SC = (token_SC < 0).byte()
+    packed_SC = token_SC.gather(1, torch.argsort(gone_SC, dim=1, stable=True))
+    order_S = torch.argsort(gone_SC.sum(1), stable=True)
+    count = (token_SC.shape[1] - gone_SC.sum(1))[order_S].tolist()
+    start = 0
+    while start < len(count):
+        width = max(count[start], 1)
+        end = min(start + max(1, PAIRS // width**2), len(count))
+        while 2 * count[end - 1] < width and end > start + 1:
+            end -= 1
+        yield packed_SC[order_S[start:end], :width]
+        start = end
 
 
 def scene_novelty(

@@ -1,0 +1,143 @@
+"""A video that goes on and on, watched with a limited memory: what an extend costs, and whether that grows.
+
+Part of benchmarks/memory.py (``--live EXTENDS``). The seconds of an extend, the bytes that the memory holds and those
+that the process has resident are each fitted by a line over the extends since the memory was full. The same few frames
+come round and round, and an extend costs more the later it comes in its segment, so what is fitted are means over
+rounds. Resident bytes are read after each round, when what the allocator keeps of freed memory was given back.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import math
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from peak import memory as of_process
+from peak import release
+from prefill import END, VIDEO
+from rich.console import Console
+from rich.table import Table
+
+import segmo
+
+FRAME_TOKENS = 256
+ROUND = 16  # frames that come round, and of a segment at most
+FEWEST = 5  # rounds that show a trend
+Z = statistics.NormalDist().inv_cdf(0.975)
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A line through a quantity.
+
+    Attributes:
+        what: and its unit.
+        median: of the rounds.
+        slope: growth with each extend.
+        half: half of the slope's 95% interval.
+        points: rounds that it was fitted to.
+    """
+
+    what: str
+    median: float
+    slope: float
+    half: float
+    points: int
+
+    @property
+    def flat(self) -> bool:
+        """Whether 0 is in the interval."""
+        return abs(self.slope) <= self.half
+
+
+def frames(prompt: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The first frames of a prompt's video, one after the other, as a processor's outputs; round and round."""
+    encoded, grid = prompt["mm_encoder_outputs"]["video"], prompt["video_grid_thw"]
+    features, ids = encoded.pooler_output[0], prompt["input_ids"][0]
+    sinks = ids[: int((ids == VIDEO).nonzero()[0])]
+    row = torch.cat([sinks, torch.full((FRAME_TOKENS,), VIDEO), torch.tensor([END])])[None]
+    while True:
+        for part in features[: ROUND * FRAME_TOKENS].split(FRAME_TOKENS):
+            frame = copy.copy(encoded)
+            frame.pooler_output = (part,)
+            yield {
+                "input_ids": row,
+                "video_grid_thw": torch.tensor([[1, *grid[0, 1:].tolist()]]),
+                "mm_encoder_outputs": {"video": frame},
+            }
+
+
+def live(model: Any, prompt: dict[str, Any], extends: int, limit: int) -> dict[str, Any]:
+    """Watches so many frames, one at a time, with ``limit`` bytes of memory; what each cost, and the trends.
+
+    Raises:
+        SystemExit: there are too few extends to see a trend.
+    """
+    source = frames(prompt)
+    memory = segmo.watch(model, None, next(source), limit=limit, longest=ROUND)
+    seconds: list[float] = []
+    held: list[int] = []
+    resident: list[int] = []
+    for at in range(1, extends + 1):
+        part = next(source)
+        start = time.perf_counter()
+        memory.extend(part)
+        seconds.append(time.perf_counter() - start)
+        held.append(memory.summary()["bytes"])
+        if at % ROUND == 0:
+            gc.collect()
+            release()
+            resident.append(of_process("VmRSS"))
+    full = next((at for at, (a, b) in enumerate(pairwise(held)) if b < a), extends)
+    since = full // ROUND + 2  # rounds
+    if len(resident) < since + FEWEST:
+        raise SystemExit(f"the memory is full after {full} extends: a trend takes {ROUND * (since + FEWEST)} of them")
+    means = {"seconds": over_rounds(seconds), "held bytes": over_rounds(held), "resident bytes": resident}
+    series = {"seconds": seconds, "held bytes": held, "resident bytes": resident}
+    trends = [trend(what, values[since:]) for what, values in means.items()]
+    return {"extends": extends, "full": full, **series, "trends": [asdict(each) for each in trends]}
+
+
+def over_rounds(values: Sequence[float]) -> list[float]:
+    """Means over rounds that are whole."""
+    return [statistics.mean(values[at : at + ROUND]) for at in range(0, len(values) - ROUND + 1, ROUND)]
+
+
+def trend(what: str, values: Sequence[float]) -> Trend:
+    """Least squares through a value for each round, with Student's interval."""
+    count = len(values)
+    y = torch.tensor(values, dtype=torch.float64)
+    x = ROUND * (torch.arange(count, dtype=torch.float64) - (count - 1) / 2)
+    slope = float((x * y).sum() / (x * x).sum())
+    rest = y - y.mean() - slope * x
+    half = student(count - 2) * math.sqrt(float(rest.square().sum() / (count - 2) / (x * x).sum()))
+    return Trend(what, statistics.median(values), slope, half, count)
+
+
+def student(freedom: int) -> float:
+    """The 97.5% quantile of Student's distribution, by Cornish and Fisher's expansion."""
+    return Z + (Z**3 + Z) / (4 * freedom) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * freedom**2)
+
+
+def show_live(found: dict[str, Any], console: Console) -> None:
+    """The trends, each with a verdict."""
+    table = Table(title=f"{found['extends']} extends by a frame, the memory full after {found['full']}")
+    for column in ("", "median", "slope with each extend (95%)", "in 1,000 extends", "slope is"):
+        table.add_column(column, justify="right" if table.columns else "left")
+    for each in (Trend(**fields) for fields in found["trends"]):
+        share = 1000 / each.median
+        table.add_row(
+            each.what,
+            f"{each.median:,.3g}" if each.median < 1000 else f"{each.median:,.0f}",
+            f"{each.slope:+.3g} +- {each.half:.2g}",
+            f"{share * each.slope:+.2%} +- {share * each.half:.2%}",
+            "0 within noise" if each.flat else "NOT 0",
+        )
+    console.print(table)
