@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from models import VIDEO, build, prompt
+from numpy.typing import NDArray
 from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import segmo
 
@@ -49,3 +53,32 @@ def watched(rank: int, world: int, folder: Path, options: dict[str, Any]) -> dic
         "again": again,
         "share": share,
     }
+
+
+def filmed(rank: int, world: int, folder: Path, ranks: str | None, broken: bool = False) -> list[Any]:
+    """What a camera's video is answered, of which the first rank alone has frames."""
+    del world
+    processor: Any = AutoProcessor
+    model = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    noise = np.random.default_rng(1)
+    frames = np.repeat(noise.integers(0, 256, (6, 1, 32, 32, 3), dtype=np.uint8), 4, 1).reshape(-1, 32, 32, 3)
+
+    def camera() -> Iterator[NDArray[np.uint8]]:
+        yield from frames
+        if broken:
+            raise OSError("unplugged")
+
+    found = segmo.live(
+        model,
+        processor.from_pretrained(folder),
+        camera() if rank == 0 else None,
+        question=lambda seconds: f"What is it at {seconds}?" if rank == 0 else "another rank's",
+        every=4.0,
+        fps=2.0,
+        chunk=4,
+        skip=False,
+        limit=30_000,
+        ranks=ranks,
+        generation={"max_new_tokens": 3},
+    )
+    return [(a.question, a.text, a.seconds, a.frames, a.memory.summary()["held_tokens"]) for a in found]

@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from crew import Crew
+from ask_models import write_model
+from crew import Crew, CrewError
 from models import build, prompt
-from rank_memory import watched
+from rank_memory import filmed, watched
 
 import segmo
-from segmo.errors import OptionError
+from segmo.errors import OptionError, RankError
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,11 @@ def crew() -> Iterator[Crew]:
     crew.close()
 
 
-@pytest.mark.parametrize("options", [{}, {"bits": 8, "place": "host", "layer": "each"}], ids=["plain", "packed"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bits": 8, "place": "host", "layer": "each", "limit": 24_000, "longest": 3}],
+    ids=["plain", "packed and thinned"],
+)
 def test_ranks_answer_as_one_process_does(crew: Crew, tmp_path: Path, options: dict[str, Any]) -> None:
     alone = watched(0, 1, tmp_path / "alone", {"layer": 1, **options})
     results = crew.run(watched, tmp_path / "spread", {"layer": 1, **options, "ranks": "all"})
@@ -55,7 +60,20 @@ def test_ranks_without_the_option_are_strangers(crew: Crew) -> None:
     assert second == alone_in_a_group(1, 1)
 
 
-@pytest.mark.parametrize("options", [{"limit": 100}, {"place": {"device": 1, "host": None}}])
+def test_a_camera_of_the_first_rank_is_watched_by_all(crew: Crew, tmp_path: Path) -> None:
+    folder = write_model("qwen2_vl", tmp_path)
+    alone = filmed(0, 1, folder, None)
+    assert len(alone) == 3
+    assert crew.run(filmed, folder, "all") == [alone, alone]
+    with pytest.raises(CrewError) as failure:
+        crew.run(filmed, folder, "all", True)
+    errors = failure.value.errors
+    assert isinstance(errors[0], OSError)
+    assert isinstance(errors[1], RankError)
+    assert "unplugged" in str(errors[1])
+
+
+@pytest.mark.parametrize("options", [{"place": "disk", "folder": "x"}, {"place": {"device": 1, "host": None}}])
 def test_what_does_not_go_over_ranks_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="over ranks"):
         segmo.watch(build("qwen2_vl"), None, prompt("qwen2_vl"), ranks="all", **options)

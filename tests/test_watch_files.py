@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import threading
 import time
@@ -192,6 +194,14 @@ def test_a_stale_memory_is_refused_by_name(loaded: dict[str, Loaded], tmp_path: 
         segmo.Memory.load(model, tmp_path, watch_keep=0.5)
     with pytest.raises(OptionError, match="no option 'kep'"):
         segmo.Memory.load(model, tmp_path, kep=0.5)
+    index = json.loads((tmp_path / "memory.json").read_text())
+    assert index["identity"]["program"].startswith(f"SegMo {segmo.__version__} ")
+    for program in ("SegMo 0.0.1 (format 2)", None):
+        index["identity"]["program"] = program
+        (tmp_path / "other").mkdir(exist_ok=True)
+        (tmp_path / "other" / "memory.json").write_text(json.dumps(index))
+        with pytest.raises(CacheError, match=f"written by {re.escape(str(program))}"):
+            segmo.Memory.load(model, tmp_path / "other")
     with pytest.raises(CacheError, match="family qwen2_vl"):
         segmo.Memory.load(loaded["qwen3_vl"][0], tmp_path)
     with pytest.raises(CacheError, match=r"torch\.float32"):
@@ -260,6 +270,37 @@ def test_a_process_that_is_killed_leaves_a_whole_memory(loaded: dict[str, Loaded
     assert keep_out.exists()
 
 
+@pytest.mark.parametrize("place", ["device", "disk"])
+def test_watching_that_is_broken_off_never_happened(loaded: dict[str, Loaded], tmp_path: Path, place: str) -> None:
+    model, processor = loaded["qwen2_5_vl"]
+    folder = {"folder": tmp_path} if place == "disk" else {}
+    frames, more = frames_of(2), frames_of(3, seed=5)
+    memory, straight = (segmo.watch(model, processor, frames, keep=0.4, limit=20_000) for _ in range(2))
+    if place == "disk":
+        memory = segmo.watch(model, processor, frames, keep=0.4, limit=20_000, place="disk", **folder)
+    memory.ask("Who?", max_new_tokens=3)
+    before = memory.summary()
+    calls: list[int] = []
+
+    def broken_off(*_: Any) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    hook = model.model.language_model.layers[0].register_forward_pre_hook(broken_off)
+    with pytest.raises(KeyboardInterrupt):
+        memory.extend(more)
+    hook.remove()
+    assert memory.summary() == before
+    if place == "disk":
+        assert {**segmo.Memory.load(model, tmp_path, place="disk").summary(), "turns": 2} == before
+    for each in (memory, straight):
+        each.forget()
+        each.extend(more)
+    assert {**memory.summary(), "place": "device"} == straight.summary()
+    assert memory.ask("What is red?", max_new_tokens=5) == straight.ask("What is red?", max_new_tokens=5)
+
+
 def test_a_camera_is_asked_now_and_then(loaded: dict[str, Loaded]) -> None:
     model, processor = loaded["qwen2_vl"]
     frames = frames_of(12)
@@ -298,6 +339,22 @@ def test_frames_that_come_too_fast_are_skipped_and_counted(loaded: dict[str, Loa
     )
     assert answers[-1].skipped > 0
     assert answers[-1].frames + answers[-1].skipped == 200
+    assert answers[-1].memory.summary()["seconds"] == answers[-1].seconds  # what was skipped took its time, too
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_frames_behind_skipped_ones_are_shown_later(loaded: dict[str, Loaded], family: str) -> None:
+    model, processor = loaded[family]
+    frames = frames_of(2)
+    memory = segmo.watch(model, processor, frames[:4], fps=2.0)
+    memory.extend(frames[4:], skipped=10)
+    assert memory.summary()["seconds"] == 9
+    content = [{"type": "video"}, {"type": "text", "text": "What?"}]
+    text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    metadata = {"total_num_frames": 18, "fps": 2.0, "frames_indices": [*range(4), *range(14, 18)]}
+    wanted = processor(text=[text], videos=[frames], video_metadata=[metadata], do_sample_frames=False)["input_ids"][0]
+    watched = torch.cat([block.ids for block in memory.watcher.held()]).tolist()
+    assert watched == torch.as_tensor(wanted).tolist()[: len(watched)]
 
 
 def test_a_broken_camera_says_so(loaded: dict[str, Loaded]) -> None:
@@ -327,6 +384,38 @@ def test_questions_come_from_another_thread_while_the_video_goes_on(loaded: dict
     thread.join()
     assert len(found) == 4
     assert memory.summary()["frames"] == 12
+
+
+def test_an_answer_during_which_the_video_goes_on_is_read_again(loaded: dict[str, Loaded]) -> None:
+    model, processor = loaded["qwen2_vl"]
+    frames, more = frames_of(2), frames_of(2, seed=3)
+
+    class GoesOn:
+        """A streamer, while whose first token comes the video goes on."""
+
+        def __init__(self, memory: segmo.Memory) -> None:
+            self.memory, self.seen = memory, 0
+
+        def put(self, tokens: torch.Tensor) -> None:
+            del tokens
+            self.seen += 1
+            if self.seen == 2:
+                self.memory.extend(more)
+
+        def end(self) -> None:
+            """No more."""
+
+    during, between = (segmo.watch(model, processor, frames, keep=0.4) for _ in range(2))
+    first = during.ask("Who?", max_new_tokens=4, streamer=GoesOn(during))
+    assert between.ask("Who?", max_new_tokens=4) == first
+    between.extend(more)
+    for memory in (during, between):
+        memory.ask("What is behind it?", max_new_tokens=4)
+    assert during.turns == between.turns
+    assert during.talk.said is not None
+    assert between.talk.said is not None
+    for found, wanted in zip(during.talk.said, between.talk.said, strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_questions_that_cannot_be_asked(loaded: dict[str, Loaded]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segmo.memory.packed import States, dense, joined, only, size
+from segmo.memory.packed import States, dense, joined, only, token_bytes
 
 # What of a block is on the CPU wherever its keys are: little, and read by every choice.
 COLUMNS = ("ids", "at", "frame", "cell", "novelty", "position")
@@ -63,8 +63,13 @@ class Block:
 
     @property
     def bytes(self) -> int:
-        """Of keys, values and features."""
-        return size(self.keys) + size(self.values) + self.features.numel() * self.features.element_size()
+        """Of keys, values and features, as far as they are here."""
+        return self.all_bytes if self.here else self.features.nbytes
+
+    @property
+    def all_bytes(self) -> int:
+        """Of keys, values and features, wherever they are; what segments share for eight bits is not counted."""
+        return len(self) * (token_bytes(self.keys) + token_bytes(self.values)) + self.features.nbytes
 
     def only(self, index_K: Tensor) -> Block:
         """The tokens at these places, ascending."""
@@ -97,7 +102,7 @@ class Block:
 
 
 def join(blocks: Sequence[Block]) -> Block:
-    """Successive blocks as one, in the first one's place; at least one."""
+    """Successive blocks as one, in the first one's place and of its owner; at least one."""
     if len(blocks) == 1:
         return blocks[0]
     device = blocks[0].keys.device
@@ -105,7 +110,20 @@ def join(blocks: Sequence[Block]) -> Block:
         name: joined([getattr(block, name).to(device) for block in blocks]) for name in ("keys", "values")
     }
     features = torch.cat([block.features.to(device) for block in blocks])
-    return Block(**columns(blocks), features=features, **states, place=_loose(blocks[0].place))
+    first = blocks[0]
+    owned = {"owner": first.owner, "here": first.here}
+    return Block(**columns(blocks), features=features, **states, place=_loose(first.place), **owned)
+
+
+def parts_of(blocks: Sequence[Block], index_K: Tensor) -> list[tuple[Block, Tensor]]:
+    """The blocks that have one of the tokens at these places, ascending, and which of a block's tokens these are."""
+    found, start = [], 0
+    for block in blocks:
+        inside = index_K[(index_K >= start) & (index_K < start + len(block))] - start
+        start += len(block)
+        if len(inside):
+            found.append((block, inside))
+    return found
 
 
 def _loose(place: str) -> str:

@@ -133,8 +133,16 @@ class Conversation:
         inputs: dict[str, Any],
         generation: dict[str, Any],
         several: bool,
+        length: int,
     ) -> Any:
-        """Lets the model answer, and remembers what was said if that was one question with one answer."""
+        """Lets the model answer, and remembers what was said if that was one question with one answer.
+
+        Args:
+            memory, asked, seen, inputs: the questions, what they see, and arguments of ``generate``.
+            generation: further ones.
+            several: a list was asked.
+            length: tokens up to the end of the video, when it was asked.
+        """
         cache, start = cache_of(inputs), inputs["input_ids"].shape[1]
         defaults = {} if "generation_config" in generation else {"max_new_tokens": NEW_TOKENS, "do_sample": False}
         if "max_length" in generation:
@@ -145,8 +153,11 @@ class Conversation:
         texts = [self._text(memory, row) for row in ids]
         if several or len(ids) != 1:
             return texts
-        if memory.talk is self:
-            self._remember(memory, asked[0], seen[0], ids[0].tolist(), texts[0], cache)
+        with memory.lock:
+            if memory.talk is self:
+                self._remember(memory, asked[0], seen[0], ids[0].tolist(), texts[0], cache)
+                if memory.watcher.length != length:
+                    self.moved()
         return texts[0]
 
     def _text(self, memory: Watched, ids: Tensor) -> Any:
@@ -163,13 +174,12 @@ class Conversation:
             keys, values = (torch.stack([getattr(x, name)[0, :, held:] for x in layers]) for name in ("keys", "values"))
         else:  # beams: whose keys these are is not known
             keys, values = self._again(memory, turn, seen, ids)
-        with memory.lock:
-            self.said = (keys, values)
-            self.ids = ids
-            if isinstance(turn.question, str):
-                self.turns += [user(turn.question), assistant(text)]
-            else:
-                self.turns += [user(""), assistant("")]
+        self.said = (keys, values)
+        self.ids = ids
+        if isinstance(turn.question, str):
+            self.turns += [user(turn.question), assistant(text)]
+        else:
+            self.turns += [user(""), assistant("")]
 
     def _again(self, memory: Watched, turn: Turn, seen: Seen, ids: list[int]) -> tuple[Tensor, Tensor]:
         """The rows of a turn once more, behind what they saw."""

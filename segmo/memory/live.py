@@ -1,28 +1,32 @@
 """``segmo.live``: a camera that is watched as it goes, and asked now and then.
 
-Frames are taken from the camera in a thread of their own. What comes while the model is still busy with earlier frames
-waits in a short queue; when that is full, frames are skipped, and every answer says how many.
+What comes while the model is still busy with earlier frames waits in a short queue; when that is full, frames are
+skipped, and every answer says how many. Over ranks the first one has the camera, and tells the others what to do.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
+import pickle
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from segmo.errors import OptionError
+from segmo.errors import OptionError, RankError
+from segmo.memory.camera import Camera, Chunk
 from segmo.memory.memory import Memory, watch
 from segmo.memory.prompt import FPS
+from segmo.runtime.distributed.ranks import Ranks
 
 LIMIT = 1 << 30  # bytes that a live memory takes, unless told otherwise
 LONGEST = 64  # frames after which a segment of a live video ends without a cut
 CHUNK = 8  # frames that are watched at a time
 WAITING = 64  # frames that wait, at most
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class LiveAnswer:
     Attributes:
         text: the answer.
         question: what was asked.
-        seconds: of video that had come from the camera.
+        seconds: of video up to the newest frame that was watched.
         frames: that were watched.
         skipped: frames that came too fast, since the start.
         memory: what was asked; it may be asked more, in between.
@@ -46,76 +50,10 @@ class LiveAnswer:
     memory: Memory
 
 
-class Camera:
-    """Takes frames from their source in a thread, as fast as they come.
-
-    Attributes:
-        came: frames that came.
-        skipped: those for which there was no room.
-    """
-
-    def __init__(self, source: Iterable[NDArray[np.uint8]], waiting: int, wait: bool) -> None:
-        self.came = self.skipped = 0
-        self._queue: queue.Queue[Any] = queue.Queue(waiting)
-        self._wait, self._source = wait, source
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="segmo-camera", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        end: Any = None
-        try:
-            for frame in self._source:
-                if self._stop.is_set():
-                    return
-                self.came += 1
-                self._put(frame)
-        except Exception as error:  # noqa: BLE001  # raised where the frames are used
-            end = error
-        while not self._stop.is_set():
-            try:
-                self._queue.put(_End(end), timeout=0.1)
-                return
-            except queue.Full:
-                continue
-
-    def _put(self, frame: Any) -> None:
-        while not self._stop.is_set():
-            try:
-                self._queue.put(frame, block=self._wait, timeout=0.1)
-                return
-            except queue.Full:
-                if not self._wait:
-                    self.skipped += 1
-                    return
-
-    def take(self, count: int) -> list[NDArray[np.uint8]]:
-        """The next frames; fewer at the end."""
-        found: list[NDArray[np.uint8]] = []
-        while len(found) < count:
-            item = self._queue.get()
-            if isinstance(item, _End):
-                self._queue.put(item)
-                if item.error is not None and not found:
-                    raise item.error
-                break
-            found.append(item)
-        return found
-
-    def stop(self) -> None:
-        """Lets the source go."""
-        self._stop.set()
-
-
-@dataclass(frozen=True)
-class _End:
-    error: Exception | None
-
-
 def live(
     model: Any,
     processor: Any,
-    camera: Iterable[NDArray[np.uint8]],
+    camera: Iterable[NDArray[np.uint8]] | None,
     *,
     question: str | Callable[[float], str | None],
     every: float = 10.0,
@@ -132,49 +70,104 @@ def live(
 
     Args:
         model, processor: as for :func:`watch`.
-        camera: frames (height, width, 3) uint8, one after the other; the iteration ends when it does.
-        question: what is asked, or a function of the seconds of video that gives it, or None for no question now.
+        camera: frames (height, width, 3) uint8, one after the other; the iteration ends when it does. With ``ranks``
+            that of the first rank is watched by all, and the others need none.
+        question: what is asked, or a function of the seconds of video that gives it, or None for no question now. The
+            first rank's counts.
         every: seconds of video from one question to the next, and once at the end.
         fps: frames per second that the camera gives.
         chunk: frames that are watched at a time; a question waits for no more than these.
         waiting: frames that wait while the model is busy.
-        skip: when there is no room for a frame, skip it (a camera does not wait); otherwise the source waits.
+        skip: when there is no room for frames, skip a chunk (a camera does not wait); otherwise the source waits.
         generation: arguments of ``generate``.
         limit, longest: as for :func:`watch`, with defaults that keep time and memory bounded for ever.
         **options: as for :func:`watch`.
 
     Raises:
-        OptionError: ``every``, ``chunk`` or ``waiting`` is out of range.
+        OptionError: ``every``, ``chunk`` or ``waiting`` is out of range, or there is no camera.
+        RankError: the camera or the question of the first rank failed.
     """
     if every <= 0 or chunk < 1 or waiting < chunk:
         raise OptionError(f"every={every}, chunk={chunk}, waiting={waiting}: 0 < every and 1 <= chunk <= waiting")
-    source = Camera(camera, waiting, not skip)
+    crew = _Crew(Ranks.asked(options.get("ranks")), model.device)
+    source = None
+    if crew.leads:
+        if camera is None:
+            raise OptionError("there is no camera: hand in frames (height, width, 3) uint8, one after the other")
+        source = Camera(camera, chunk, waiting, not skip)
     memory: Memory | None = None
-    watched, due, fresh = 0, every, False
+    watched, next_frame, due, fresh = 0, 0, every, False
+
+    def asked(seconds: float) -> tuple[str | None, int]:
+        return question(seconds) if callable(question) else question, source.skipped if source else 0
+
+    def answer(seconds: float) -> Iterator[LiveAnswer]:
+        assert memory is not None
+        text, skipped = crew.told(lambda: asked(seconds), "question")
+        if text is not None:
+            memory.forget()  # what was said would stand behind frames that came later
+            yield LiveAnswer(memory.ask(text, **generation or {}), text, seconds, watched, skipped, memory)
+
     try:
-        while frames := source.take(chunk):
-            block = np.stack(frames)
+        while True:
+            got: Chunk = crew.told(lambda: source.take() if source else None, "frame")
+            if not len(got.frames):
+                break
             if memory is None:
-                memory = watch(model, processor, block, fps=fps, limit=limit, longest=longest, **options)
+                memory = watch(model, processor, got.frames, fps=fps, limit=limit, longest=longest, **options)
             else:
-                memory.extend(block)
-            watched += len(frames)
-            seconds, fresh = (watched + source.skipped) / fps, True
-            if seconds >= due:
-                due, fresh = seconds + every, False
-                yield from _answer(memory, question, seconds, watched, source, generation or {})
-        if memory is not None and fresh:
-            seconds = (watched + source.skipped) / fps
-            yield from _answer(memory, question, seconds, watched, source, generation or {})
+                memory.extend(got.frames, skipped=got.first - next_frame)
+            watched += len(got.frames)
+            next_frame = got.first + len(got.frames)
+            fresh = True
+            if next_frame / fps >= due:
+                due, fresh = next_frame / fps + every, False
+                yield from answer(next_frame / fps)
+        if fresh:
+            yield from answer(next_frame / fps)
     finally:
-        source.stop()
+        if source is not None:
+            source.stop()
 
 
-def _answer(
-    memory: Memory, question: Any, seconds: float, watched: int, source: Camera, generation: dict[str, Any]
-) -> Iterator[LiveAnswer]:
-    text = question(seconds) if callable(question) else question
-    if text is not None:
-        memory.forget()  # what was said would stand behind frames that came later
-        answer = memory.ask(text, **generation)
-        yield LiveAnswer(answer, text, seconds, watched, source.skipped, memory)
+@dataclass(frozen=True)
+class _Crew:
+    """Ranks of which the first one leads; or a process alone."""
+
+    ranks: Ranks
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """This is the first one."""
+        return self.ranks.rank == 0
+
+    def told(self, act: Callable[[], _Result], what: str) -> _Result:
+        """What the first rank finds, on every rank.
+
+        Raises:
+            RankError: the first one failed; there, its own error is raised.
+        """
+        if self.ranks.world == 1:
+            return act()
+        found: Any = None
+        failure: Exception | None = None
+        if self.leads:
+            try:
+                found = act()
+            except Exception as error:  # noqa: BLE001  # raised again once the others know
+                failure = error
+        found, reason = self._sent((found, None if failure is None else repr(failure)), what)
+        if failure is not None:
+            raise failure
+        if reason is not None:
+            raise RankError(f"rank 0 has no {what} for the others: {reason}")
+        result: _Result = found
+        return result
+
+    def _sent(self, value: Any, what: str) -> Any:
+        data = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8).to(self.device)
+        size = int(self.ranks.share(torch.tensor([len(data)], device=self.device), 0, f"size of {what}"))
+        if not self.leads:
+            data = torch.empty(size, dtype=torch.uint8, device=self.device)
+        return pickle.loads(self.ranks.share(data, 0, what).cpu().numpy().tobytes())

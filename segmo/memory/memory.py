@@ -32,6 +32,7 @@ from segmo.memory.rows import cache_of_layers, decoder_of
 from segmo.memory.saving import read_memory, write_memory
 from segmo.memory.seen import Seen
 from segmo.memory.stale import versions
+from segmo.memory.undo import all_or_nothing
 from segmo.memory.watcher import Watcher
 
 Video = str | Path | NDArray[np.uint8] | Tensor | Mapping[str, Any]
@@ -78,19 +79,20 @@ class Memory:
 
     # watching
 
-    def extend(self, video: Video) -> None:
-        """Watches what comes next in the video.
+    def extend(self, video: Video, *, skipped: int = 0) -> None:
+        """Watches what comes next in the video. Broken off, the memory is as it was before.
 
         Args:
             video: as for :func:`watch`: frames, a file, or a processor's outputs (where a family has no text between
                 frames). Frames that Qwen merges in pairs should come in pairs; an odd last one is shown twice.
+            skipped: frames that came before these and were not watched: what is shown now is shown so much later.
 
         Raises:
             PromptError: it does not go on from what was watched.
         """
-        with self.lock:
+        with self.lock, all_or_nothing(self, *self._changing()):
             self._check_weights()
-            part = self._part(video)
+            part = self._part(video, skipped)
             if self._watcher is None:
                 self._watcher = Watcher(self.model, self.family, self.options, part.intervals)
                 self._watcher.begin(part.sinks)
@@ -99,6 +101,12 @@ class Memory:
             self._surveyed = None
             if self.options.folder is not None:
                 write_memory(self, self.options.folder)
+
+    def _changing(self) -> list[Any]:
+        """What watching changes, beside the memory itself."""
+        watcher = self._watcher
+        watching = [] if watcher is None else [watcher, watcher.keeper, watcher.positions, watcher.detector]
+        return [self.talk, *watching, *([] if self.script is None else [self.script])]
 
     def _check_weights(self) -> None:
         """Refuses to go on with weights that were written since the video was watched.
@@ -109,7 +117,7 @@ class Memory:
         if self._weights != versions(self.model):
             raise CacheError("the model's weights have changed since this video was watched; watch it again")
 
-    def _part(self, video: Video) -> Part:
+    def _part(self, video: Video, skipped: int) -> Part:
         first = self._watcher is None
         if isinstance(video, Mapping):
             part = from_outputs(video, video_token(self.model), self.fps)
@@ -121,10 +129,12 @@ class Memory:
             if first and self.script is not None:
                 self.script.learn(part)
             start = 0.0 if self._watcher is None else self._watcher.seconds[-1] + self._watcher.each
+            start += skipped / self.fps
             return replace(part, seconds=tuple(start + at for at in part.seconds))
         if self.script is None:
             raise PromptError("frames need a processor; without one, hand in a processor's outputs")
         frames = self._frames(video)
+        self.script.sampled += skipped
         return self.script.first(frames) if first else self.script.more(frames)
 
     def _frames(self, video: Any) -> NDArray[np.uint8]:
@@ -178,9 +188,11 @@ class Memory:
         options = self.options.question(keep=keep, balance=balance, scorer=scorer)
         several = _are_several(question)
         with self.lock:
-            asked, seen, inputs = self._asked(self.talk, question, options)
+            talk = self.talk
+            asked, seen, inputs = self._asked(talk, question, options)
             self.looked = self._glances(seen[0])
-        return self.talk.answer(self, asked, seen, inputs, generation, several)
+            length = self.watcher.length
+        return talk.answer(self, asked, seen, inputs, generation, several, length)
 
     def inputs(
         self,

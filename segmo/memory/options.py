@@ -46,7 +46,8 @@ class MemoryOptions:
         place: where keys, values and features are: "device" (the model's), "host" or "disk"; or several of these, in
             this order, each with its budget in bytes: what is newest comes first.
         folder: for "disk".
-        limit: bytes of keys, values and features, at most; None for no limit. Old segments are thinned for it.
+        limit: bytes of keys, values and features, at most, on all ranks together; None for no limit. Old segments are
+            thinned for it.
         longest: frames after which a segment ends without a cut; None for no limit.
         bits: that a key or value takes when its segment is over: 8, or None for as many as the model gives it.
     """
@@ -91,10 +92,10 @@ class MemoryOptions:
                 raise OptionError(f"place is {self.place!r}; only the last place can go without a budget")
         if ("disk" in names) != (self.folder is not None):
             raise OptionError('a folder goes with place="disk", and the other way round')
-        if self.options.ranks is not None and (self.folder is not None or self.limit is not None or len(names) > 1):
+        if self.options.ranks is not None and (self.folder is not None or self.places[names[0]] is not None):
             raise OptionError(
-                "a memory over ranks is kept whole, on their devices or hosts: leave out folder, limit and budgets, "
-                "and take more ranks for a longer video"
+                "a memory over ranks is on their devices or on their hosts: leave out folder and budgets, and bound it "
+                "by limit"
             )
 
     @property

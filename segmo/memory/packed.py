@@ -46,7 +46,7 @@ class Packed:
     @property
     def bytes(self) -> int:
         """Without the channels', which all segments share."""
-        return self.number.numel() + 2 * self.scale.numel()
+        return self.number.nbytes + self.scale.nbytes
 
     def dense(self) -> Tensor:
         """The keys or values, (L, G, T, D)."""
@@ -102,6 +102,9 @@ def only(states: States, index_K: Tensor | slice) -> States:
     return states.only(index_K) if isinstance(states, Packed) else states[:, :, index_K]
 
 
-def size(states: States) -> int:
-    """Bytes."""
-    return states.bytes if isinstance(states, Packed) else states.numel() * states.element_size()
+def token_bytes(states: States) -> int:
+    """Bytes of one token."""
+    if isinstance(states, Packed):
+        return token_bytes(states.number) + token_bytes(states.scale)
+    layers, groups, _, size = states.shape
+    return layers * groups * size * states.element_size()

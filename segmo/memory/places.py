@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from segmo.memory.block import Block
+from segmo.memory.block import Block, join, parts_of
 from segmo.memory.options import MemoryOptions
 from segmo.memory.packed import Packed, States, channels, only, pack
 from segmo.memory.store import read_block, write_block
@@ -64,6 +64,35 @@ class Keeper:
             return replace(block, owner=owner)
         keys, values = only(block.keys, slice(0)), only(block.values, slice(0))
         return replace(block, keys=keys, values=values, owner=owner, here=False)
+
+    def thinned(self, blocks: Sequence[Block], index_K: Tensor) -> list[Block]:
+        """What is left of successive segments, as one; or as one for each rank. All ranks call it together.
+
+        Args:
+            blocks: the segments.
+            index_K: places of the tokens that stay among theirs, ascending.
+        """
+        world, parts = self.ranks.world, parts_of(blocks, index_K)
+        if world == 1:
+            return [join([block.only(inside) for block, inside in parts])]
+        for block in blocks:
+            self._dealt[block.owner or 0] -= len(block)
+        found, before = [], 0
+        runs: list[list[Block]] = [[] for _ in range(world)]
+        for block, inside in parts:
+            # A token's rank follows from its place, so that every rank has a run of them, as long as the others'.
+            owner_K = torch.arange(before, before + len(inside)) * world // len(index_K)
+            before += len(inside)
+            for owner in torch.unique(owner_K).tolist():
+                runs[owner].append(self._given(block.only(inside[owner_K == owner]), owner))
+        found = [join(run) for run in runs if run]
+        for block in found:
+            self._dealt[block.owner or 0] += len(block)
+        return found
+
+    def _given(self, block: Block, owner: int) -> Block:
+        """A block that ``owner`` keeps from now on."""
+        return block if block.owner == owner else self.dealt(self.whole(block), owner)
 
     def whole(self, block: Block) -> Block:
         """A block with keys and values on every rank; all ranks call it together."""

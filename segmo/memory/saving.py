@@ -141,6 +141,6 @@ def _options(index: dict[str, Any], folder: Path, given: dict[str, Any]) -> Memo
         each,
         place=place,
         folder=None if where is None else Path(where),
-        limit=given.get("limit", None if options.ranks else index["limit"]),
+        limit=given.get("limit", index["limit"]),
         **{name: index[name] for name in _OWN},
     )

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from segmo.memory.block import Block
+from segmo.memory.block import Block, parts_of
 
 
 class Asked(Protocol):
@@ -71,11 +71,4 @@ class Seen:
 
     def parts(self, layer: int) -> list[tuple[Block, Tensor]]:
         """The blocks that have a token of it for a layer, and which of a block's tokens these are."""
-        index_K = self.index[layer if len(self.index) > 1 else 0]
-        found, start = [], 0
-        for block in self.held:
-            inside = index_K[(index_K >= start) & (index_K < start + len(block))] - start
-            start += len(block)
-            if len(inside):
-                found.append((block, inside))
-        return found
+        return parts_of(self.held, self.index[layer if len(self.index) > 1 else 0])

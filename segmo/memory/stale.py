@@ -9,25 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segmo import __version__
 from segmo.errors import CacheError
 from segmo.families import Family
 from segmo.memory.known import text_inside
 from segmo.memory.positions import Positions
 
-FORMAT = 2  # raised whenever the same video and options would give another memory
+FORMAT = 2  # raised whenever the same video and options would give another memory, between releases
 _NO_MATTER = ("transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype", "use_cache")
-_WORDS = {
-    torch.float64: torch.int64,
-    torch.float32: torch.int32,
-    torch.float16: torch.int16,
-    torch.bfloat16: torch.int16,
-}
+_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a weight
 
 
 def identity(model: Any, family: Family) -> dict[str, Any]:
     """All that keys and values of a video come from, beside the video and the options."""
     return {
-        "format": FORMAT,
+        "program": f"SegMo {__version__} (format {FORMAT})",
         "family": family.model_type,
         "dtype": str(model.dtype),
         "config": hashlib.sha256(json.dumps(_config(model), sort_keys=True, default=str).encode()).hexdigest(),
@@ -43,7 +39,7 @@ def check(saved: dict[str, Any], here: dict[str, Any], where: str) -> None:
         CacheError: it names what differs.
     """
     told = {
-        "format": "it was written by another version of SegMo",
+        "program": f"it was written by {{}}, and this is {here['program']}",
         "family": "it was made by a model of the family {}",
         "dtype": "it was made in {}",
         "config": "it was made by a model with another config",
@@ -64,8 +60,7 @@ def weights(model: Any) -> str:
 
 
 def _sum(tensor: Tensor) -> tuple[int, int]:
-    flat = tensor.contiguous().flatten()
-    words = flat.view(_WORDS[flat.dtype]) if flat.dtype in _WORDS else flat.to(torch.int64)
+    words = tensor.contiguous().flatten().view(_WORDS[tensor.element_size()])
     head = words[:4096].to(torch.int64)
     return int(words.sum(dtype=torch.int64)), int((head * torch.arange(1, len(head) + 1, device=head.device)).sum())
 

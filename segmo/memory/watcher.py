@@ -260,7 +260,7 @@ class Watcher:
             self.closed.append(self.keeper.take(self.remembered(join(self.open))))
             self.open = []
         self._past = None
-        size, limit = sum(block.bytes for block in self.closed), self.options.limit
+        size, limit = sum(block.all_bytes for block in self.closed), self.options.limit
         room = size - self.keeper.over(self.closed)
         self._thin_old(size, room if limit is None else min(room, limit))
         self.closed = self.keeper.arrange(self.closed)
@@ -272,12 +272,16 @@ class Watcher:
 
     def _thinned(self, block: Block, total: int) -> Block:
         """All text and ``total`` video tokens, by novelty; but never less than a token of each scene."""
-        scene, known = dense_scenes(scene_of(block.frame, torch.tensor(self.starts)), block.cell)
-        total = min(max(total, len(known)), block.video)
-        blind = torch.zeros(len(known))
-        novelty = novelty_inside(block.features, block.novelty, block.frame, block.cell, scene)
-        novelty = with_something_new(novelty, scene, len(known))
-        return block.only(keep_tokens(novelty, block.frame, block.cell, scene, blind, total, 0.0))
+        return block.only(self._newest(columns([block]), block.features, total))
+
+    def _newest(self, known: dict[str, Tensor], features: Tensor, total: int) -> Tensor:
+        """Places of what :meth:`_thinned` leaves of tokens with these columns and features, ascending."""
+        frame, cell = known["frame"], known["cell"]
+        scene, scenes = dense_scenes(scene_of(frame, torch.tensor(self.starts)), cell)
+        total = min(max(total, len(scenes)), len(features))
+        novelty = novelty_inside(features, known["novelty"], frame, cell, scene)
+        novelty = with_something_new(novelty, scene, len(scenes))
+        return keep_tokens(novelty, frame, cell, scene, torch.zeros(len(scenes)), total, 0.0)
 
     @property
     def behind(self) -> int:
@@ -316,15 +320,16 @@ class Watcher:
         if now <= limit:
             return
         recent, size = len(self.closed), 0
-        while recent > 0 and size + self.closed[recent - 1].bytes <= RECENT * limit:
+        while recent > 0 and size + self.closed[recent - 1].all_bytes <= RECENT * limit:
             recent -= 1
-            size += self.closed[recent].bytes
-        old = join(self.closed[:recent])
+            size += self.closed[recent].all_bytes
+        old, known = self.closed[:recent], columns(self.closed[:recent])
+        features = torch.cat([block.features.to(self.model.device) for block in old])
+        each = sum(block.all_bytes for block in old) / len(known["ids"])
         room = (1 - SLACK) * limit - size
-        each = old.bytes / len(old)
-        text = len(old) - old.video
-        thinned = self._thinned(old, int(room / each) - text)
-        self.closed[:recent] = [_without_lone_text(thinned)]
+        text = len(known["ids"]) - len(features)
+        index = self._newest(known, features, int(room / each) - text)
+        self.closed[:recent] = self.keeper.thinned(old, _without_lone_text(index, known["frame"], known["cell"]))
 
 
 def _pieces(frame_T: Tensor, starts: Sequence[int]) -> list[tuple[int, int]]:
@@ -335,7 +340,7 @@ def _pieces(frame_T: Tensor, starts: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(places, [*places[1:], len(frame_T)], strict=True))
 
 
-def _without_lone_text(block: Block) -> Block:
-    """A block without the text of frames of which nothing is left."""
-    left = torch.unique(block.frame[block.cell >= 0])
-    return block.only(((block.cell >= 0) | torch.isin(block.frame, left)).nonzero()[:, 0])
+def _without_lone_text(index_K: Tensor, frame_T: Tensor, cell_T: Tensor) -> Tensor:
+    """Places without the text of frames of which nothing is left."""
+    frame_K, video_K = frame_T[index_K], cell_T[index_K] >= 0
+    return index_K[video_K | torch.isin(frame_K, frame_K[video_K])]
