@@ -49,7 +49,9 @@ def encode(model: Any, pixels: Mapping[str, Any], trailing: int) -> tuple[Tensor
 
 
 def _rows(features: Any) -> Tensor:
-    return features.flatten(0, -2) if isinstance(features, Tensor) else torch.cat(tuple(features))
+    """(N, H) of what an encoder made: one tensor, or one for each video, whose frames some releases keep apart."""
+    parts = (features,) if isinstance(features, Tensor) else features
+    return torch.cat([part.flatten(0, -2) for part in parts])
 
 
 def _parts(pixels: Mapping[str, Any]) -> Iterator[dict[str, Tensor]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from segmo import __version__
 from segmo.errors import CacheError
 from segmo.families import Family
 from segmo.memory.known import text_inside
@@ -22,8 +22,9 @@ _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by 
 
 def identity(model: Any, family: Family) -> dict[str, Any]:
     """All that keys and values of a video come from, beside the video and the options."""
+    version = sys.modules["segmo"].__version__  # the package shows this module, so it is not imported here
     return {
-        "program": f"SegMo {__version__} (format {FORMAT})",
+        "program": f"SegMo {version} (format {FORMAT})",
         "family": family.model_type,
         "dtype": str(model.dtype),
         "config": hashlib.sha256(json.dumps(_config(model), sort_keys=True, default=str).encode()).hexdigest(),
