@@ -111,8 +111,8 @@ def join(blocks: Sequence[Block]) -> Block:
     }
     features = torch.cat([block.features.to(device) for block in blocks])
     first = blocks[0]
-    owned = {"owner": first.owner, "here": first.here}
-    return Block(**columns(blocks), features=features, **states, place=_loose(first.place), **owned)
+    place = _loose(first.place)
+    return Block(**columns(blocks), features=features, **states, place=place, owner=first.owner, here=first.here)
 
 
 def parts_of(blocks: Sequence[Block], index_K: Tensor) -> list[tuple[Block, Tensor]]:

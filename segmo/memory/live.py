@@ -110,8 +110,8 @@ def live(
 
     try:
         while True:
-            got: Chunk = crew.told(lambda: source.take() if source else None, "frame")
-            if not len(got.frames):
+            got = crew.told(lambda: source.take() if source else None, "frame")
+            if got is None or not len(got.frames):
                 break
             if memory is None:
                 memory = watch(model, processor, got.frames, fps=fps, limit=limit, longest=longest, **options)
