@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from segmo.errors import OptionError, RankError
-from segmo.memory.camera import Camera, Chunk
+from segmo.memory.camera import Camera
 from segmo.memory.memory import Memory, watch
 from segmo.memory.prompt import FPS
 from segmo.runtime.distributed.ranks import Ranks
