@@ -37,6 +37,10 @@ def _comparisons(budgets: Sequence[str]) -> list[tuple[str, str]]:
         found.append((f"CAS+LSP @ {budget}", f"CAS embedding @ {budget}"))
         found.append((f"CAS embedding @ {budget}", "full attention @ 1"))
         found.append((f"CAS+LSP @ {budget}", "full attention @ 1"))
+        found.append((f"memory @ {budget}", f"CAS+LSP @ {budget}"))
+        found.append((f"memory, attention @ {budget}", f"memory @ {budget}"))
+        found.append((f"memory, 8 bits @ {budget}", f"memory @ {budget}"))
+        found.append((f"memory @ {budget}", "full attention @ 1"))
     variants = (*(f"{segments} segments" for segments in (2, 4, 8)), "no context", "heads alone", "tails alone")
     for variant in variants:
         found.append((f"CAS+LSP, {variant} @ 0.25", "CAS+LSP @ 0.25"))
