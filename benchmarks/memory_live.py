@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -24,13 +23,13 @@ from peak import release
 from prefill import END, VIDEO
 from rich.console import Console
 from rich.table import Table
+from scipy import stats
 
 import segmo
 
 FRAME_TOKENS = 256
 ROUND = 16  # frames that come round, and of a segment at most
 FEWEST = 5  # rounds that show a trend
-Z = statistics.NormalDist().inv_cdf(0.975)
 
 
 @dataclass(frozen=True)
@@ -112,18 +111,9 @@ def over_rounds(values: Sequence[float]) -> list[float]:
 
 def trend(what: str, values: Sequence[float]) -> Trend:
     """Least squares through a value for each round, with Student's interval."""
-    count = len(values)
-    y = torch.tensor(values, dtype=torch.float64)
-    x = ROUND * (torch.arange(count, dtype=torch.float64) - (count - 1) / 2)
-    slope = float((x * y).sum() / (x * x).sum())
-    rest = y - y.mean() - slope * x
-    half = student(count - 2) * math.sqrt(float(rest.square().sum() / (count - 2) / (x * x).sum()))
-    return Trend(what, statistics.median(values), slope, half, count)
-
-
-def student(freedom: int) -> float:
-    """The 97.5% quantile of Student's distribution, by Cornish and Fisher's expansion."""
-    return Z + (Z**3 + Z) / (4 * freedom) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * freedom**2)
+    fit = stats.linregress([ROUND * at for at in range(len(values))], values)
+    half = stats.t.ppf(0.975, len(values) - 2) * fit.stderr
+    return Trend(what, statistics.median(values), float(fit.slope), float(half), len(values))
 
 
 def show_live(found: dict[str, Any], console: Console) -> None:

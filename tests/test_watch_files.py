@@ -273,11 +273,9 @@ def test_a_process_that_is_killed_leaves_a_whole_memory(loaded: dict[str, Loaded
 @pytest.mark.parametrize("place", ["device", "disk"])
 def test_watching_that_is_broken_off_never_happened(loaded: dict[str, Loaded], tmp_path: Path, place: str) -> None:
     model, processor = loaded["qwen2_5_vl"]
-    folder = {"folder": tmp_path} if place == "disk" else {}
+    where = {"place": place, "folder": tmp_path} if place == "disk" else {}
     frames, more = frames_of(2), frames_of(3, seed=5)
-    memory, straight = (segmo.watch(model, processor, frames, keep=0.4, limit=20_000) for _ in range(2))
-    if place == "disk":
-        memory = segmo.watch(model, processor, frames, keep=0.4, limit=20_000, place="disk", **folder)
+    memory, straight = (segmo.watch(model, processor, frames, keep=0.4, limit=20_000, **own) for own in (where, {}))
     memory.ask("Who?", max_new_tokens=3)
     before = memory.summary()
     calls: list[int] = []

@@ -23,7 +23,7 @@ from segmo.memory import moves
 from segmo.memory.attend import attention_paid_to, rows_of_words
 from segmo.memory.conversation import Turn
 from segmo.memory.look import look, survey
-from segmo.memory.packed import STEPS, Packed, channels, pack
+from segmo.memory.packed import STEPS, Packed, channels, pack, token_bytes
 from segmo.memory.seen import Seen
 
 FAMILY = "qwen2_5_vl"
@@ -95,7 +95,7 @@ def test_eight_bits_are_off_by_half_a_step() -> None:
     step = packed.scale.float() * packed.channel
     assert bool(((packed.dense() - states).abs() <= 0.57 * step).all())
     assert packed.number.abs().max() == STEPS
-    assert packed.bytes == 2 * 3 * 50 * (16 + 2)
+    assert 50 * token_bytes(packed) == 2 * 3 * 50 * (16 + 2)
     assert torch.equal(packed.only(torch.tensor([3, 7])).dense(), packed.dense()[:, :, [3, 7]])
 
 

@@ -43,11 +43,6 @@ class Packed:
         """Where it is."""
         return self.number.device
 
-    @property
-    def bytes(self) -> int:
-        """Without the channels', which all segments share."""
-        return self.number.nbytes + self.scale.nbytes
-
     def dense(self) -> Tensor:
         """The keys or values, (L, G, T, D)."""
         return unpack(self.number, self.scale, self.channel, self.dtype)
@@ -103,7 +98,7 @@ def only(states: States, index_K: Tensor | slice) -> States:
 
 
 def token_bytes(states: States) -> int:
-    """Bytes of one token."""
+    """Bytes of one token, without those of the channels, which all segments share."""
     if isinstance(states, Packed):
         return token_bytes(states.number) + token_bytes(states.scale)
     layers, groups, _, size = states.shape
