@@ -40,16 +40,19 @@ def _work(rank: int, world: int, port: int, seconds: float, pipe: Any) -> None:
 
 
 class Crew:
-    """``world`` ranks. The store lives in the test's own process, as torchrun's does in its agent."""
+    """``world`` ranks. The store lives in the test's own process, as torchrun's does in its agent.
 
-    def __init__(self, world: int, timeout_seconds: float = 600) -> None:
+    Ranks are forked off a process without threads that has read the libraries once, and not ten seconds a rank. Its
+    environment is that of the first crew: ``fresh`` ranks read everything anew, in the environment as it is now.
+    """
+
+    def __init__(self, world: int, timeout_seconds: float = 600, *, fresh: bool = False) -> None:
         self.world = world
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self._store = dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
-        # Ranks are forked off a process without threads that has read the libraries once, and not ten seconds a rank.
-        context = multiprocessing.get_context("forkserver")
+        context = multiprocessing.get_context("spawn" if fresh else "forkserver")
         context.set_forkserver_preload(["crew", "models", "segmo.api"])
         pipes = [context.Pipe() for _ in range(world)]
         self._pipes = [ours for ours, _ in pipes]

@@ -24,7 +24,7 @@ PIPELINE = "select-tokens,segment-attention,inject-context,shard-segments{cache=
 def crew() -> Iterator[Crew]:
     pytest.importorskip("triton", reason="Triton ships with torch on Linux only")
     with interpreting_children():
-        crew = Crew(2)
+        crew = Crew(2, fresh=True)
     yield crew
     crew.close()
 
