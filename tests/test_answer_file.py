@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -60,6 +61,23 @@ def test_a_killed_writer_loses_nothing(tmp_path: Path) -> None:
     file = AnswerFile(path)
     assert len(file.start()) == finished
     assert sorted(each.name for each in tmp_path.iterdir()) == [".out.jsonl.lock", "out.jsonl"]
+
+
+def test_what_another_writer_wrote_meanwhile_is_not_written_again(tmp_path: Path) -> None:
+    path, lines, both = tmp_path / "out.jsonl", range(60), threading.Barrier(2)
+
+    def write() -> None:
+        file = AnswerFile(path)
+        for line in lines:
+            both.wait()  # both have the same answer at the same moment
+            file.add({"answer": "red", "line": line}, lambda there, line=line: any(r["line"] == line for r in there))
+
+    writers = [threading.Thread(target=write) for _ in range(2)]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join()
+    assert [record["line"] for record in whole(path)] == list(lines)
 
 
 def test_two_writers_at_a_time_lose_nothing(tmp_path: Path) -> None:

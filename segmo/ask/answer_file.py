@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,13 +51,13 @@ class AnswerFile:
                 self._replace()
             return list(kept)
 
-    def records(self) -> list[Record]:
-        """What the file holds now, of whichever run."""
-        with self._writing():
-            return list(self._read())
-
-    def add(self, record: Record) -> None:
+    def add(self, record: Record, unless: Callable[[Sequence[Record]], bool] = lambda there: False) -> None:
         """Puts a line at the end.
+
+        Args:
+            record: the line.
+            unless: asked about the lines that are there, of whichever run; where it says so, nothing is written. No
+                other run writes between the question and the line.
 
         Raises:
             OptionError: it cannot be written; the file is as it was, and the message holds the line.
@@ -66,6 +66,8 @@ class AnswerFile:
         try:
             with self._writing():
                 before = self._read()
+                if unless(before):
+                    return
                 if self.path.exists():
                     shutil.copyfile(self.path, self._part)
                 with self._part.open("ab") as file:

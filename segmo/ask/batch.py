@@ -8,6 +8,7 @@ further run only where all of these and all fields are the same.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -107,8 +108,7 @@ def run_batch(
     for line in missing:
         found: Answer | SegMoError = SegMoError(line.error) if line.error else next(answers)
         record = _record(line, found, settings, str(asker.loaded.folder or "embedded"))
-        if not _another_run_has(record, file):
-            file.add(record)
+        file.add(record, unless=functools.partial(_holds, record))
         yield record
 
 
@@ -157,12 +157,12 @@ def _taken_over(line: Line, earlier: Sequence[Record], settings: Mapping[str, An
     return next((record for record in there if record.get("video_sha256") == content), None)
 
 
-def _another_run_has(record: Record, file: AnswerFile) -> bool:
+def _holds(record: Record, there: Sequence[Record]) -> bool:
     """Whether a run at the same time has written the same line meanwhile."""
     if "answer" not in record:
         return False
     wanted = _key(record), record["video_sha256"]
-    return any("answer" in each and (_key(each), each.get("video_sha256")) == wanted for each in file.records())
+    return any("answer" in each and (_key(each), each.get("video_sha256")) == wanted for each in there)
 
 
 def _record(line: Line, found: Answer | SegMoError, settings: Mapping[str, Any], model: str) -> Record:
