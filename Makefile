@@ -107,7 +107,11 @@ release: $(VENV)/.installed
 	$(BIN)/python -m build
 	rm -rf segmo.egg-info
 	$(BIN)/twine check --strict dist/*
-	@version="$$($(BIN)/python -c 'import segmo; print(segmo.__version__)')"; 	grep -q "^## \[$$version\]" CHANGELOG.md || { echo "CHANGELOG.md has no section [$$version]"; exit 1; }; 	echo "To release $$version:"; 	echo "  git tag -a v$$version -m 'SegMo $$version' && git push origin v$$version"; 	echo "  twine upload" dist/*
+	@version="$$($(BIN)/python -c 'import segmo; print(segmo.__version__)')"; \
+	grep -q "^## \[$$version\] - 20" CHANGELOG.md || { echo "CHANGELOG.md has no dated section [$$version]"; exit 1; }; \
+	echo "To release $$version:"; \
+	echo "  git tag -a v$$version -m 'SegMo $$version' && git push origin v$$version"; \
+	echo "  twine upload" dist/*
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
