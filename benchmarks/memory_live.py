@@ -1,15 +1,17 @@
 """A video that goes on and on, watched with a limited memory: what an extend costs, and whether that grows.
 
 Part of benchmarks/memory.py (``--live EXTENDS``). The seconds of an extend, the bytes that the memory holds and those
-that the process has resident are each fitted by a line over the extends since the memory was full. The same few frames
-come round and round, and an extend costs more the later it comes in its segment, so what is fitted are means over
-rounds. Resident bytes are read after each round, when what the allocator keeps of freed memory was given back.
+that the process has resident are each fitted by a line over the extends since the memory was turned over: a memory
+that has just become full is of whole segments, and only later is its old half what is left of many. The same few
+frames come round and round, and an extend costs more the later it comes in its segment, so what is fitted are means
+over rounds. Resident bytes are read after each round, when what the allocator keeps of freed memory was given back.
 """
 
 from __future__ import annotations
 
 import copy
 import gc
+import math
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +19,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from peak import memory as of_process
 from peak import release
@@ -29,7 +32,8 @@ import segmo
 
 FRAME_TOKENS = 256
 ROUND = 16  # frames that come round, and of a segment at most
-FEWEST = 5  # rounds that show a trend
+FEWEST = 8  # rounds that show a trend
+TURNED = 3  # times as many extends as fill a memory turn it over
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def live(model: Any, prompt: dict[str, Any], extends: int, limit: int) -> dict[s
             release()
             resident.append(of_process("VmRSS"))
     full = next((at for at, (a, b) in enumerate(pairwise(held)) if b < a), extends)
-    since = full // ROUND + 2  # rounds
+    since = TURNED * full // ROUND + 1  # rounds
     if len(resident) < since + FEWEST:
         raise SystemExit(f"the memory is full after {full} extends: a trend takes {ROUND * (since + FEWEST)} of them")
     means = {"seconds": over_rounds(seconds), "held bytes": over_rounds(held), "resident bytes": resident}
@@ -110,9 +114,19 @@ def over_rounds(values: Sequence[float]) -> list[float]:
 
 
 def trend(what: str, values: Sequence[float]) -> Trend:
-    """Least squares through a value for each round, with Student's interval."""
-    fit = stats.linregress([ROUND * at for at in range(len(values))], values)
-    half = stats.t.ppf(0.975, len(values) - 2) * fit.stderr
+    """Least squares through a value for each round, with Student's interval.
+
+    A machine that is slow in one round is slow in the next one too, so rounds are no independent witnesses: they count
+    as as many as the correlation of successive residuals leaves of them (Santer et al., "Statistical significance of
+    trends and trend differences in layer-average atmospheric temperature time series", 2000, section 4).
+    """
+    at = ROUND * np.arange(len(values))
+    fit = stats.linregress(at, values)
+    rest = np.asarray(values) - fit.intercept - fit.slope * at
+    alike = max(0.0, float(rest[1:] @ rest[:-1] / (rest @ rest))) if rest.any() else 0.0
+    count = max(3.0, len(values) * (1 - alike) / (1 + alike))
+    error = fit.stderr * math.sqrt((len(values) - 2) / (count - 2))
+    half = stats.t.ppf(0.975, count - 2) * error
     return Trend(what, statistics.median(values), float(fit.slope), float(half), len(values))
 
 

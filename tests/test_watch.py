@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from memory_reference import frames_of, head_novelty, memory_mask, reference_logits
 from models import CELLS, END, FAMILIES, IMAGE, START, VIDEO, build, prompt
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 import segmo
 from segmo.errors import OptionError, PromptError
@@ -260,6 +262,35 @@ def test_a_limit_thins_old_segments_and_leaves_each_scene_a_token(room: int) -> 
     else:  # a token of each scene that is over, and nothing else
         assert sum(block.video for block in memory.watcher.closed) == len(memory.watcher.starts) - 1
     assert memory.ask(torch.tensor([11, 12]), max_new_tokens=2).shape == (2,)
+
+
+class KeysSeen(TorchFunctionMode):
+    """Notes how many keys the last attention saw."""
+
+    last = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is scaled_dot_product_attention:
+            self.last = args[1].shape[2]
+        return func(*args, **(kwargs or {}))
+
+
+def test_thinning_old_segments_makes_no_context_of_what_is_left() -> None:
+    model, tails, heads = model_of("qwen2_vl"), 2, 1
+    each = segmo.watch(model, None, prompt("qwen2_vl", frames=12)).summary()["bytes"] // 12
+    first, keys = part_of("qwen2_vl", prompt("qwen2_vl", frames=12), 0, 6), KeysSeen()
+    memory = segmo.watch(model, None, first, limit=20 * each, longest=4, tails=tails, context=heads)
+    for seed in range(20):
+        part = part_of("qwen2_vl", prompt("qwen2_vl", frames=12, seed=seed), 3, 6 + seed % 4)
+        with keys:
+            memory.extend(part)
+        watcher = memory.watcher
+        closed = torch.cat([block.frame for block in watcher.closed]).tolist()
+        tail = {border - back for border in watcher.borders[1:] for back in range(1, tails + 1)}
+        best = sorted(watcher.starts[:-1], key=lambda start: (-watcher.freshness[start], start))
+        context = [frame for frame in closed if frame in {*tail, *best[:heads]}]
+        assert keys.last == len(watcher.sinks) + len(context) + sum(map(len, watcher.open))
+    assert memory.summary()["held_tokens"] < memory.summary()["tokens"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from segmo.memory.watcher import Watcher
 
 PROCESSOR = "processor"
 # Lists and counts of a watcher, its detector, its positions and its script, as JSON holds them.
-_WATCHER = ("borders", "starts", "similarity", "freshness", "seconds", "each", "tokens", "video")
+_WATCHER = ("borders", "ends", "starts", "similarity", "freshness", "seconds", "each", "tokens", "video")
 _DETECTOR = ("sharpest", "length", "frames")
 _POSITIONS = ("next", "start", "frames")
 _SCRIPT = ("fps", "head", "lead", "sampled", "grid")

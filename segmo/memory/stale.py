@@ -15,7 +15,7 @@ from segmo.families import Family
 from segmo.memory.known import text_inside
 from segmo.memory.positions import Positions
 
-FORMAT = 2  # raised whenever the same video and options would give another memory, between releases
+FORMAT = 3  # raised whenever the same video and options would give another memory, between releases
 _NO_MATTER = ("transformers_version", "_name_or_path", "architectures", "torch_dtype", "dtype", "use_cache")
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of a weight
 

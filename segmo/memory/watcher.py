@@ -73,6 +73,7 @@ class Watcher:
         open: the segment that goes on, whole.
         tail: tokens that a family puts behind a video.
         borders: first frame of each segment.
+        ends: where the tail of each segment that is over begins: its last frames of which something was remembered.
         starts: first frame of each scene, as :class:`SceneDetector` found it.
         similarity, freshness: of each frame to the one before, and how new its tokens are on average.
         seconds: when each frame is shown.
@@ -91,6 +92,7 @@ class Watcher:
         self.open: list[Block] = []
         self.tail: Block | None = None
         self.borders: list[int] = []
+        self.ends: list[int] = []
         self.starts: list[int] = []
         self.similarity: list[float] = []
         self.freshness: list[float] = []
@@ -228,22 +230,22 @@ class Watcher:
         return [self._past, *self.open]
 
     def _context(self) -> list[Block]:
-        """The context tokens among the segments that are over."""
+        """The context tokens among the segments that are over: what is left of their tails, and of novel scenes' heads.
+
+        A tail stays what it was when its segment was over. If it were what is last of what is left, thinning would make
+        all of an old segment its tail, and context as large as the memory.
+        """
         if not self.closed:
             return []
-        options, known = self.options.options, columns(self.closed)
-        frame, coming = known["frame"], torch.tensor([len(self.similarity)])
+        known = columns(self.closed)
+        frame = known["frame"]
         scene = scene_of(frame, torch.tensor(self.starts))
         segment = scene_of(frame, torch.tensor(self.borders))
-        novelty_S = torch.tensor([*(self.freshness[start] for start in self.starts[: int(scene[-1]) + 1]), -torch.inf])
-        flags = context_tokens(
-            torch.cat([frame, coming])[None],
-            torch.cat([scene, scene[-1:] + 1])[None],
-            torch.cat([segment, segment[-1:] + 1])[None],
-            novelty_S[None],
-            options.context,
-            options.tails,
-        )[0, :-1]
+        novelty_S = torch.tensor([self.freshness[start] for start in self.starts[: int(scene[-1]) + 1]])
+        heads = context_tokens(
+            frame[None], scene[None], segment[None], novelty_S[None], self.options.options.context, tails=0
+        )[0]
+        flags = heads | (frame >= torch.tensor(self.ends)[segment])
         found, start = [], 0
         for block in self.closed:
             index = flags[start : start + len(block)].nonzero()[:, 0]
@@ -257,7 +259,9 @@ class Watcher:
     def _close(self) -> None:
         """The open segment is over: its most novel tokens are remembered, and old segments make room."""
         if self.open:
-            self.closed.append(self.keeper.take(self.remembered(join(self.open))))
+            over = self.remembered(join(self.open))
+            self.ends.append(_tail_of(over, self.options.options.tails))
+            self.closed.append(self.keeper.take(over))
             self.open = []
         self._past = None
         size, limit = sum(block.all_bytes for block in self.closed), self.options.limit
@@ -330,6 +334,12 @@ class Watcher:
         text = len(known["ids"]) - len(features)
         index = self._newest(known, features, int(room / each) - text)
         self.closed[:recent] = self.keeper.thinned(old, _without_lone_text(index, known["frame"], known["cell"]))
+
+
+def _tail_of(block: Block, frames: int) -> int:
+    """First of the last ``frames`` frames of which a block has a video token."""
+    there = torch.unique(block.frame[block.cell >= 0])
+    return int(there[-min(frames, len(there))]) if frames else int(there[-1]) + 1
 
 
 def _pieces(frame_T: Tensor, starts: Sequence[int]) -> list[tuple[int, int]]:
