@@ -21,6 +21,7 @@ from segmo.commands.plan import plan
 from segmo.commands.run import run
 from segmo.commands.serve import serve
 from segmo.commands.simulate import simulate
+from segmo.commands.warm import warm
 from segmo.errors import SegMoError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -41,7 +42,8 @@ def _program(
     """SegMo makes prefill of Video LLMs fast on long video."""
 
 
-for command in (run, frames, demo, inspect, families, kernels, calibrate, plan, simulate, doctor, watch, ask, chat):
+_COMMANDS = (run, frames, demo, inspect, families, kernels, calibrate, warm, plan, simulate, doctor, watch, ask, chat)
+for command in _COMMANDS:
     app.command()(command)
 app.command("eval")(evaluate)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(serve)

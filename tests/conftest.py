@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch._dynamo
 from hypothesis import HealthCheck, settings
+from interpreter import end_child
 from models import FAMILIES
 
 # Derandomized, so that a run means the same everywhere. No deadline, because machines differ and are shared.
@@ -27,6 +28,11 @@ torch.set_num_threads(1)  # the tensors of tests are small, and pytest-xdist bri
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--exhaustive``: every combination and more random runs, where a test samples them by default."""
     parser.addoption("--exhaustive", action="store_true", help="all combinations, more random runs: much longer")
+
+
+def pytest_sessionfinish() -> None:
+    """No process outlives the tests."""
+    end_child()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -69,3 +69,9 @@ def interpreting_children() -> Iterator[None]:
 def interpret(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
     """``function(*arguments, **keywords)`` where kernels are interpreted. Everything must be picklable."""
     return _child().submit(function, *arguments, **keywords).result()
+
+
+def end_child() -> None:
+    """Ends the process, if one was started; a test process that pytest-xdist ends would leave it behind."""
+    if _child.cache_info().currsize:
+        _child().shutdown()

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from segmo.commands import flags
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -38,16 +40,16 @@ def run(
         Path | None, typer.Option(help="CLIP or SigLIP folder that scores scenes for --frames (default: the model)")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="tokens of an answer at most")] = 64,
-    keep: Annotated[float, typer.Option(help="fraction of the video tokens to keep")] = 0.25,
-    segments: Annotated[str, typer.Option(help='"scene", a number, or "equal:N"')] = "scene",
-    context: Annotated[int, typer.Option(help="scenes whose head frames every later token may see")] = 2,
-    tails: Annotated[int, typer.Option(help="last kept frames of each segment that every later token may see")] = 1,
-    scorer: Annotated[str, typer.Option(help='relevance of scenes: "embedding" or "attention"')] = "embedding",
-    layer: Annotated[int, typer.Option(help="decoder layer of the attention scorer")] = 2,
-    balance: Annotated[float, typer.Option(help="relevance against novelty in a scene's share")] = 0.5,
-    lowering: Annotated[str, typer.Option(help='"auto", "flash", "reference" or "inductor"')] = "auto",
-    pipeline: Annotated[str | None, typer.Option(help="passes to run, in order")] = None,
-    disable: Annotated[list[str] | None, typer.Option(help="switch a pass off; may be given again")] = None,
+    keep: flags.Keep = 0.25,
+    segments: flags.Segments = "scene",
+    context: flags.Context = 2,
+    tails: flags.Tails = 1,
+    scorer: flags.Scorer = "embedding",
+    layer: flags.Layer = 2,
+    balance: flags.Balance = 0.5,
+    lowering: flags.Lowering = "auto",
+    pipeline: flags.Pipeline = None,
+    disable: flags.Disable = None,
     report: Annotated[Path | None, typer.Option(help="folder for the report: JSON, and a page with the frames")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="a pass that does not apply is an error")] = False,
     adaptive_threshold: Annotated[float, typer.Option(help="a cut is so many times its neighbours' change")] = 3.0,
@@ -72,27 +74,22 @@ def run(
     from segmo.commands.inputs import dtype_named
     from segmo.compiler.launch import launched
     from segmo.errors import OptionError
-    from segmo.options import Options
     from segmo.video import SceneOptions
     from segmo.video.given import as_source
 
-    if scorer == "external":
-        raise OptionError('scorer="external" takes scores from a program; here it is "embedding" or "attention"')
-    options = Options.parse(
-        {
-            "keep": keep,
-            "segments": int(segments) if segments.isdigit() else segments,
-            "context": context,
-            "tails": tails,
-            "scorer": scorer,
-            "layer": layer,
-            "balance": balance,
-            "lowering": lowering,
-            "pipeline": pipeline,
-            "disable": disable or (),
-            "report": report,
-            "strict": strict,
-        }
+    options = flags.parsed(
+        segments,
+        disable,
+        keep=keep,
+        context=context,
+        tails=tails,
+        scorer=scorer,
+        layer=layer,
+        balance=balance,
+        lowering=lowering,
+        pipeline=pipeline,
+        report=report,
+        strict=strict,
     )
     scenes = SceneOptions(adaptive_threshold, min_content_val, min_scene_len)
     settings = Settings(options, fps, max_frames, scenes, workers, max_new_tokens, compare, None, frames, relevance)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -37,6 +39,18 @@ def load_source(source: str) -> ModuleType:
     from torch._inductor.codecache import PyCodeCache
 
     return PyCodeCache.load(source)
+
+
+def disk_cache() -> Path:
+    """Where inductor keeps what it has compiled; the folder is made when it first does."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    return Path(cache_dir())
+
+
+def triton_cache() -> Path:
+    """Where Triton keeps kernels that inductor has no part in."""
+    return Path(os.environ.get("TRITON_CACHE_DIR") or Path.home() / ".triton" / "cache")
 
 
 def fits() -> str | None:

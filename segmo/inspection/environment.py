@@ -16,6 +16,7 @@ from pathlib import Path
 
 import segmo
 from segmo.compat.versions import RANGES, installed
+from segmo.inspection.caches import compiled_folders, held, own_folders
 
 # What comes with segmo[video], by distribution.
 _VIDEO = (
@@ -155,18 +156,11 @@ def _video() -> Iterator[Fact]:
 
 
 def _caches() -> Iterator[Fact]:
-    """Encoded videos, measured devices and tuned kernels lie in the user's cache folder; the last may be elsewhere."""
-    from platformdirs import user_cache_path
-
-    from segmo.runtime.kernels.tuned import cache_folder
-
-    for folder in sorted({user_cache_path("segmo"), cache_folder()}):
-        files = [file for file in folder.rglob("*") if file.is_file()] if folder.is_dir() else []
-        held = f"{len(files)} files, {sum(file.stat().st_size for file in files) / 2**20:.1f} MiB" if files else "empty"
+    for folder in [*own_folders(), *compiled_folders()]:
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
         free = f"{shutil.disk_usage(there).free / 2**30:.0f} GiB free"
         remedy = "" if os.access(there, os.W_OK) else "make it writable, or set XDG_CACHE_HOME"
-        yield Fact("cache", f"{folder} ({held}; {free})", remedy)
+        yield Fact("cache", f"{folder} ({held([folder])}; {free})", remedy)
 
 
 def broken(facts: list[Fact]) -> bool:
