@@ -25,7 +25,7 @@ class InjectContext:
     tier: ClassVar[Tier] = Tier.APPROXIMATE
 
     context: int = 2
-    tails: int = 1
+    tails: int = 2
 
     def run(self, rewrite: Rewrite) -> Outcome:
         """See :class:`segmo.passes.base.Pass`."""

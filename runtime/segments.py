@@ -98,6 +98,7 @@ def context_tokens(
 
     A head frame (the paper's) tells every segment what the question is about. A tail frame tells a segment what it
     follows, which it can no longer look up: who is asked for the scene after a named one must know the scene before.
+    Selection may leave a single token of a frame, so one tail frame can be too little to tell the scene by.
 
     Args:
         frame_BK, scene_BK: frame and scene of each kept token.

@@ -92,7 +92,7 @@ class Options:
         "number of scenes whose head frames every later token may see (GCI)",
     )
     tails: int = _option(
-        1,
+        2,
         lambda v: _is_int(v) and v >= 0,
         "a whole number >= 0",
         "number of last kept frames of each segment that every later token may see (GCI)",

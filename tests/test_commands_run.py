@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,9 +15,12 @@ from image_text_models import save_image_text_model
 from typer.testing import CliRunner
 from video_files import noise_shots, write_file
 
+import segmo.commands.run
+import segmo.commands.warm
 from segmo.cli import app
 from segmo.demo.clips import clip_path
 from segmo.errors import OptionError
+from segmo.options import Options
 from segmo.video.source import VideoError
 
 
@@ -22,6 +28,17 @@ def run(*arguments: str) -> str:
     done = CliRunner().invoke(app, ["run", *arguments], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
+
+
+@pytest.mark.parametrize("command", [segmo.commands.run.run, segmo.commands.warm.warm])
+def test_an_option_not_given_is_what_the_package_takes(command: Callable[..., None]) -> None:
+    own = {"frames", "disable"}  # a number of them here, a share there; None for nothing
+    known = {option.name: option.default for option in dataclasses.fields(Options)}
+    given = inspect.signature(command).parameters
+    assert {"keep", "segments", "context", "tails", "scorer", "layer", "balance", "lowering"} < given.keys()
+    assert {n: p.default for n, p in given.items() if n in known.keys() - own} == {
+        name: known[name] for name in given if name in known.keys() - own
+    }
 
 
 @pytest.mark.usefixtures("fresh_dynamo")

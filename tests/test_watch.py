@@ -18,7 +18,9 @@ import segmo
 from segmo.errors import OptionError, PromptError
 from segmo.memory.conversation import Turn
 from segmo.memory.look import look, survey
+from segmo.memory.options import parse
 from segmo.memory.seen import Seen
+from segmo.options import Options
 
 MODELS: dict[str, Any] = {}
 START_OF_VIDEO = 8  # of Qwen3-VL's prompts: four words, a timestamp of three, and the control token
@@ -314,6 +316,10 @@ def test_thinning_old_segments_makes_no_context_of_what_is_left() -> None:
 def test_options_without_a_meaning_are_refused(options: dict[str, Any], match: str) -> None:
     with pytest.raises(OptionError, match=match):
         segmo.watch(model_of("qwen2_vl"), None, prompt("qwen2_vl"), **options)
+
+
+def test_a_whole_segment_has_one_tail_and_a_cut_one_two() -> None:
+    assert (parse({})[0].tails, parse({"tails": 3})[0].tails, Options().tails) == (1, 3, 2)
 
 
 def test_what_cannot_be_watched_is_refused() -> None:

@@ -418,10 +418,10 @@ def watch(
         limit: bytes of the memory, at most: the recent half stays whole, older segments are thinned by novelty.
         longest: frames after which a segment ends without a cut.
         bits: 8 keeps each key and value in eight bits from when its segment is over; as the model has them when None.
-        **options: keep, segments, context, tails, scorer, balance, layer, ranks of :class:`segmo.options.Options`.
-            With ``scorer="attention"`` scenes are relevant that the question pays attention to, in one ``layer`` of the
-            decoder or, with ``layer="each"``, in every layer for itself. With ``ranks``, segments are dealt out to
-            the ranks, which all make the same calls.
+        **options: keep, segments, context, tails (1 unless it is given), scorer, balance, layer, ranks of
+            :class:`segmo.options.Options`. With ``scorer="attention"`` scenes are relevant that the question pays
+            attention to, in one ``layer`` of the decoder or, with ``layer="each"``, in every layer for itself. With
+            ``ranks``, segments are dealt out to the ranks, which all make the same calls.
 
     Raises:
         OptionError: a wrong option, or a model of another family.

@@ -128,11 +128,16 @@ class MemoryOptions:
 def parse(given: Mapping[str, Any]) -> tuple[Options, bool]:
     """Options of SegMo, and whether ``layer="each"`` is among them.
 
+    A segment is watched whole, so ``tails`` is 1 unless it is given: its last frame tells what it showed. Of a cut one
+    the last kept frame may be a single token, so :class:`segmo.options.Options` takes two.
+
     Raises:
         OptionError: an unknown one, or a value out of range.
     """
     each = given.get("layer") == EACH
-    return Options.parse({name: value for name, value in given.items() if not (each and name == "layer")}), each
+    return Options.parse(
+        {"tails": 1} | {name: value for name, value in given.items() if not (each and name == "layer")}
+    ), each
 
 
 def _check_count(name: str, value: object) -> None:
