@@ -15,6 +15,8 @@ from segmo.passes.graph import example, sizes, upstream
 from segmo.passes.reasons import Miss
 
 SDPA = torch.nn.functional.scaled_dot_product_attention
+# x[:, :, None, :, :]: copies of a head come one after another, as SDPA's enable_gqa has them.
+_COPIES_LAST = (slice(None), slice(None), None, slice(None), slice(None))
 # Kinds of a config's ``layer_types`` whose attention sees a neighbourhood and no more.
 _LOCAL = ("sliding_attention", "chunked_attention", "window_attention", "local_attention")
 
@@ -72,7 +74,7 @@ def find_attentions(gm: GraphModule, within: set[Node] | None) -> tuple[Attentio
             rows, columns = sizes(bound["query"]), sizes(bound["key"])
             if rows is None or columns is None or rows[-2] == columns[-2]:
                 continue
-        key, value = _unrepeated(bound["key"]), _unrepeated(bound["value"])
+        key, value = unrepeated(bound["key"]), unrepeated(bound["value"])
         dropout = bound.get("dropout_p", 0.0)
         found.append(Attention(node, len(found), bound["query"], key, value, mask, causal, dropout, bound.get("scale")))
     return tuple(found)
@@ -84,7 +86,7 @@ def sdpa_arguments(node: Node) -> dict[str, Any]:
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
-def _unrepeated(node: Node) -> Node:
+def unrepeated(node: Node) -> Node:
     """Key/value heads before ``repeat_kv`` copied them for each query head: reshape(expand(x[:, :, None]))."""
     shape = sizes(node)
     if node.op != "call_method" or node.target not in ("reshape", "view") or shape is None:
@@ -93,7 +95,7 @@ def _unrepeated(node: Node) -> Node:
     if not isinstance(expanded, Node) or expanded.target != "expand":
         return node
     inserted = expanded.args[0]
-    if not isinstance(inserted, Node) or inserted.target is not operator.getitem:
+    if not isinstance(inserted, Node) or inserted.target is not operator.getitem or inserted.args[1] != _COPIES_LAST:
         return node
     source = inserted.args[0]
     if not isinstance(source, Node):

@@ -14,6 +14,7 @@ from typing import Any
 from segmo.errors import PipelineError
 from segmo.options import Options
 from segmo.passes.base import Pass
+from segmo.passes.group_heads import GroupHeads
 from segmo.passes.inject_context import InjectContext
 from segmo.passes.lower_kernels import LowerKernels
 from segmo.passes.push_selection import PushSelection
@@ -33,8 +34,12 @@ OWN: tuple[type[Any], ...] = (
     LowerKernels,
     TrimLastLayer,
     ReuseBuffers,
+    GroupHeads,
 )
-DEFAULT = "select-tokens,segment-attention,inject-context,shard-segments,lower-kernels,trim-last-layer,reuse-buffers"
+DEFAULT = (
+    "select-tokens,segment-attention,inject-context,shard-segments,lower-kernels,"
+    "trim-last-layer,reuse-buffers,group-heads"
+)
 _ITEM = re.compile(r"\s*([A-Za-z0-9_.:-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 
 

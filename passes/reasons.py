@@ -110,6 +110,8 @@ _ALL = (
         "pass logits_to_keep=1, as generate() does, and no output_hidden_states",
     ),
     Reason("gradients", "gradients are recorded", "run the model under torch.inference_mode() or torch.no_grad()"),
+    Reason("no-copies", "no attention copies keys and values for the query heads that share them", "nothing to do"),
+    Reason("off-cpu", "only the CPU's attention was found to gain from it", "nothing to do"),
     Reason("own-buffers", "inductor plans its own buffers", "nothing to do"),
     Reason("no-segments", "no attention was replaced by segments", "see why segment-attention did not apply"),
     Reason(
@@ -222,7 +224,8 @@ class Miss:
 
 EXPECTED = frozenset({
     "no-decoder", "decode", "text-only", "images", "keep-all", "one-segment", "no-context", "no-segments", "no-group",
-    "not-asked", "every-row", "gradients", "own-buffers", "local-layer", "one-row", "hybrid",
+    "not-asked", "every-row", "gradients", "own-buffers", "local-layer", "one-row", "hybrid", "no-copies",
+    "off-cpu",
 })  # fmt: skip
 
 

@@ -76,7 +76,7 @@ def test_every_family_is_rewritten(name: str) -> None:
     missed = {record.name: [miss.code for miss in record.misses] for record in report.graphs[0].passes if record.misses}
     # Qwen3-VL adds vision features again behind the last attention, when it is shrunk to as many layers as it adds to.
     deepstack = {"trim-last-layer": ["every-row"]} if name == "qwen3_vl" else {}
-    assert missed == {"shard-segments": ["no-group"], **deepstack}
+    assert missed == {"shard-segments": ["no-group"], "group-heads": ["no-copies"], **deepstack}
 
 
 @pytest.mark.parametrize("name", ["qwen3_5", "glm4v_moe"])
@@ -94,7 +94,8 @@ def test_the_tree_shows_ops_and_reasons() -> None:
     assert "segmo.select_tokens.default +1" in re.sub(r"\s*\n[│\s]*", " ", out)  # long lines are broken
     assert "not applied (no-segments)" in out
     assert "to change that: see why segment-attention did not apply" in out
-    assert "graph 1: decode, runs as it was" in out
+    assert "graph 1: decode, rewritten" in out
+    assert "group-heads (exact): 2 matches" in out
 
 
 def test_json_holds_the_report_graph_and_diff() -> None:
