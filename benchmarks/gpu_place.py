@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,20 @@ class Place:
         run()
         self.wait()
         return time.perf_counter() - start
+
+    def stops(self, run: Callable[[], Any]) -> list[str]:
+        """The lines of a run at which the host waited for the GPU; none elsewhere, where it never does."""
+        if not self.on_gpu:
+            return []
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                run()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        said = [warning for warning in caught if "synchronizing CUDA operation" in str(warning.message)]
+        return [f"{warning.filename}:{warning.lineno}" for warning in said]
 
     def free_bytes(self) -> int:
         """Memory that a model may take."""

@@ -113,11 +113,14 @@ def _restart(model: Any) -> None:
 
 
 def check_prefill(place: Place, shape: Shape, frames: int, lowering: str, dtype: torch.dtype) -> list[dict[str, Any]]:
-    """Two layers: logits on generated kernels against the dense-mask reference, and the tokens that are kept."""
+    """Two layers: logits on generated kernels against the dense-mask reference, the tokens that are kept, and how often
+    the host waits for the device in a prefill after the first.
+    """
     model = build_model(place, shape, 2, dtype)
     prompt = build_prompt(place, model, shape, frames, dtype)
     run = _prefill(model, prompt)
     found: dict[str, Any] = {}
+    stops: list[str] = []
     for name in (lowering, "reference"):
         _restart(model)
         segmo.compile(model, keep=1.0, segments=SEGMENTS, lowering=name)
@@ -125,6 +128,7 @@ def check_prefill(place: Place, shape: Shape, frames: int, lowering: str, dtype:
         _restart(model)
         segmo.compile(model, keep=0.25, segments=SEGMENTS, lowering=name)
         run()
+        stops = place.stops(run) if name == lowering else stops
         prefill = segmo.last_report().prefill
         assert prefill is not None
         found[name] = logits, prefill.kept()
@@ -135,6 +139,7 @@ def check_prefill(place: Place, shape: Shape, frames: int, lowering: str, dtype:
     return [
         {"check": "prefill's logits", "error": error, "ok": error < (2e-2 if dtype == torch.bfloat16 else 1e-4)},
         {"check": "prefill's kept tokens", "error": different, "ok": different <= len(kept) // 100},
+        {"check": "prefill's waits for the device", "error": len(stops), "ok": len(stops) <= 2, "where": stops},
     ]
 
 

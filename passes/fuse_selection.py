@@ -23,16 +23,14 @@ from segmo.passes.scene_nodes import OPS
 from segmo.runtime.kernels.compact import payload_of
 from segmo.runtime.kernels.specs import Payload
 
-# Nodes that SegMo made have no traced value; these are (B, N).
-_ROLES = {"frame": torch.long, "scene": torch.long, "valid": torch.bool}
-
 
 @dataclass(frozen=True)
 class Selection:
     """A selection that can be fused.
 
     Attributes:
-        select: the node that selects.
+        select: the node that selects, for the host.
+        index: the node that brings its result to the model's device.
         gathers: the gathers that can be part of it, in order.
         payloads: what each of them copies.
         before: the node in front of which all of it may stand.
@@ -40,6 +38,7 @@ class Selection:
     """
 
     select: Node
+    index: Node
     gathers: tuple[Node, ...]
     payloads: tuple[Payload, ...]
     before: Node
@@ -54,6 +53,7 @@ def find_selection(rewrite: Rewrite) -> Selection | None:
     select = next((node for node in nodes if node.target is OPS.select_tokens.default), None)
     if select is None:
         return None
+    index = next(user for user in select.users if user.target is OPS.to_device.default)
     place = {node: at for at, node in enumerate(nodes)}
     own = _own_nodes(select)
     before = min((user for node in own for user in node.users if user not in own), key=place.__getitem__)
@@ -66,18 +66,18 @@ def find_selection(rewrite: Rewrite) -> Selection | None:
 
     gathers: list[Node] = []
     payloads: list[Payload] = []
-    for gather in sorted(select.users, key=place.__getitem__):
-        if gather.target is not OPS.gather_tokens.default or gather.args[1] is not select:
+    for gather in sorted(index.users, key=place.__getitem__):
+        if gather.target is not OPS.gather_tokens.default or gather.args[1] is not index:
             continue
         source = gather.args[0]
-        payload = _payload(rewrite, gather, f"x{len(gathers)}")
+        payload = _payload(gather, f"x{len(gathers)}")
         if payload and isinstance(source, Node) and place[source] < place[before] and may_move(gather):
             gathers.append(gather)
             payloads.append(payload)
-    moved = [node for node in nodes if node in own - {select, *gathers} and place[node] < place[before]]
-    if not all(may_move(node) for node in (select, *moved)):
+    moved = [node for node in nodes if node in own - {select, index, *gathers} and place[node] < place[before]]
+    if not all(may_move(node) for node in (select, index, *moved)):
         return None
-    return Selection(select, tuple(gathers), tuple(payloads), before, tuple(moved))
+    return Selection(select, index, tuple(gathers), tuple(payloads), before, tuple(moved))
 
 
 def _own_nodes(select: Node) -> set[Node]:
@@ -104,12 +104,10 @@ def _may_share(root: Node, source: Node) -> bool:
     return root is source or source in set(upstream(root)) or root in set(upstream(source))
 
 
-def _payload(rewrite: Rewrite, gather: Node, name: str) -> Payload | None:
+def _payload(gather: Node, name: str) -> Payload | None:
     """What a gather copies for each kept token; None where the kernel cannot."""
     source, _, dim = gather.args
-    value, role = example(source), _role(rewrite, source)  # type: ignore[arg-type]  # what is gathered is a node
-    if role is not None:
-        return payload_of(name, _ROLES[role], 1, 1)
+    value = example(source)  # type: ignore[arg-type]  # what is gathered is a node
     if not isinstance(value, Tensor) or not isinstance(dim, int):
         return None
     outer, width = _product(value.shape[1:dim]), _product(value.shape[dim + 1 :])
@@ -119,10 +117,6 @@ def _payload(rewrite: Rewrite, gather: Node, name: str) -> Payload | None:
         return payload_of(name, value.dtype, outer, width)
     except KernelError:
         return None
-
-
-def _role(rewrite: Rewrite, source: object) -> str | None:
-    return next((name for name in _ROLES if rewrite.nodes.get(name) is source), None)
 
 
 def _product(sizes: Iterable[Any]) -> int | None:
@@ -137,12 +131,12 @@ def _product(sizes: Iterable[Any]) -> int | None:
 
 def fuse(rewrite: Rewrite, found: Selection, implementation: str) -> int:
     """Puts one node in the place of the selection and its gathers; the number of nodes that it replaces."""
-    graph, old = rewrite.graph, (found.select, *found.gathers)
+    graph, old = rewrite.graph, (found.select, found.index, *found.gathers)
     with graph.inserting_before(found.before):
         call: Callable[..., Node] = graph.call_function
         sources = [gather.args[0] for gather in found.gathers]
         dims = [gather.args[2] for gather in found.gathers]
-        args = (*found.select.args, sources, dims, implementation)
+        args = (*found.select.args, found.index.args[1], sources, dims, implementation)
         fused = call(OPS.select_and_gather.default, args)
         results = [call(operator.getitem, (fused, at)) for at in range(len(old))]
     for node in found.moved:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.reasons import Miss
-from segmo.passes.scene_nodes import OPS, relevance_node
+from segmo.passes.scene_nodes import OPS, relevance_of_scenes
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class InjectContext:
         schedule = nodes["schedule"]
         prefix = "kept_" if "index" in nodes else ""
         segment, _, valid = schedule.args
-        relevance = relevance_node(rewrite, before=schedule) if self.context else None
+        relevance = relevance_of_scenes(rewrite, schedule) if self.context else None
         with rewrite.graph.inserting_before(schedule):
             args = (nodes[f"{prefix}frame"], nodes[f"{prefix}scene"], segment, relevance, self.context, self.tails)
             context = rewrite.graph.call_function(OPS.context_tokens.default, args)

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 # Outputs that are added to a rewritten prefill for the report, where the passes have put them.
 _OF_PROMPT = ("frame", "cell", "novelty", "scene", "question", "ids", "positions")
-RECORDED = (*_OF_PROMPT, "relevance", "index", "segment", "context")
+RECORDED = (*_OF_PROMPT, "relevance", "chosen", "index", "segment", "context")
 
 Observer = Callable[[str, Pass, GraphModule], None]  # called with ("before" or "after", pass, graph module)
 _OBSERVERS: Scoped[Observer] = Scoped("segmo_observers")

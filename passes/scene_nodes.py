@@ -66,6 +66,7 @@ def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
     """Puts "frame", "cell", "novelty", "similarity", "scene", "question" behind the merge, and "valid" if padded.
 
     Where frames may be missing, also "encoded", and "seen": the cells of those that are there.
+    All but "novelty", "similarity" and "scene" lie in the host's memory; :func:`to_host` brings these there.
     "positions", the M-RoPE ids that came in, is there for the report (they say how the cells of a frame lie), and the
     token "ids" are there for it too.
     """
@@ -77,11 +78,17 @@ def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
         _drop_count_check(rewrite, merge)
     trailing = facts.family.trailing if facts.family else 0
     call: Any = graph.call_function
+    padding = facts.padding
+    wanted = (facts.ids, facts.positions, padding.attention_mask, padding.positions)
     with graph.inserting_before(_entry(merge)):  # counted before anything is put into its place
-        video = call(OPS.video_tokens.default, (merge.mask, video_total(rewrite)))
+        others = list(dict.fromkeys(node for node in wanted if node is not None))
+        prompt = call(OPS.read_prompt.default, (merge.mask, video_total(rewrite), others))
+        video, *copies = (call(operator.getitem, (prompt, at)) for at in range(len(others) + 1))
+        copy: dict[Node | None, Node] = dict(zip(others, copies, strict=True))
+        ids, positions = copy.get(facts.ids), copy.get(facts.positions)
     with graph.inserting_before(merge.node.next):
         chat = facts.chat.to_text()
-        known = (video, facts.positions, facts.cells_per_frame, trailing, facts.ids, chat, _shared(rewrite, merge))
+        known = (video, positions, facts.cells_per_frame, trailing, ids, chat, _shared(rewrite, merge))
         layout = call(OPS.video_layout.default, known)
         nodes["frame"], nodes["cell"] = (call(operator.getitem, (layout, i)) for i in (0, 1))
         if rewrite.options.frames < 1:
@@ -92,37 +99,87 @@ def scene_nodes(rewrite: Rewrite) -> dict[str, Node]:
         nodes["novelty"], nodes["similarity"] = (call(operator.getitem, (scan, i)) for i in (0, 1))
         found = (nodes["similarity"], nodes["frame"], nodes["cell"], MAX_SCENES, encoded)
         nodes["scene"] = call(OPS.find_scenes.default, found)
-        padding = facts.padding
         if padding.attention_mask is not None or padding.positions is not None:
-            args = (padding.attention_mask, padding.positions, nodes["frame"])
+            args = (copy.get(padding.attention_mask), copy.get(padding.positions), nodes["frame"])
             nodes["valid"] = call(OPS.valid_tokens.default, args)
-        asked = (facts.ids, nodes["frame"], nodes["cell"], nodes.get("valid"), chat)
+        asked = (ids, nodes["frame"], nodes["cell"], nodes.get("valid"), chat)
         nodes["question"] = call(OPS.question_tokens.default, asked)
-    if facts.ids is not None:
-        nodes["ids"] = facts.ids
+    if ids is not None:
+        nodes["ids"] = ids
     if facts.positions is not None:
         nodes["positions"] = facts.positions
     nodes["last"] = nodes["question"]
     return nodes
 
 
-def relevance_node(rewrite: Rewrite, before: Node | None = None) -> Node:
-    """Puts "relevance", (B, S), by a scorer that works on embeddings, in front of a node or behind what stands."""
+def to_host(rewrite: Rewrite, *names: str) -> None:
+    """Brings what stands under these names into the host's memory, by one node behind what stands: one wait.
+
+    What is there already stays, and so does what it was copied from.
+    """
+    nodes, graph = rewrite.nodes, rewrite.graph
+    far = [name for name in names if not _copied(nodes[name])]
+    if not far:
+        return
+    with graph.inserting_before(nodes["last"].next):
+        visit = graph.call_function(OPS.to_host.default, ([nodes[name] for name in far],))
+        for at, name in enumerate(far):
+            nodes[name] = nodes["last"] = graph.call_function(operator.getitem, (visit, at))
+
+
+def _copied(node: Node) -> bool:
+    """Whether a node is what the host was given, or made of that alone."""
+    source = node.args[0] if node.target is operator.getitem else node
+    return isinstance(source, Node) and source.target in (OPS.to_host.default, OPS.external_relevance.default)
+
+
+def on_device(node: Node) -> Node:
+    """What a node that the host was given is a copy of; any other node itself."""
+    if node.target is not operator.getitem or not _copied(node):
+        return node
+    visit, at = node.args
+    return visit.args[0][at]  # type: ignore[union-attr, index, return-value]  # a list of nodes
+
+
+def relevance_node(rewrite: Rewrite) -> Node:
+    """Puts "relevance", (B, S), by a scorer that works on embeddings, behind what stands."""
     nodes = scene_nodes(rewrite)
     if "relevance" not in nodes:
-        with rewrite.graph.inserting_before(before or nodes["last"].next):
-            if rewrite.options.scorer == "external":
-                args: tuple[Any, ...] = (nodes["scene"], nodes["frame"], nodes["cell"], MAX_SCENES)
-                node = rewrite.graph.call_function(OPS.external_relevance.default, args)
-            else:
-                cell = nodes.get("seen", nodes["cell"])
-                frame = None if "seen" in nodes else nodes["frame"]
-                args = (merge_of(rewrite).node, nodes["scene"], cell, nodes["question"], MAX_SCENES, frame)
-                node = rewrite.graph.call_function(OPS.embedding_relevance.default, args)
-        nodes["relevance"] = node
-        if before is None:
-            nodes["last"] = node
+        if rewrite.options.scorer == "external":  # scores are for scenes that the host has to know
+            to_host(rewrite, "novelty", "scene")
+        nodes["relevance"] = nodes["last"] = _score(rewrite, nodes["last"].next)
     return nodes["relevance"]
+
+
+def relevance_of_scenes(rewrite: Rewrite, before: Node) -> Node:
+    """ "relevance" in the host's memory, in front of a node that stands behind its look at the scenes.
+
+    Where no pass has asked for it yet, that look takes it along.
+    """
+    nodes = rewrite.nodes
+    if "relevance" not in nodes:
+        if rewrite.options.scorer == "external":
+            nodes["relevance"] = _score(rewrite, before)
+            return nodes["relevance"]
+        visit: Any = nodes["scene"].args[0]
+        visit.args = ([*visit.args[0], _score(rewrite, visit)],)
+        with rewrite.graph.inserting_before(before):
+            place = len(visit.args[0]) - 1
+            nodes["relevance"] = rewrite.graph.call_function(operator.getitem, (visit, place))
+    return nodes["relevance"]
+
+
+def _score(rewrite: Rewrite, before: Node) -> Node:
+    """The node of a scorer that works on embeddings, in front of another node."""
+    nodes = rewrite.nodes
+    with rewrite.graph.inserting_before(before):
+        if rewrite.options.scorer == "external":
+            args: tuple[Any, ...] = (nodes["scene"], nodes["frame"], nodes["cell"], MAX_SCENES)
+            return rewrite.graph.call_function(OPS.external_relevance.default, args)
+        cell = nodes.get("seen", nodes["cell"])
+        frame = None if "seen" in nodes else nodes["frame"]
+        args = (merge_of(rewrite).node, on_device(nodes["scene"]), cell, nodes["question"], MAX_SCENES, frame)
+        return rewrite.graph.call_function(OPS.embedding_relevance.default, args)
 
 
 def attention_relevance_node(rewrite: Rewrite, layer: int) -> Node:

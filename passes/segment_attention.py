@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from segmo.passes.attentions import Attention
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.graph import replace_call
 from segmo.passes.reasons import Miss
-from segmo.passes.scene_nodes import OPS, scale_of, scene_nodes
+from segmo.passes.scene_nodes import OPS, on_device, scale_of, scene_nodes, to_host
 
 
 @dataclass(frozen=True)
@@ -60,9 +61,16 @@ class SegmentAttention:
     def _schedule(self, rewrite: Rewrite, prefix: str) -> Node:
         nodes, graph = rewrite.nodes, rewrite.graph
         early = "index" in nodes and not prefix
-        after = nodes["question"] if early else nodes["last"]
+        if "index" not in nodes:
+            to_host(rewrite, "novelty", "scene")
+        scene, after = nodes[f"{prefix}scene"], nodes["question"] if early else nodes["last"]
         with graph.inserting_before(after.next):
-            args = (nodes[f"{prefix}frame"], nodes[f"{prefix}scene"], str(self.segments))
+            if early:
+                look = graph.call_function(OPS.to_host.default, ([on_device(scene)],))
+                scene = graph.call_function(operator.getitem, (look, 0))
+            # Where no tokens are selected, nobody else looks whether the features are numbers.
+            checked = () if "index" in nodes else (nodes["novelty"], nodes["cell"])
+            args = (nodes[f"{prefix}frame"], scene, str(self.segments), *checked)
             segment = graph.call_function(OPS.segment_ids.default, args)
             valid = nodes.get(f"{prefix}valid")
             schedule = graph.call_function(OPS.attention_schedule.default, (segment, None, valid))

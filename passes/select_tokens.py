@@ -19,6 +19,7 @@ from segmo.passes.scene_nodes import (
     merge_of,
     relevance_node,
     scene_nodes,
+    to_host,
     video_total,
 )
 from segmo.passes.video_count import count
@@ -80,7 +81,7 @@ class SelectTokens:
             cut.run(roots, start)
         except DoesNotApply as reason:
             raise _of_one_length(reason, embeds.shape[1]) from reason
-        self._gather_roles(rewrite, index)
+        self._gather_roles(rewrite)
         rewrite.notes.append(f"select-tokens: {total} video tokens in the traced call, {kept - length + total} kept")
         whole = self.frames < 1 and not facts.frames_chosen
         return Outcome(matches=1, misses=(Miss.of("no-encoder"),) if whole else ())
@@ -113,7 +114,9 @@ class SelectTokens:
         nodes["novelty"] = node
 
     def _index_node(self, rewrite: Rewrite, keep: float) -> Node:
+        """Puts the positions of the kept tokens: "chosen" in the host's memory, "index" where the model is."""
         nodes = rewrite.nodes
+        to_host(rewrite, "novelty", "scene", "relevance")
         with rewrite.graph.inserting_before(nodes["last"].next):
             names = ("novelty", "frame", "cell", "scene", "relevance")
             args: tuple[Any, ...] = (
@@ -123,17 +126,18 @@ class SelectTokens:
                 self.balance,
                 nodes.get("encoded"),
             )
-            index = rewrite.graph.call_function(OPS.select_tokens.default, args)
-        nodes["index"] = nodes["last"] = index
+            chosen = rewrite.graph.call_function(OPS.select_tokens.default, args)
+            index = rewrite.graph.call_function(OPS.to_device.default, (chosen, merge_of(rewrite).node))
+        nodes["chosen"], nodes["index"], nodes["last"] = chosen, index, index
         return index
 
-    def _gather_roles(self, rewrite: Rewrite, index: Node) -> None:
+    def _gather_roles(self, rewrite: Rewrite) -> None:
         """Frame, scene and padding of the kept tokens, for the passes that follow."""
         nodes = rewrite.nodes
         for name in ("frame", "scene", "valid"):
             if name in nodes:
                 with rewrite.graph.inserting_after(nodes["last"]):
-                    node = rewrite.graph.call_function(OPS.gather_tokens.default, (nodes[name], index, 1))
+                    node = rewrite.graph.call_function(OPS.gather_tokens.default, (nodes[name], nodes["chosen"], 1))
                 nodes[f"kept_{name}"] = nodes["last"] = node
 
 

@@ -89,7 +89,7 @@ class ShardSegments:
             arguments = (nodes["schedule"], nodes.get("index"), nodes["frame"], nodes["cell"], settings.to_json())
             packed = graph.call_function(OPS.plan_ranks.default, arguments)
         with graph.inserting_after(packed):
-            index = graph.call_function(OPS.rank_positions.default, (packed, nodes["frame"]))
+            index = graph.call_function(OPS.rank_positions.default, (packed, merge_of(rewrite).node))
             kept = graph.call_function(torch.ops.aten.sym_size.int, (nodes.get("index", nodes["frame"]), 1))
         for layer, node in enumerate(attentions):
             _replace(node, packed, settings.group, layer)

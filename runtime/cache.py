@@ -289,9 +289,10 @@ def mark_cut(cache: Cache, seen: int, index_BK: Tensor, spread: RankSchedule | N
     for number, layer in enumerate(cache.layers):
         if not isinstance(layer, CacheLayerMixin) or not layer.is_initialized:
             continue
+        kept_BK = index_BK.to(index_BK.device if layer.keys is None else layer.keys.device, copy=True)
         window = isinstance(layer, DynamicSlidingWindowLayer)  # which has the window's keys whole on every rank
         if spread is not None and not window and layer.keys is not None and layer.keys.shape[-2] == spread.length:
-            cache.layers[number] = SpreadLayer(layer, seen, index_BK.clone(), spread)
+            cache.layers[number] = SpreadLayer(layer, seen, kept_BK, spread)
             continue
         kind = _kind(type(layer))
         if kind is None:
@@ -299,7 +300,7 @@ def mark_cut(cache: Cache, seen: int, index_BK: Tensor, spread: RankSchedule | N
                 f"the KV cache's layer {number} is a {type(layer).__name__}, and SegMo does not know how that counts "
                 "tokens that were dropped; use transformers' DynamicCache, or keep=1"
             )
-        cache.layers[number] = kind(layer, seen, index_BK.clone())
+        cache.layers[number] = kind(layer, seen, kept_BK)
 
 
 @functools.cache

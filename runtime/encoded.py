@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from segmo.runtime.host import fetch, send
 from segmo.runtime.layout import frame_heads
 
 Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -68,8 +69,8 @@ def place_rows(kept: Tensor, rows: Tensor, total: int) -> Tensor:
 
 
 def encoded_tokens(embeds_BNH: Tensor, cell_BN: Tensor) -> Tensor:
-    """False at video tokens whose frame was not encoded, (B, N) bool."""
-    return (embeds_BNH != 0).any(dim=-1) | (cell_BN < 0)
+    """False at video tokens whose frame was not encoded, (B, N) bool, in the host's memory."""
+    return fetch([(embeds_BNH != 0).any(dim=-1)])[0] | (cell_BN < 0)
 
 
 def without_gaps(frame_N: Tensor, cell_N: Tensor, encoded_N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -119,7 +120,7 @@ def find_encoded_scenes(
     """``find_scenes`` over the encoded frames; a missing frame belongs to the scene of the encoded one before it."""
     if bool(encoded_BN.all()):
         return find_scenes(similarity_BN, frame_BN, cell_BN, max_scenes)
-    scene_BN = frame_BN.clone()
+    (known_BN,), scene_BN = fetch([similarity_BN]), frame_BN.clone()
     for row in range(frame_BN.shape[0]):
         inside_N = frame_BN[row] >= 0
         index_T, frame_T, present_P = without_gaps(frame_BN[row], cell_BN[row], encoded_BN[row])
@@ -127,8 +128,8 @@ def find_encoded_scenes(
             scene_BN[row, inside_N] = 0
             continue
         cell_T = cell_BN[row, index_T]
-        scene_T = find_scenes(similarity_BN[row, index_T][None], frame_T[None], cell_T[None], max_scenes)[0]
+        scene_T = find_scenes(known_BN[row, index_T][None], frame_T[None], cell_T[None], max_scenes)[0]
         scene_P = scene_T[frame_heads(frame_T, cell_T)]
         at = torch.searchsorted(present_P, frame_BN[row, inside_N], right=True) - 1
         scene_BN[row, inside_N] = scene_P[at.clamp(min=0)]
-    return scene_BN
+    return send(scene_BN, similarity_BN.device)

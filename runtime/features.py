@@ -1,66 +1,108 @@
 """One pass over the video features: how new each token is, and how alike neighbouring frames are.
 
-Legend: B batch, N prompt tokens, V video tokens of a row, F frames, C cells of a frame, H hidden size.
+Legend: B batch, N prompt tokens, T video tokens, F frames, C cells of a frame, H hidden size.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from segmo.errors import PromptError
-from segmo.runtime.layout import video_starts
+from segmo.runtime.host import Array, give, here, read
+from segmo.runtime.video_runs import places
+from segmo.runtime.video_tokens import VideoTokens, place, take
 
 # Tokens that are widened to fp32 at a time: a chunk of 512 x 1024 fp32 values stays in a core's cache.
 CHUNK = 512
 
 
-def previous_cell(frame_V: Tensor, cell_V: Tensor) -> Tensor:
-    """Index of the token in the same cell of the previous frame, -1 where there is none; (V,) int64."""
-    frames, cells = int(frame_V[-1]) + 1, int(cell_V.max()) + 1
-    token_FC = torch.full((frames + 1, cells), -1, dtype=torch.long, device=frame_V.device)
-    token_FC[frame_V + 1, cell_V] = torch.arange(frame_V.shape[0], device=frame_V.device)
-    return token_FC[frame_V, cell_V]
+def previous_cell(frame_T: Array, cell_T: Array) -> Array:
+    """Index of the token in the same cell of the previous frame, -1 where there is none; (T,) int64."""
+    frames, cells = int(frame_T[-1]) + 1, int(cell_T.max()) + 1
+    token_FC = np.full((frames + 1, cells), -1)
+    token_FC[frame_T + 1, cell_T] = np.arange(frame_T.shape[0])
+    found: Array = token_FC[frame_T, cell_T]
+    return found
 
 
-def alone(frame_T: Tensor, first_F: Tensor) -> tuple[Tensor, Tensor]:
+def alone(frame_T: Array, first_F: Array) -> tuple[Array, Array]:
     """Successive frames of a row by themselves: their tokens' frames counted from 0, and which of them begin a video.
 
     The first one does, as nothing stands before it here.
     """
-    first = first_F[int(frame_T[0]) : int(frame_T[-1]) + 1].clone()
+    first = first_F[frame_T[0] : frame_T[-1] + 1].copy()
     first[0] = True
     return frame_T - frame_T[0], first
 
 
-def _scan_row(embeds_NH: Tensor, video_V: Tensor, frame_V: Tensor, before_V: Tensor) -> tuple[Tensor, ...]:
-    """Squared norm of each token (V,), its dot product with token ``before_V``, each frame's sum (F, H)."""
-    tokens, hidden = video_V.shape[0], embeds_NH.shape[1]
-    square_V = torch.empty(tokens, device=embeds_NH.device)
-    dot_V = torch.empty_like(square_V)
-    sum_FH = torch.zeros(int(frame_V[-1]) + 1, hidden, device=embeds_NH.device)
-    for start in range(0, tokens, CHUNK):
-        chunk = slice(start, start + CHUNK)
-        now = embeds_NH[video_V[chunk]].float()
-        square_V[chunk] = torch.linalg.vecdot(now, now)
-        dot_V[chunk] = torch.linalg.vecdot(now, embeds_NH[before_V[chunk]].float())
-        sum_FH.index_add_(0, frame_V[chunk], now)
-    return square_V, dot_V, sum_FH
+def blocks(frame_T: Array) -> Iterator[slice]:
+    """Neighbouring tokens to work on together: some whole frames, or a part of a large one.
+
+    A frame is cut at the same tokens wherever it stands, so that its sums are the same.
+    """
+    start, tokens = 0, len(frame_T)
+    for head, end in pairwise([*places(np.diff(frame_T, prepend=-1)).tolist(), tokens]):
+        if end - start > CHUNK and head > start:
+            yield slice(start, head)
+            start = head
+        while end - start > CHUNK:
+            yield slice(start, start + CHUNK)
+            start += CHUNK
+    if start < tokens:
+        yield slice(start, tokens)
 
 
-def check_finite(value_V: Tensor, frame_V: Tensor, cell_V: Tensor) -> None:
-    """Refuses video features of which a number (V,) came out that is not finite.
+def add_frames(total_FH: Tensor, x_TH: Tensor, frame_T: Array) -> None:
+    """Adds tokens to the sums of their frames."""
+    if not here(x_TH):
+        total_FH.index_add_(0, give(frame_T, x_TH.device), x_TH)
+        return
+    for start, end in pairwise([*places(np.diff(frame_T, prepend=-1)).tolist(), len(frame_T)]):
+        total_FH[frame_T[start]] += x_TH[start:end].sum(0)
+
+
+def _scan(embeds_NH: Tensor, at_T: Array, frame_T: Array, before_T: Array) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared norm of each token (T,), its dot product with the one at ``before_T``, each frame's sum (F, H)."""
+    square_T = torch.empty(len(at_T), device=embeds_NH.device)
+    dot_T = torch.empty_like(square_T)
+    sum_FH = torch.zeros(int(frame_T[-1]) + 1, embeds_NH.shape[1], device=embeds_NH.device)
+    for block in blocks(frame_T):
+        now = take(embeds_NH, at_T[block]).float()
+        square_T[block] = torch.linalg.vecdot(now, now)
+        dot_T[block] = torch.linalg.vecdot(now, take(embeds_NH, before_T[block]).float())
+        add_frames(sum_FH, now, frame_T[block])
+    return square_T, dot_T, sum_FH
+
+
+def check_finite(value_T: Array, frame_T: Array, cell_T: Array) -> None:
+    """Refuses video features of which a number (T,) came out that is not finite.
 
     Raises:
         PromptError: it names the first token's frame and cell.
     """
-    bad_V = ~torch.isfinite(value_V)
-    if bool(bad_V.any()):
-        token = int(bad_V.nonzero()[0])
+    bad_T = ~np.isfinite(value_T)
+    if bad_T.any():
+        token = int(bad_T.argmax())
         raise PromptError(
-            f"the video features hold NaN or infinity (first in frame {int(frame_V[token])}, cell "
-            f"{int(cell_V[token])}); check the pixels and the dtype of the vision encoder"
+            f"the video features hold NaN or infinity (first in frame {int(frame_T[token])}, cell "
+            f"{int(cell_T[token])}); check the pixels and the dtype of the vision encoder"
         )
+
+
+def finite_or_nan(novelty_T: Tensor, value_T: Tensor, frame_T: Array, cell_T: Array) -> Tensor:
+    """Novelty of tokens of which a value is finite, as :func:`check_finite` asks.
+
+    A device is not waited for here: what is not finite has novelty NaN there, which is refused where the host reads it.
+    """
+    if here(value_T):
+        check_finite(value_T.numpy(), frame_T, cell_T)
+        return novelty_T
+    return novelty_T.masked_fill(~torch.isfinite(value_T), torch.nan)
 
 
 def scan_tokens(
@@ -79,18 +121,29 @@ def scan_tokens(
     Raises:
         PromptError: the features hold NaN or infinity.
     """
-    local_T, first = alone(frame_T, first_F)
-    previous_T = previous_cell(local_T, cell_T).masked_fill(first[local_T], -1)
-    new_T, previous_T = previous_T < 0, previous_T.clamp(min=0)
-    square_T, dot_T, sum_FH = _scan_row(embeds_NH, at_T, local_T, at_T[previous_T])
-    check_finite(square_T, frame_T, cell_T)
+    at, frame, cell, first = read(at_T, frame_T, cell_T, first_F)
+    novelty_T, similarity_F, value_T = _scan_frames(embeds_NH, at, frame, cell, first)
+    return finite_or_nan(novelty_T, value_T, frame, cell), similarity_F
 
-    norm_T = square_T.sqrt_()
-    cosine_T = dot_T / (norm_T * norm_T[previous_T]).clamp(min=1e-12)
+
+def _scan_frames(
+    embeds_NH: Tensor, at_T: Array, frame_T: Array, cell_T: Array, first_F: Array
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What :func:`scan_tokens` returns, and a number of each token that is finite if its features are."""
+    local_T, first = alone(frame_T, first_F)
+    previous_T = previous_cell(local_T, cell_T)
+    previous_T[first[local_T]] = -1
+    before_T = previous_T.clip(min=0)
+    square_T, dot_T, sum_FH = _scan(embeds_NH, at_T, local_T, at_T[before_T])
+
+    norm_T = square_T.sqrt()
+    cosine_T = dot_T / (norm_T * norm_T[give(before_T, norm_T.device)]).clamp(min=1e-12)
+    novelty_T = (1 - cosine_T).masked_fill(give(previous_T < 0, norm_T.device), 1)
     descriptor_FH = torch.nn.functional.normalize(sum_FH, dim=-1)
-    similarity_F = torch.ones_like(first, dtype=torch.float32)
+    similarity_F = torch.ones(len(first), device=embeds_NH.device)
     similarity_F[1:] = torch.linalg.vecdot(descriptor_FH[1:], descriptor_FH[:-1])
-    return (1 - cosine_T).masked_fill(new_T, 1), similarity_F.masked_fill(first, 1)
+    similarity_F = similarity_F.masked_fill(give(first, norm_T.device), 1)
+    return novelty_T, similarity_F, square_T
 
 
 def scan_video(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,17 +160,19 @@ def scan_video(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor) -> tuple[T
         previous frame's; 1 for the first frame of each video and for text.
 
     Raises:
-        PromptError: the features hold NaN or infinity.
+        PromptError: the features hold NaN or infinity (on a device novelty is NaN there).
     """
-    novelty_BN = torch.zeros(frame_BN.shape, device=embeds_BNH.device)
-    similarity_BN = torch.ones_like(novelty_BN)
-    for row in range(frame_BN.shape[0]):
-        video_V = (cell_BN[row] >= 0).nonzero()[:, 0]
-        if video_V.numel() == 0:
-            continue
-        frame_V, cell_V = frame_BN[row, video_V], cell_BN[row, video_V]
-        first_F = video_starts(frame_BN[row], cell_BN[row])
-        novelty_V, similarity_F = scan_tokens(embeds_BNH[row], video_V, frame_V, cell_V, first_F)
-        novelty_BN[row, video_V] = novelty_V
-        similarity_BN[row, video_V] = similarity_F[frame_V]
-    return novelty_BN, similarity_BN
+    video = VideoTokens.of(frame_BN, cell_BN)
+    shape, device = frame_BN.shape, embeds_BNH.device
+    if not len(video.at_T):
+        return torch.zeros(shape, device=device), torch.ones(shape, device=device)
+    novelty_T, similarity_F, value_T = _scan_frames(
+        embeds_BNH.flatten(0, 1), video.at_T, video.frame_T, video.cell_T, video.first_F
+    )
+    novelty_T = finite_or_nan(novelty_T, value_T, video.number_T, video.cell_T)
+    similarity_T = similarity_F[give(video.frame_T, device)]
+    length = frame_BN.numel()
+    return (
+        place(novelty_T, video.at_T, length, 0).view(shape),
+        place(similarity_T, video.at_T, length, 1).view(shape),
+    )

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from segmo.runtime.features import CHUNK
-from segmo.runtime.layout import video_starts
-from segmo.runtime.scenes import head_frames
+from segmo.runtime.host import Array, give, here, send
+from segmo.runtime.scenes import MAX_SCENES, head_frames
+from segmo.runtime.video_tokens import VideoTokens, place
 
 FARTHEST = 2.0  # the largest 1 - cosine
 BACK = 2  # scenes before, whose first frames are looked at: one that goes on, and one that came between
@@ -30,11 +32,11 @@ PICKS = 64  # tokens of a frame that are taken one after the other; what is left
 PAIRS = 2**22  # distances between tokens of first frames that are held at a time
 
 # (N, H) embeddings, (T,) positions, (T,) index of another of these tokens or -1, (T,) frames ->
-# (T,) distance 1 - cosine to that token, 1 where there is none
-Compare = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+# (T,) distance 1 - cosine to that token, 1 where there is none. What is an array the host knows.
+Compare = Callable[[Tensor, Array, Tensor, Array], Tensor]
 
 
-def distance_to(embeds_NH: Tensor, at_T: Tensor, other_T: Tensor, frame_T: Tensor) -> Tensor:
+def distance_to(embeds_NH: Tensor, at_T: Array, other_T: Tensor, frame_T: Array) -> Tensor:
     """1 - cosine of each token to another one, (T,) fp32; 1 where ``other_T`` is -1.
 
     Args:
@@ -42,12 +44,20 @@ def distance_to(embeds_NH: Tensor, at_T: Tensor, other_T: Tensor, frame_T: Tenso
         other_T: index into ``at_T``, or -1.
         frame_T: frame of each token, which this implementation does not need.
     """
-    distance_T = torch.ones(at_T.shape[0], device=embeds_NH.device)
-    for chunk in torch.split((other_T >= 0).nonzero()[:, 0], CHUNK):
-        now, other = embeds_NH[at_T[chunk]].float(), embeds_NH[at_T[other_T[chunk]]].float()
+    places_T, there_T = give(at_T, embeds_NH.device), other_T >= 0
+    cosine_T = torch.zeros(places_T.shape[0], device=embeds_NH.device)
+    for chunk in torch.split(_set(there_T), CHUNK):
+        now, other = (embeds_NH[places_T[at]].float() for at in (chunk, other_T[chunk].clamp(min=0)))
         norm = torch.linalg.vecdot(now, now) * torch.linalg.vecdot(other, other)
-        distance_T[chunk] -= torch.linalg.vecdot(now, other) / norm.sqrt_().clamp_(min=1e-12)
-    return distance_T
+        cosine_T[chunk] = torch.linalg.vecdot(now, other) / norm.sqrt_().clamp_(min=1e-12)
+    return 1 - cosine_T.masked_fill(~there_T, 0)
+
+
+def _set(flag_T: Tensor) -> Tensor:
+    """Where flags are set, ascending, as far as nothing has to be waited for: on a device, everywhere."""
+    if here(flag_T):
+        return torch.from_numpy(np.flatnonzero(flag_T.numpy()))
+    return torch.arange(flag_T.shape[0], device=flag_T.device)
 
 
 def farthest_first(distance_SCC: Tensor, known_SC: Tensor, start_SC: Tensor, real_SC: Tensor) -> Tensor:
@@ -89,13 +99,14 @@ def _first_frames(embeds_NH: Tensor, at_SC: Tensor, known_SC: Tensor) -> Tensor:
 
 def novel_tokens(
     embeds_NH: Tensor,
-    at_T: Tensor,
+    at_T: Array,
     novelty_T: Tensor,
-    frame_T: Tensor,
-    cell_T: Tensor,
+    frame_T: Array,
+    cell_T: Array,
     scene_T: Tensor,
-    first_F: Tensor,
+    first_F: Array,
     compare: Compare = distance_to,
+    most: int | None = None,
 ) -> Tensor:
     """Novelty inside scenes of the video tokens of one prompt, or of some of its frames, (T,) fp32.
 
@@ -105,26 +116,35 @@ def novel_tokens(
         frame_T, cell_T, scene_T: of each token; a scene's first frame is the first one that is here.
         first_F: whether a frame of the whole row is the first one of its video, (F,) bool.
         compare: :func:`distance_to` or its generated twin.
+        most: no token has this scene or a higher one; where the host knows the scenes it looks itself.
     """
-    first_T = frame_T == head_frames(frame_T, scene_T)[scene_T]
-    token_SC = torch.full((int(scene_T[-1]) + 1, int(cell_T.max()) + 1), -1, device=at_T.device)
-    token_SC[scene_T[first_T], cell_T[first_T]] = first_T.nonzero()[:, 0]
-    told_T = compare(embeds_NH, at_T, token_SC[scene_T, cell_T].masked_fill(first_T, -1), frame_T)
+    device = embeds_NH.device
+    scenes = int(scene_T.numpy().max()) + 1 if here(scene_T) else most or len(first_F)
+    scene_T = send(scene_T, device)
+    number_T, cells = torch.arange(len(at_T), device=device), int(cell_T.max()) + 1
+    in_cell_T, in_frame_T = give(cell_T, device), give(frame_T, device)
+    first_T = in_frame_T == head_frames(in_frame_T, scene_T, scenes)[scene_T]
+    token_SC = torch.full((scenes + 1, cells), -1, device=device)  # the last row is for tokens of later frames
+    token_SC[scene_T.masked_fill(~first_T, scenes), in_cell_T] = number_T
+    token_SC = token_SC[:-1]
+    told_T = compare(embeds_NH, at_T, token_SC[scene_T, in_cell_T].masked_fill(first_T, -1), frame_T)
     out_T = torch.minimum(novelty_T, told_T)
     known_T = torch.full_like(out_T, FARTHEST)
-    video_F = first_F.cumsum(0)
+    video_T = give(first_F.cumsum()[frame_T], device)
     for back in range(1, BACK + 1):
-        before_T = token_SC[(scene_T - back).clamp(min=0), cell_T].masked_fill(~first_T | (scene_T < back), -1)
-        before_T = before_T.masked_fill(video_F[frame_T[before_T]] != video_F[frame_T], -1)
+        before_T = token_SC[(scene_T - back).clamp(min=0), in_cell_T].masked_fill(~first_T | (scene_T < back), -1)
+        before_T = before_T.masked_fill(video_T[before_T] != video_T, -1)
         known_T = torch.minimum(
             known_T, compare(embeds_NH, at_T, before_T, frame_T).masked_fill(before_T < 0, FARTHEST)
         )
-    for part_SC in _alike(token_SC):
+    out_T = torch.nn.functional.pad(out_T, (0, 1))  # the last place is for cells that a frame does not have
+    places_T = give(at_T, device)
+    for part_SC in _alike(token_SC) if here(token_SC) else torch.split(token_SC, max(1, PAIRS // cells**2)):
         real_SC = part_SC >= 0
-        at_SC = torch.where(real_SC, at_T[part_SC], -1)
+        at_SC = torch.where(real_SC, places_T[part_SC], -1)
         found_SC = _first_frames(embeds_NH, at_SC, known_T[part_SC])
-        out_T[part_SC[real_SC]] = found_SC[real_SC]
-    return out_T
+        out_T[part_SC.masked_fill(~real_SC, len(at_T)).flatten()] = found_SC.flatten()
+    return torch.where(novelty_T.isnan(), novelty_T, out_T[:-1])
 
 
 def _alike(token_SC: Tensor) -> Iterator[Tensor]:
@@ -159,20 +179,27 @@ def scene_novelty(
 
     Args:
         embeds_BNH: token embeddings after the merge.
-        novelty_BN: from :func:`segmo.runtime.features.scan_video`.
+        novelty_BN: from :func:`segmo.runtime.features.scan_video`; what is NaN stays so.
         frame_BN, cell_BN: from :func:`segmo.runtime.layout.video_layout`.
         scene_BN: from :func:`segmo.runtime.scenes.find_scenes`.
         encoded_BN: False at video tokens whose frame was never encoded.
         compare: :func:`distance_to` or its generated twin.
     """
-    out_BN = torch.zeros_like(novelty_BN)
-    for row in range(frame_BN.shape[0]):
-        there_N = cell_BN[row] >= 0 if encoded_BN is None else (cell_BN[row] >= 0) & encoded_BN[row]
-        at_T = there_N.nonzero()[:, 0]
-        if at_T.numel():
-            novelty_T, frame_T, cell_T, scene_T = (x[row, at_T] for x in (novelty_BN, frame_BN, cell_BN, scene_BN))
-            first_F = video_starts(frame_BN[row], cell_BN[row])
-            out_BN[row, at_T] = novel_tokens(
-                embeds_BNH[row], at_T, novelty_T, frame_T, cell_T, scene_T, first_F, compare
-            )
-    return out_BN
+    video, device = VideoTokens.of(frame_BN, cell_BN, encoded_BN), embeds_BNH.device
+    if not len(video.at_T):
+        return torch.zeros_like(novelty_BN)
+    in_row = np.bincount(video.row_F, minlength=frame_BN.shape[0]).clip(max=MAX_SCENES)
+    before_T = (in_row.cumsum() - in_row)[video.at_T // frame_BN.shape[1]]  # scenes of other rows are other scenes
+    at_T = give(video.at_T, device)
+    found_T = novel_tokens(
+        embeds_BNH.flatten(0, 1),
+        video.at_T,
+        novelty_BN.flatten()[at_T],
+        video.frame_T,
+        video.cell_T,
+        scene_BN.flatten()[at_T] + give(before_T, device),
+        video.first_F,
+        compare,
+        int(in_row.sum()),
+    )
+    return place(found_T, video.at_T, novelty_BN.numel(), 0).view(novelty_BN.shape)

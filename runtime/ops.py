@@ -9,6 +9,7 @@ from :mod:`segmo.runtime.lowering`.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from segmo.runtime import (
     encoded,
     external,
     features,
+    host,
     layout,
     novelty,
     pictures,
@@ -36,6 +38,56 @@ from segmo.runtime.register import fake, one_dtype, operator
 from segmo.runtime.videos import current_videos
 
 
+@operator("read_prompt")
+def read_prompt(mask: Tensor, total: int | None, others: list[Tensor]) -> list[Tensor]:
+    """What the host has to know of a prompt, in its memory, for which it waits once: True at video tokens, (B, N) bool,
+    and a copy of each other tensor (token ids, position ids, attention mask).
+
+    Args:
+        mask: of the video tokens, (B, N, 1 or H).
+        total: what their features say they are.
+        others: any.
+
+    Raises:
+        PromptError: the prompt has more or fewer placeholders than there are features.
+    """
+    video_BN, *copies = host.fetch([mask[..., 0], *others])
+    found = int(host.array(video_BN).sum())
+    if total is not None and found != total:
+        raise PromptError(
+            f"the prompt has {found} video tokens, but there are features for {total}; pass the prompt and the video "
+            "as the processor gives them, and count placeholders once if they are made by hand"
+        )
+    return [video_BN, *copies]
+
+
+@fake(read_prompt)
+def _(mask: Tensor, others: list[Tensor]) -> list[Tensor]:
+    return [x.new_empty(x.shape, device="cpu") for x in (mask[..., 0], *others)]
+
+
+@operator("to_host")
+def to_host(tensors: list[Tensor]) -> list[Tensor]:
+    """Copies in the host's memory, for all of which it waits once."""
+    return host.fetch(tensors)
+
+
+@fake(to_host)
+def _(tensors: list[Tensor]) -> list[Tensor]:
+    return [x.new_empty(x.shape, device="cpu") for x in tensors]
+
+
+@operator("to_device")
+def to_device(x: Tensor, like: Tensor) -> Tensor:
+    """A copy of a tensor of the host where ``like`` is, for which nobody waits."""
+    return x.clone() if host.here(like) else host.send(x, like.device)
+
+
+@fake(to_device)
+def _(x: Tensor, like: Tensor) -> Tensor:
+    return x.new_empty(x.shape, device=like.device)
+
+
 @operator("valid_tokens")
 def valid_tokens(attention_mask_BN: Tensor | None, positions: Tensor | None, like_BN: Tensor) -> Tensor:
     """False at padding, (B, N) bool.
@@ -49,45 +101,22 @@ def valid_tokens(attention_mask_BN: Tensor | None, positions: Tensor | None, lik
     Raises:
         PromptError: several sequences are packed into one row.
     """
-    valid_BN = torch.ones(like_BN.shape, dtype=torch.bool, device=like_BN.device)
-    if attention_mask_BN is not None:
-        valid_BN = attention_mask_BN.to(torch.bool).clone()
-    if positions is not None and (positions.dim() == 2 or positions.shape[0] == 4):
-        text_BN = (positions if positions.dim() == 2 else positions[0]).expand_as(valid_BN)
-        breaks = (text_BN.diff(dim=1) != 1) & valid_BN[:, 1:] & valid_BN[:, :-1]
-        if bool(breaks.any()):  # transformers then hides the sequences of a row from each other
+    mask, places = host.read(attention_mask_BN, positions)
+    valid = np.ones(like_BN.shape, dtype=bool) if mask is None else mask.astype(bool)
+    if places is not None and (places.ndim == 2 or places.shape[0] == 4):
+        text = np.broadcast_to(places if places.ndim == 2 else places[0], valid.shape)
+        if ((np.diff(text, axis=1) != 1) & valid[:, 1:] & valid[:, :-1]).any():
+            # transformers then hides the sequences of a row from each other
             raise PromptError(
                 "the position ids jump inside a row, as for packed sequences; pass one prompt per row, and an "
                 "attention_mask if the positions are meant to have gaps"
             )
-    return valid_BN
+    return host.give(valid, like_BN.device)
 
 
 @fake(valid_tokens)
 def _(like_BN: Tensor) -> Tensor:
     return like_BN.new_empty(like_BN.shape, dtype=torch.bool)
-
-
-@operator("video_tokens")
-def video_tokens(mask: Tensor, total: int | None) -> Tensor:
-    """True at video tokens, (B, N) bool, of a mask (B, N, 1 or H); ``total`` is what their features say they are.
-
-    Raises:
-        PromptError: the prompt has more or fewer placeholders than there are features.
-    """
-    video_BN = mask[..., 0].clone()
-    found = int(video_BN.sum())
-    if total is not None and found != total:
-        raise PromptError(
-            f"the prompt has {found} video tokens, but there are features for {total}; pass the prompt and the video "
-            "as the processor gives them, and count placeholders once if they are made by hand"
-        )
-    return video_BN
-
-
-@fake(video_tokens)
-def _(mask: Tensor) -> Tensor:
-    return mask.new_empty(mask.shape[:2])
 
 
 @operator("video_layout")
@@ -246,8 +275,8 @@ def find_scenes(
 
 
 @fake(find_scenes)
-def _(frame_BN: Tensor) -> Tensor:
-    return torch.empty_like(frame_BN)
+def _(similarity_BN: Tensor, frame_BN: Tensor) -> Tensor:
+    return torch.empty_like(frame_BN, device=similarity_BN.device)
 
 
 @operator("embedding_relevance")
@@ -313,9 +342,11 @@ def _(scene_BN: Tensor, max_scenes: int) -> Tensor:
 
 
 @operator("segment_ids")
-def segment_ids(frame_BK: Tensor, scene_BK: Tensor, mode: str) -> Tensor:
+def segment_ids(
+    frame_BK: Tensor, scene_BK: Tensor, mode: str, novelty_BK: Tensor | None = None, cell_BK: Tensor | None = None
+) -> Tensor:
     """See :func:`segmo.runtime.segments.segment_ids`."""
-    return segments.segment_ids(frame_BK, scene_BK, mode)
+    return segments.segment_ids(frame_BK, scene_BK, mode, novelty_BK, cell_BK)
 
 
 @fake(segment_ids)

@@ -11,12 +11,13 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise, takewhile
 
-import torch
 from torch import Tensor
 
 from segmo.errors import PromptError
+from segmo.runtime.host import array
 from segmo.runtime.layout import video_layout, video_starts
 from segmo.runtime.question import ChatTokens, turn_marks
+from segmo.runtime.video_runs import places, run_ends, run_starts
 
 _FORM = 2  # so many tokens in front of a frame are the same for all frames of a video, where its tags have a form
 
@@ -40,9 +41,8 @@ def check_frames(ids_BN: Tensor, video_BN: Tensor, chat: ChatTokens) -> None:
 
 def runs_of(flag_N: Tensor) -> list[Run]:
     """Runs of flagged tokens of a row."""
-    edges = torch.nn.functional.pad(flag_N.int(), (1, 1)).diff()
-    starts, ends = ((edges == sign).nonzero()[:, 0].tolist() for sign in (1, -1))
-    return list(zip(starts, ends, strict=True))
+    flag = array(flag_N)
+    return list(zip(places(run_starts(flag)).tolist(), (places(run_ends(flag)) + 1).tolist(), strict=True))
 
 
 def frames_of_video(

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 
-import torch
+import numpy as np
 from torch import Tensor
 
+from segmo.runtime.host import array, give, read
 from segmo.runtime.layout import QUERY, tag_tokens
 from segmo.runtime.runs import runs
+from segmo.runtime.video_runs import places
 
 Ids = tuple[int, ...]
 
@@ -154,20 +156,20 @@ def question_tokens(
         valid_BN: False at padding.
         chat: what is known of the template.
     """
-    text_BN = cell_BN < 0 if valid_BN is None else (cell_BN < 0) & valid_BN
-    if ids_BN is None:
-        behind_BN = text_BN & (frame_BN == QUERY)
-        return torch.where(behind_BN.any(1, keepdim=True), behind_BN, text_BN & (frame_BN < 0))
-    found_BN = torch.zeros_like(text_BN)
-    for row in range(text_BN.shape[0]):
-        text_N = text_BN[row] & ~tag_tokens(frame_BN[row], cell_BN[row])
-        real_N = torch.arange(len(text_N)) if valid_BN is None else valid_BN[row].nonzero()[:, 0]
-        places = find_question(ids_BN[row, real_N].tolist(), text_N[real_N].tolist(), chat)
-        found_BN[row, real_N[places]] = True
-    return found_BN
+    ids, frame, cell, valid = read(ids_BN, frame_BN, cell_BN, valid_BN)
+    text = cell < 0 if valid is None else (cell < 0) & valid
+    if ids is None:
+        behind = text & (frame == QUERY)
+        return give(np.where(behind.any(1, keepdims=True), behind, text & (frame < 0)), frame_BN.device)
+    found = np.zeros_like(text)
+    for row in range(text.shape[0]):
+        text_N = text[row] & ~tag_tokens(frame[row], cell[row])
+        real_N = np.arange(len(text_N)) if valid is None else places(valid[row])
+        asked = find_question(ids[row, real_N].tolist(), text_N[real_N].tolist(), chat)
+        found[row, real_N[asked]] = True
+    return give(found, frame_BN.device)
 
 
 def turn_marks(ids_BN: Tensor, chat: ChatTokens) -> Tensor:
     """Whether a token is one at which a turn of the chat begins or ends, (B, N) bool."""
-    marks = torch.tensor(sorted(chat.marks), dtype=ids_BN.dtype, device=ids_BN.device)
-    return torch.isin(ids_BN, marks)
+    return give(np.isin(array(ids_BN), sorted(chat.marks)), ids_BN.device)

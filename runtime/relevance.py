@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from segmo.errors import PromptError
-from segmo.runtime.features import CHUNK
-from segmo.runtime.layout import frame_heads
+from segmo.runtime.features import CHUNK, blocks
+from segmo.runtime.host import Array, array, give, here, read
+from segmo.runtime.layout import heads_of
+from segmo.runtime.video_runs import places
+from segmo.runtime.video_tokens import take
 
 ROWS = 64  # question tokens scored at a time, so that memory stays linear in the prompt's length
 
@@ -24,31 +28,46 @@ def _empty(scene_BN: Tensor, max_scenes: int) -> Tensor:
     return torch.full((scene_BN.shape[0], max_scenes), -torch.inf, device=scene_BN.device)
 
 
-def rows_with_video(cell_BN: Tensor) -> Iterator[tuple[int, Tensor]]:
+def rows_with_video(cell_BN: Tensor) -> Iterator[tuple[int, Array]]:
     """Each row that holds video, and where its video tokens stand, (V,); a row without has no scene to score."""
-    for row in range(cell_BN.shape[0]):
-        video_V = (cell_BN[row] >= 0).nonzero()[:, 0]
-        if video_V.numel():
+    for row, cell_N in enumerate(array(cell_BN)):
+        video_V = places(cell_N >= 0)
+        if len(video_V):
             yield row, video_V
 
 
-def scene_mean(score_V: Tensor, scene_V: Tensor) -> Tensor:
-    """Mean score of each scene; every scene from 0 to the largest index has a token."""
-    scenes = int(scene_V.max()) + 1
-    total = torch.zeros(scenes, device=score_V.device).index_add_(0, scene_V, score_V)
-    return total / torch.bincount(scene_V, minlength=scenes)
+def scene_sizes(scene_V: Tensor, scenes: int) -> Tensor:
+    """Tokens of each scene, (S,), of tokens in order; nothing is waited for on a device."""
+    edges = torch.arange(scenes + 1, device=scene_V.device)
+    return torch.searchsorted(scene_V.contiguous(), edges).diff()
 
 
-def feature_sum(embeds_NH: Tensor, at_T: Tensor) -> Tensor:
+def scene_sum(score_V: Tensor, size_S: Tensor) -> Tensor:
+    """Sum of the scores of each scene, in one order: its tokens are neighbours."""
+    return torch.segment_reduce(score_V, "sum", lengths=size_S, unsafe=True)
+
+
+def scene_mean(score_V: Tensor, scene_V: Tensor, scenes: int | None = None) -> Tensor:
+    """Mean score of each scene, (S,); -inf for a scene without a token.
+
+    Args:
+        score_V, scene_V: of tokens or frames, in order.
+        scenes: S; up to the last one's scene if not given.
+    """
+    size_S = scene_sizes(scene_V, int(array(scene_V[-1:])[0]) + 1 if scenes is None else scenes)
+    return (scene_sum(score_V, size_S) / size_S.clamp(min=1)).masked_fill(size_S == 0, -torch.inf)
+
+
+def feature_sum(embeds_NH: Tensor, at_T: Array) -> Tensor:
     """Sum of the features of these tokens, (H,) fp32."""
     total_H = torch.zeros(embeds_NH.shape[1], device=embeds_NH.device)
     for start in range(0, at_T.shape[0], CHUNK):
-        total_H += embeds_NH[at_T[start : start + CHUNK]].float().sum(0)
+        total_H += take(embeds_NH, at_T[start : start + CHUNK]).sum(0, dtype=torch.float32)
     return total_H
 
 
 def frame_fit(
-    question_QH: Tensor, embeds_NH: Tensor, at_T: Tensor, frame_T: Tensor, frames: int, common_H: Tensor
+    question_QH: Tensor, embeds_NH: Tensor, at_T: Array, frame_T: Array, frames: int, common_H: Tensor
 ) -> Tensor:
     """Cosine of each question token with a frame's features, averaged over the frame, (Q, F).
 
@@ -58,22 +77,21 @@ def frame_fit(
     """
     unit_QH = torch.nn.functional.normalize(question_QH.float(), dim=-1)
     total_QF = torch.zeros(question_QH.shape[0], frames, device=embeds_NH.device)
-    for start in range(0, at_T.shape[0], CHUNK):
-        chunk = slice(start, start + CHUNK)
-        features = embeds_NH[at_T[chunk]].float() - common_H
+    for block in blocks(frame_T):
+        features = take(embeds_NH, at_T[block]) - common_H
         norm = torch.linalg.vecdot(features, features).sqrt_().clamp_(min=1e-12)
-        total_QF.index_add_(1, frame_T[chunk], (unit_QH @ features.T).div_(norm))
-    return total_QF / torch.bincount(frame_T, minlength=frames)
+        total_QF.index_add_(1, give(frame_T[block], total_QF.device), (unit_QH @ features.T).div_(norm))
+    return total_QF / give(np.bincount(frame_T, minlength=frames), total_QF.device)
 
 
-def whole_fit(question_QH: Tensor, embeds_NH: Tensor, video_V: Tensor, frame_V: Tensor, frames: int) -> Tensor:
+def whole_fit(question_QH: Tensor, embeds_NH: Tensor, video_V: Array, frame_V: Array, frames: int) -> Tensor:
     """:func:`frame_fit` for all frames of a row: what all its features have in common says nothing about a scene."""
     common_H = feature_sum(embeds_NH, video_V) / video_V.shape[0]
     return frame_fit(question_QH, embeds_NH, video_V, frame_V, frames, common_H)
 
 
 # (Q, H) question, (N, H) embeddings, (V,) video tokens, (V,) their frames, F -> (Q, F)
-Fit = Callable[[Tensor, Tensor, Tensor, Tensor, int], Tensor]
+Fit = Callable[[Tensor, Tensor, Array, Array, int], Tensor]
 
 
 def embedding_relevance(
@@ -99,37 +117,49 @@ def embedding_relevance(
     frequency.
     """
     out_BS = _empty(scene_BN, max_scenes)
+    asked, cell, frame = read(question_BN, cell_BN, frame_BN)
     for row, video_V in rows_with_video(cell_BN):
-        scene_V = scene_BN[row, video_V]
-        scenes = int(scene_V.max()) + 1
-        question = embeds_BNH[row, question_BN[row]]
-        if question.shape[0] == 0:
-            out_BS[row, :scenes] = 0
+        asked_Q, scene_V = places(asked[row]), scene_BN[row, give(video_V, scene_BN.device)]
+        first_V = cell[row, video_V] == 0 if frame is None else np.isin(video_V, heads_of(frame[row], cell[row]))
+        scene_F = scene_V[give(places(first_V), scene_V.device)]
+        scenes = _scenes(scene_V, max_scenes)
+        there_S = scene_sizes(scene_V, scenes) > 0
+        if not len(asked_Q):
+            out_BS[row, :scenes] = torch.where(there_S, 0.0, -torch.inf)
             continue
-        if frame_BN is None:
-            first_V = cell_BN[row, video_V] == 0
-        else:
-            first_V = torch.isin(video_V, frame_heads(frame_BN[row], cell_BN[row]))
-        frame_V = first_V.long().cumsum(0) - 1
+        question = embeds_BNH[row].index_select(0, give(asked_Q, embeds_BNH.device))
+        frame_V = first_V.cumsum() - 1
         fit_QF = fit(question, embeds_BNH[row], video_V, frame_V, int(frame_V[-1]) + 1)
-        best_QS = torch.full((question.shape[0], scenes), -torch.inf, device=question.device)
-        best_QS.scatter_reduce_(1, scene_V[first_V].expand_as(fit_QF), fit_QF, "amax")
-        spread_Q = best_QS.std(dim=1, correction=0)
+        best_QS = fit_QF.new_full((len(asked_Q), scenes), -torch.inf)
+        best_QS.scatter_reduce_(1, scene_F.expand_as(fit_QF), fit_QF, "amax").masked_fill_(~there_S, 0)
+        spread_Q = _spread(best_QS, there_S)
         weight_Q = (spread_Q + 1e-12) / (spread_Q + 1e-12).sum()
-        out_BS[row, :scenes] = weight_Q @ best_QS
+        out_BS[row, :scenes] = (weight_Q @ best_QS).masked_fill(~there_S, -torch.inf)
     return out_BS
 
 
-def asking_rows(question_N: Tensor, cell_N: Tensor, valid_N: Tensor | None) -> Tensor:
+def _scenes(scene_V: Tensor, most: int) -> int:
+    """How many scenes to make room for: as many as there are, where that can be known without waiting for a device."""
+    return int(scene_V.numpy().max()) + 1 if here(scene_V) else most
+
+
+def _spread(best_QS: Tensor, there_S: Tensor) -> Tensor:
+    """Standard deviation over the scenes that are there, (Q,)."""
+    best_QS, count = best_QS.double(), there_S.sum()
+    away_QS = (best_QS - best_QS.sum(dim=1, keepdim=True) / count) * there_S
+    return (away_QS.square().sum(dim=1) / count).sqrt().float()
+
+
+def asking_rows(question_N: Array, cell_N: Array, valid_N: Array | None) -> Array:
     """Rows of one prompt whose attention asks: the question's, and the one that gives the next token, (Q,) ascending.
 
     The last row has read the question, wherever that stands, and sees all of the video. Without a question, no rows.
     """
-    places_Q = question_N.nonzero()[:, 0]
-    last = question_N.shape[0] - 1 if valid_N is None else int(valid_N.nonzero()[-1])
-    if places_Q.numel() == 0 or int(places_Q[-1]) >= last or int(cell_N[last]) >= 0:
+    places_Q = places(question_N)
+    last = question_N.shape[0] - 1 if valid_N is None else int(places(valid_N)[-1])
+    if not len(places_Q) or places_Q[-1] >= last or cell_N[last] >= 0:
         return places_Q
-    return torch.nn.functional.pad(places_Q, (0, 1), value=last)
+    return np.append(places_Q, last)
 
 
 def attention_paid(q_ARD: Tensor, k_GND: Tensor, hidden_RN: Tensor, scale: float) -> Tensor:
@@ -164,19 +194,19 @@ def attention_relevance(
     key/value head and a few rows at a time.
     """
     out_BS = _empty(scene_BN, max_scenes)
-    heads = q_BAND.shape[1]
+    heads, device, number_N = q_BAND.shape[1], q_BAND.device, torch.arange(k_BGND.shape[2], device=q_BAND.device)
+    asked, cell, valid = read(question_BN, cell_BN, valid_BN)
     for row, video_V in rows_with_video(cell_BN):
-        valid_N = None if valid_BN is None else valid_BN[row]
-        question_Q = asking_rows(question_BN[row], cell_BN[row], valid_N)
-        score_N = torch.zeros(k_BGND.shape[2], device=q_BAND.device)
-        for start in range(0, question_Q.shape[0], ROWS):
-            rows = question_Q[start : start + ROWS]
-            hidden = torch.arange(k_BGND.shape[2], device=q_BAND.device) > rows[:, None].clamp(min=video_V[-1])
-            if valid_N is not None:
-                hidden = hidden | ~valid_N
-            score_N += attention_paid(q_BAND[row][:, rows], k_BGND[row], hidden, scale)
-        means = scene_mean(score_N[video_V], scene_BN[row, video_V]) / max(heads * question_Q.numel(), 1)
-        out_BS[row, : means.shape[0]] = means
+        asking_Q = asking_rows(asked[row], cell[row], None if valid is None else valid[row])
+        score_N = torch.zeros(k_BGND.shape[2], device=device)
+        for start in range(0, len(asking_Q), ROWS):
+            rows = asking_Q[start : start + ROWS]
+            hidden = number_N > give(rows.clip(min=video_V[-1]), device)[:, None]
+            if valid_BN is not None:
+                hidden = hidden | ~valid_BN[row]
+            score_N += attention_paid(q_BAND[row][:, give(rows, device)], k_BGND[row], hidden, scale)
+        at_V = give(video_V, device)
+        out_BS[row] = scene_mean(score_N[at_V], scene_BN[row, at_V], max_scenes) / max(heads * len(asking_Q), 1)
     return out_BS
 
 
@@ -195,26 +225,28 @@ def external_relevance(scores: Tensor, scene_BN: Tensor, frame_BN: Tensor, cell_
             'scorer="external" needs scores: wrap the call in `with segmo.external_scores(scores): ...`, '
             "one score per frame or per scene"
         )
-    if not bool(torch.isfinite(scores).all()):
+    if not np.isfinite(array(scores)).all():
         raise PromptError("the external scores hold NaN or infinity")
     out_BS = _empty(scene_BN, max_scenes)
-    rows = scores.reshape(-1, scores.shape[-1] if scores.dim() else 1).to(out_BS.device, torch.float32)
+    rows = scores.reshape(-1, scores.shape[-1] if scores.dim() else 1).float().cpu()
     if rows.shape[0] not in (1, scene_BN.shape[0]):
         raise PromptError(f"external scores have {rows.shape[0]} rows, the batch has {scene_BN.shape[0]}")
     rows = rows.expand(scene_BN.shape[0], -1)
-    for row in range(scene_BN.shape[0]):
-        heads_F = frame_heads(frame_BN[row], cell_BN[row])
-        if heads_F.numel() == 0:
+    scene, frame, cell = read(scene_BN, frame_BN, cell_BN)
+    for row in range(scene.shape[0]):
+        heads_F = heads_of(frame[row], cell[row])
+        if not len(heads_F):
             continue
-        scene_F = scene_BN[row, heads_F]
-        frames, scenes = heads_F.shape[0], int(scene_F.max()) + 1
+        scene_F = scene[row, heads_F]
+        frames, scenes = len(heads_F), int(scene_F.max()) + 1
         if rows.shape[1] == frames:
-            out_BS[row, :scenes] = scene_mean(rows[row], scene_F)
+            score_S = scene_mean(rows[row], torch.from_numpy(scene_F))
         elif rows.shape[1] == scenes:
-            out_BS[row, :scenes] = rows[row]
+            score_S = rows[row]
         else:
             raise PromptError(
                 f"{rows.shape[1]} external scores fit neither the {frames} frames nor the {scenes} scenes of "
                 "the video (a frame is one temporal patch: two sampled frames for Qwen-VL)"
             )
+        out_BS[row, :scenes] = give(score_S.numpy(), out_BS.device)
     return out_BS

@@ -10,10 +10,12 @@ the sharpest cut found is a cut as well. Another video always starts another sce
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from segmo.runtime.layout import frame_heads, video_starts
+from segmo.runtime.host import array, give, send
+from segmo.runtime.video_tokens import VideoTokens
 
 WINDOW = 2  # frames on each side in the local average
 RATIO = 2.0  # a start's distance is at least this many times the local average ...
@@ -23,56 +25,75 @@ FAINT = 0.1  # ... and one of less than this part is none, but something that mo
 MAX_SCENES = 128
 
 
-def scene_starts(distance_F: Tensor, first_F: Tensor, max_scenes: int) -> list[int]:
-    """Frames that start a scene, ascending, always with frame 0.
+def starts_scene(distance_BF: Tensor, first_BF: Tensor, known_BF: Tensor, max_scenes: int) -> Tensor:
+    """Whether a frame starts a scene, (B, F) bool, for rows of frames; nothing is waited for on a device.
 
     Args:
-        distance_F: 1 - cosine of each frame to the previous one, (F,); ignored where ``first_F``.
-        first_F: whether a frame is the first one of its video, (F,) bool. It starts a scene: no scene spans
-            videos.
-        max_scenes: at most this many scenes; first frames and then the sharpest cuts are kept, ties by order.
+        distance_BF: 1 - cosine of each frame to the previous one; ignored where ``first_BF``.
+        first_BF: whether a frame is the first one of its video. It starts a scene: no scene spans videos.
+        known_BF: False behind a row's last frame.
+        max_scenes: at most this many scenes in a row; first frames and then the sharpest cuts are kept, ties by order.
     """
-    known = (~first_F).double()  # a first frame has no predecessor, so it does not count in any average
-    distance = distance_F.double() * known
-    kernel = torch.ones(1, 1, 2 * WINDOW + 1, dtype=torch.double)
-    kernel[0, 0, WINDOW] = 0
-    around, count = torch.nn.functional.conv1d(torch.stack([distance, known])[:, None], kernel, padding=WINDOW)[:, 0]
-    local = around / count.clamp(min=1)
-    stands_out = (distance >= RATIO * local) & (distance >= MIN_DISTANCE)
-    sharpest = distance[stands_out].max() if bool(stands_out.any()) else distance.new_tensor(torch.inf)
-    is_start = first_F | (stands_out & (distance >= FAINT * sharpest)) | (distance >= ALIKE * sharpest)
-    sharpness = (distance / local.clamp(min=1e-12)).masked_fill(first_F, torch.inf)
-    cuts = is_start.nonzero()[:, 0]
-    order = torch.argsort(sharpness[cuts], descending=True, stable=True)
-    return sorted(cuts[order[:max_scenes]].tolist())
+    before_BF = (known_BF & ~first_BF).double()  # a first frame has no predecessor, so it is in no average
+    distance_BF = (distance_BF.double() * before_BF).masked_fill(before_BF == 0, 0)
+    around_BF, count_BF = _window_sum(distance_BF), _window_sum(before_BF)
+    local_BF = around_BF / count_BF.clamp(min=1)
+    stands_out = (distance_BF >= RATIO * local_BF) & (distance_BF >= MIN_DISTANCE)
+    sharpest = torch.where(stands_out, distance_BF, -torch.inf).amax(dim=1, keepdim=True)
+    sharpest = sharpest.masked_fill(sharpest == -torch.inf, torch.inf)
+    cuts_BF = (stands_out & (distance_BF >= FAINT * sharpest)) | (distance_BF >= ALIKE * sharpest) | first_BF
+    sharpness = (distance_BF / local_BF.clamp(min=1e-12)).masked_fill(first_BF, torch.inf)
+    order_BF = torch.argsort(sharpness.masked_fill(~cuts_BF, -torch.inf), dim=1, descending=True, stable=True)
+    chosen_BF = torch.zeros_like(cuts_BF).scatter_(1, order_BF[:, :max_scenes], True)
+    return cuts_BF & chosen_BF
 
 
-def head_frames(frame_V: Tensor, scene_V: Tensor) -> Tensor:
+def _window_sum(x_BF: Tensor) -> Tensor:
+    """Sum over the frames around each one, without itself."""
+    frames, padded = x_BF.shape[1], torch.nn.functional.pad(x_BF, (WINDOW, WINDOW))
+    places = [at for at in range(2 * WINDOW + 1) if at != WINDOW]
+    return torch.stack([padded[:, at : at + frames] for at in places]).sum(0)
+
+
+def scene_starts(distance_F: Tensor, first_F: Tensor, max_scenes: int) -> list[int]:
+    """Frames of one row that start a scene, ascending, always with frame 0; arguments as of :func:`starts_scene`."""
+    first_BF = first_F[None]
+    flag_BF = starts_scene(distance_F[None], first_BF, torch.ones_like(first_BF), max_scenes)
+    found: list[int] = np.flatnonzero(array(flag_BF)).tolist()
+    return found
+
+
+def head_frames(frame_V: Tensor, scene_V: Tensor, scenes: int | None = None) -> Tensor:
     """First frame of each scene, (S,) int64; larger than any frame for a scene without tokens.
 
     Args:
         frame_V, scene_V: frame and scene of the tokens of one row, neither ``SINK`` nor ``QUERY``, in order.
+        scenes: S; up to the last token's scene if not given.
     """
-    scenes = int(scene_V[-1]) + 1
-    unset = torch.full((scenes,), int(frame_V[-1]) + 1, device=frame_V.device)
+    scenes = int(array(scene_V[-1:])[0]) + 1 if scenes is None else scenes
+    unset = (frame_V[-1:] + 1).repeat(scenes)
     return unset.scatter_reduce(0, scene_V, frame_V, "amin")
 
 
 def find_scenes(similarity_BN: Tensor, frame_BN: Tensor, cell_BN: Tensor, max_scenes: int) -> Tensor:
     """Scene of every prompt token, (B, N) int64, with ``SINK`` and ``QUERY`` kept from ``frame_BN``.
 
+    Where the similarity is; nothing is waited for.
+
     Args:
         similarity_BN: from :func:`segmo.runtime.features.scan_video`.
         frame_BN, cell_BN: from :func:`segmo.runtime.layout.video_layout`.
         max_scenes: S_max.
     """
-    scene_BN = frame_BN.clone()
-    for row in range(frame_BN.shape[0]):
-        inside = frame_BN[row] >= 0
-        if not bool(inside.any()):
-            continue
-        distance_F = 1 - similarity_BN[row, frame_heads(frame_BN[row], cell_BN[row])]
-        starts = scene_starts(distance_F.cpu(), video_starts(frame_BN[row], cell_BN[row]).cpu(), max_scenes)
-        boundaries = torch.tensor(starts[1:], device=frame_BN.device)
-        scene_BN[row, inside] = torch.bucketize(frame_BN[row, inside], boundaries, right=True)
-    return scene_BN
+    video, device = VideoTokens.of(frame_BN, cell_BN), similarity_BN.device
+    if not len(video.at_T):
+        return send(frame_BN.clone(), device)
+    batch = frame_BN.shape[0]
+    frames_B = np.bincount(video.row_F, minlength=batch)
+    known_BF = np.arange(frames_B.max()) < frames_B[:, None]
+    head_BF, first_BF = np.zeros(known_BF.shape, dtype=np.int64), np.zeros_like(known_BF)
+    head_BF[known_BF], first_BF[known_BF] = video.at_T[video.head_T], video.first_F
+    distance_BF = 1 - similarity_BN.flatten()[give(head_BF, device)]
+    starts_BF = starts_scene(distance_BF, give(first_BF, device), give(known_BF, device), max_scenes)
+    scene_BF, frame_BN = starts_BF.cumsum(dim=1) - 1, send(frame_BN, device)
+    return torch.where(frame_BN >= 0, scene_BF.gather(1, frame_BN.clamp(min=0)), frame_BN)

@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from segmo.errors import PromptError
-from segmo.runtime.layout import QUERY, SINK, TURN
+from segmo.runtime.host import Array, read
+from segmo.runtime.layout import NO_ROLE, QUERY, SINK, TURN
 
 Span = tuple[int, int]
 
@@ -59,20 +61,21 @@ class RowSchedule:
             yield start, end, False
 
 
-def _row(segment_K: Tensor, context_K: Tensor | None, valid_K: Tensor | None) -> RowSchedule:
+def _row(segment_K: Array, context_K: Array | None, valid_K: Array | None) -> RowSchedule:
     length = segment_K.shape[0]
     start, end = 0, length
     if valid_K is not None:
-        inside = valid_K.nonzero()[:, 0]
-        if not inside.numel():
+        inside = np.flatnonzero(valid_K)
+        if not len(inside):
             return RowSchedule(0, 0, (), 0, ())
         start, end = int(inside[0]), int(inside[-1]) + 1
-        if inside.numel() != end - start:
+        if len(inside) != end - start:
             raise PromptError(
                 "the attention mask hides tokens inside the prompt; SegMo supports padding around it only"
             )
-    values, counts = torch.unique_consecutive(segment_K, return_counts=True)
-    runs = list(zip(values.tolist(), counts.tolist(), strict=True))
+    heads = np.flatnonzero(np.diff(segment_K, prepend=NO_ROLE))
+    counts = np.diff(np.append(heads, length))
+    runs = list(zip(segment_K[heads].tolist(), counts.tolist(), strict=True))
     sink_end = runs[0][1] if runs and runs[0][0] == SINK else 0
     ends: list[int] = []
     turns: list[Span] = []
@@ -98,7 +101,7 @@ def _row(segment_K: Tensor, context_K: Tensor | None, valid_K: Tensor | None) ->
     context: list[int] = []
     if context_K is not None:
         # A flag on a sink or on the question changes nothing: who comes later sees those anyway.
-        context = (context_K[sink_end:position].nonzero()[:, 0] + sink_end).tolist()
+        context = (np.flatnonzero(context_K[sink_end:position]) + sink_end).tolist()
     if turns:
         context = sorted({*context, *(at for first, last in turns for at in range(first, last))})
     return RowSchedule(start, max(sink_end, start), tuple(ends), end, tuple(context), tuple(turns))
@@ -115,17 +118,11 @@ def attention_schedule(segment_BK: Tensor, context_BK: Tensor | None, valid_BK: 
     Raises:
         PromptError: padding lies inside the prompt.
     """
-    segment_BK = segment_BK.cpu()
-    context_BK = None if context_BK is None else context_BK.cpu()
-    valid_BK = None if valid_BK is None else valid_BK.cpu()
+    segment, context, valid = read(segment_BK, context_BK, valid_BK)
     return pack(
         [
-            _row(
-                segment_BK[row],
-                None if context_BK is None else context_BK[row],
-                None if valid_BK is None else valid_BK[row],
-            )
-            for row in range(segment_BK.shape[0])
+            _row(segment_K, None if context is None else context[row], None if valid is None else valid[row])
+            for row, segment_K in enumerate(segment)
         ]
     )
 

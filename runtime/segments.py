@@ -8,10 +8,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from itertools import accumulate, pairwise
 
-import torch
+import numpy as np
 from torch import Tensor
 
-from segmo.runtime.scenes import head_frames
+from segmo.runtime.features import check_finite
+from segmo.runtime.host import Array, give, read
+from segmo.runtime.video_runs import places
 
 
 def partition_frames(scenes: list[int], tokens: list[int], mode: str) -> list[int]:
@@ -69,26 +71,38 @@ def _nearest(before: list[int], tokens: float, low: int, high: int) -> int:
     return at - 1 if at > low and tokens - before[at - 1] <= before[at] - tokens else at
 
 
-def segment_ids(frame_BK: Tensor, scene_BK: Tensor, mode: str) -> Tensor:
+def segment_ids(
+    frame_BK: Tensor,
+    scene_BK: Tensor,
+    mode: str,
+    novelty_BK: Tensor | None = None,
+    cell_BK: Tensor | None = None,
+) -> Tensor:
     """Attention segment of every token, (B, K) int64, with ``SINK`` and ``QUERY`` kept from ``frame_BK``.
 
     Args:
         frame_BK: frame of each token, text between frames included.
         scene_BK: scene of each token, likewise.
         mode: see :func:`partition_frames`.
+        novelty_BK, cell_BK: where no tokens are selected, of all of them: whether the video's features are finite.
+
+    Raises:
+        PromptError: the video features hold NaN or infinity.
     """
-    segment_BK = frame_BK.clone()
-    for row in range(frame_BK.shape[0]):
-        inside = frame_BK[row] >= 0
-        if not bool(inside.any()):
+    frame, scene, novelty, cell = read(frame_BK, scene_BK, novelty_BK, cell_BK)
+    segment = frame.copy()
+    for row in range(frame.shape[0]):
+        inside = places(frame[row] >= 0)
+        if not len(inside):
             continue
-        frames, position, tokens = torch.unique_consecutive(
-            frame_BK[row, inside], return_inverse=True, return_counts=True
-        )
-        scene_of = torch.empty_like(frames).scatter_(0, position, scene_BK[row, inside])
-        segments = partition_frames(scene_of.tolist(), tokens.tolist(), mode)
-        segment_BK[row, inside] = torch.tensor(segments, device=frame_BK.device)[position]
-    return segment_BK
+        if novelty is not None and cell is not None:
+            check_finite(novelty[row, inside], frame[row, inside], cell[row, inside])
+        frame_T = frame[row, inside]
+        head_F = places(np.diff(frame_T, prepend=-1))
+        tokens_F = np.diff(np.append(head_F, len(frame_T)))
+        segments = partition_frames(scene[row, inside][head_F].tolist(), tokens_F.tolist(), mode)
+        segment[row, inside] = np.repeat(segments, tokens_F)
+    return give(segment, frame_BK.device)
 
 
 def context_tokens(
@@ -107,31 +121,35 @@ def context_tokens(
         scenes: of how many scenes the first kept frame is context (the paper's m).
         tails: how many of the last kept frames of each segment but the last are.
     """
-    context_BK = torch.zeros_like(frame_BK, dtype=torch.bool)
-    for row in range(frame_BK.shape[0]):
-        inside = scene_BK[row] >= 0
-        if not bool(inside.any()):
+    frame, scene, segment, relevance = read(frame_BK, scene_BK, segment_BK, relevance_BS)
+    context = np.zeros(frame.shape, dtype=bool)
+    for row in range(frame.shape[0]):
+        inside = places(scene[row] >= 0)
+        if not len(inside):
             continue
-        frame, scene, segment = frame_BK[row, inside], scene_BK[row, inside], segment_BK[row, inside]
-        found = _in_last_frames(frame, segment, tails)
-        if relevance_BS is not None:
-            found |= _in_best_heads(frame, scene, relevance_BS[row], scenes)
-        context_BK[row, inside] = found
-    return context_BK
+        frame_T, scene_T, segment_T = frame[row, inside], scene[row, inside], segment[row, inside]
+        found = _in_last_frames(frame_T, segment_T, tails)
+        if relevance is not None:
+            found |= _in_best_heads(frame_T, scene_T, relevance[row], scenes)
+        context[row, inside] = found
+    return give(context, frame_BK.device)
 
 
-def _in_best_heads(frame_T: Tensor, scene_T: Tensor, relevance_S: Tensor, scenes: int) -> Tensor:
+def _in_best_heads(frame_T: Array, scene_T: Array, relevance_S: Array, scenes: int) -> Array:
     """Whether a token is in the head frame of one of the most relevant scenes, (T,) bool."""
-    head_S = head_frames(frame_T, scene_T)
-    present = (head_S <= frame_T[-1]).nonzero()[:, 0]  # CAS may have dropped scenes
-    best = present[torch.argsort(relevance_S[present], descending=True, stable=True)[:scenes]]
-    chosen_S = torch.zeros_like(head_S, dtype=torch.bool)
-    chosen_S[best] = True
-    return chosen_S[scene_T] & (frame_T == head_S[scene_T])
+    begins_P = places(np.diff(scene_T, prepend=-1))  # of the scenes that are there: CAS may have dropped some
+    present_P = scene_T[begins_P]
+    best_P = np.argsort(-relevance_S[present_P], kind="stable")[:scenes]
+    head_S = np.full(int(scene_T[-1]) + 1, -1)
+    head_S[present_P[best_P]] = frame_T[begins_P[best_P]]
+    found: Array = frame_T == head_S[scene_T]
+    return found
 
 
-def _in_last_frames(frame_T: Tensor, segment_T: Tensor, frames: int) -> Tensor:
+def _in_last_frames(frame_T: Array, segment_T: Array, frames: int) -> Array:
     """Whether a token is in one of the last frames of a segment that another one follows, (T,) bool."""
-    at_T: Tensor = torch.unique_consecutive(frame_T, return_inverse=True)[1]  # dropped frames do not count
-    last_S = at_T.new_zeros(int(segment_T[-1]) + 1).scatter_reduce_(0, segment_T, at_T, "amax")
-    return (at_T > last_S[segment_T] - frames) & (segment_T != segment_T[-1])
+    at_T = (np.diff(frame_T, prepend=-1) != 0).cumsum()  # dropped frames do not count
+    last_S = np.zeros(int(segment_T[-1]) + 1, dtype=np.int64)
+    last_S[segment_T] = at_T  # the last of a segment's tokens stays
+    found: Array = (at_T > last_S[segment_T] - frames) & (segment_T != segment_T[-1])
+    return found

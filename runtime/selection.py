@@ -6,11 +6,16 @@ Legend: B batch, N prompt tokens, K kept tokens, V video tokens of a row, S scen
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from segmo.errors import PromptError
+from segmo.runtime.features import check_finite
+from segmo.runtime.host import Array, give, read
+from segmo.runtime.video_runs import places
 
 SCENE_FLOOR = 1  # tokens that every scene with something new keeps, as long as the budget has one for each
 ROUNDING = 64  # spacings of floating point: scenes whose relevance differs by no more are equally relevant
@@ -95,34 +100,37 @@ def _scene_floor(size: list[int], fresh: list[bool], total: int, last: int | Non
 
 
 def row_budgets(
-    novelty_V: Tensor, scene_V: Tensor, relevance_S: Tensor, total: int, balance: float, keep_last: bool
+    novelty_V: Array, scene_V: Array, relevance_S: Array, total: int, balance: float, keep_last: bool
 ) -> list[int]:
     """Tokens that each scene of one row keeps, ``total`` together.
 
     Raises:
         PromptError: a scene's relevance is not finite.
     """
-    size = torch.bincount(scene_V).tolist()
-    relevance_S = relevance_S[: len(size)]
-    if not bool(torch.isfinite(relevance_S).all()):
+    size_S = np.bincount(scene_V)
+    relevance_S = relevance_S[: len(size_S)]
+    if not np.isfinite(relevance_S).all():
         raise PromptError(
-            f"the relevance of scene {int((~torch.isfinite(relevance_S)).nonzero()[0])} is NaN or "
+            f"the relevance of scene {int((~np.isfinite(relevance_S)).argmax())} is NaN or "
             "infinite; check the question's embeddings, the weights and the dtype of the model"
         )
-    dynamics_S = torch.zeros_like(relevance_S).index_add_(0, scene_V, novelty_V)
-    share = scene_shares(relevance_S, dynamics_S, balance).tolist()
-    newest_S = torch.zeros_like(relevance_S).scatter_reduce_(0, scene_V, novelty_V, "amax")
-    least = _scene_floor(size, (newest_S >= FRESH).tolist(), total, int(scene_V[-1]) if keep_last else None)
+    relevant_S = torch.from_numpy(relevance_S)
+    dynamics_S = torch.zeros_like(relevant_S).index_add_(0, torch.from_numpy(scene_V), torch.from_numpy(novelty_V))
+    share = scene_shares(relevant_S, dynamics_S, balance).tolist()
+    newest_S = np.zeros(len(size_S), dtype=novelty_V.dtype)
+    np.maximum.at(newest_S, scene_V, novelty_V)
+    size = size_S.tolist()
+    least = _scene_floor(size, (newest_S >= np.float32(FRESH)).tolist(), total, int(scene_V[-1]) if keep_last else None)
     return scene_budgets(share, size, total, least)
 
 
-def row_video(row: int, cell_N: Tensor, encoded_BN: Tensor | None, kept: int) -> tuple[Tensor, int, bool]:
+def _row_video(row: int, cell_N: Array, encoded_N: Array | None, kept: int) -> tuple[Array, int, bool]:
     """What can be chosen from in one row: its video tokens, how many of them are kept, whether the last one must be.
 
     Args:
         row: number of the row.
         cell_N: of the row; text has cell -1.
-        encoded_BN: False at video tokens whose frame was never encoded; None where all were.
+        encoded_N: False at video tokens whose frame was never encoded; None where all were.
         kept: K.
 
     Returns:
@@ -133,11 +141,11 @@ def row_video(row: int, cell_N: Tensor, encoded_BN: Tensor | None, kept: int) ->
         PromptError: the row's video tokens do not fit ``kept``, or a video at its end has no last token.
     """
     inside_N = cell_N >= 0
-    there_N = inside_N if encoded_BN is None else inside_N & encoded_BN[row]
-    video_V = there_N.nonzero()[:, 0]
-    length, video = cell_N.shape[0], video_V.numel()
+    there_N = inside_N if encoded_N is None else inside_N & encoded_N
+    video_V = places(there_N)
+    length, video = cell_N.shape[0], len(video_V)
     total, ends_in_video = kept - (length - int(inside_N.sum())), bool(inside_N[-1])
-    if ends_in_video and not bool(there_N[-1]):
+    if ends_in_video and not there_N[-1]:
         raise PromptError(
             f"row {row} ends in a video whose last frame was not encoded, so there is no next token to predict; "
             "put the question behind the video, or set frames=1"
@@ -151,23 +159,65 @@ def row_video(row: int, cell_N: Tensor, encoded_BN: Tensor | None, kept: int) ->
     return video_V, total, ends_in_video
 
 
-def _select_row(
-    novelty_V: Tensor, scene_V: Tensor, relevance_S: Tensor, total: int, balance: float, keep_last: bool
-) -> Tensor:
-    """Kept flags of one row's video tokens, (V,) bool with exactly ``total`` set, the last if asked for."""
-    size_S = torch.bincount(scene_V)
-    budgets = row_budgets(novelty_V, scene_V, relevance_S, total, balance, keep_last)
-    budget_S = torch.tensor(budgets, device=scene_V.device)
+def _select_row(novelty_V: Array, scene_V: Array, budgets: list[int], keep_last: bool) -> Array:
+    """Kept flags of one row's video tokens, (V,) bool with as many of each scene as its budget, the last if asked."""
+    size_S, budget_S = np.bincount(scene_V), np.array(budgets)
     if keep_last:
-        novelty_V[-1] = torch.inf
+        novelty_V = np.append(novelty_V[:-1], np.float32(np.inf))
     # Scene by scene, newest first, ties by order.
-    by_novelty = torch.argsort(novelty_V, descending=True, stable=True)
-    order = by_novelty[torch.argsort(scene_V[by_novelty], stable=True)]
-    first_S = size_S.cumsum(0) - size_S
-    rank = torch.arange(order.shape[0], device=order.device) - first_S[scene_V[order]]
-    kept_V = torch.zeros_like(scene_V, dtype=torch.bool)
+    by_novelty = np.argsort(-novelty_V, kind="stable")
+    short_V = scene_V.astype(np.min_scalar_type(len(size_S)))  # short numbers are sorted in one pass
+    order = by_novelty[np.argsort(short_V[by_novelty], kind="stable")]
+    first_S = size_S.cumsum() - size_S
+    rank = np.arange(len(order)) - first_S[scene_V[order]]
+    kept_V = np.zeros(len(scene_V), dtype=bool)
     kept_V[order] = rank < budget_S[scene_V[order]]
     return kept_V
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The tokens that a batch keeps.
+
+    Attributes:
+        index_BK: their positions, ascending.
+        budgets: for each row the tokens that its scenes keep; empty where none of its video is kept.
+    """
+
+    index_BK: Array
+    budgets: list[list[int]]
+
+
+def choose_tokens(
+    novelty_BN: Tensor,
+    frame_BN: Tensor,
+    cell_BN: Tensor,
+    scene_BN: Tensor,
+    relevance_BS: Tensor,
+    kept: int,
+    balance: float,
+    encoded_BN: Tensor | None = None,
+) -> Chosen:
+    """The choice of :func:`select_tokens`, which is made on the host.
+
+    Raises:
+        PromptError: as there; and the video features hold NaN or infinity, which a device says here.
+    """
+    novelty, frame, cell, scene, relevance, encoded = read(
+        novelty_BN, frame_BN, cell_BN, scene_BN, relevance_BS, encoded_BN
+    )
+    rows, all_budgets = [], []
+    for row in range(frame.shape[0]):
+        keep_N, budgets = cell[row] < 0, list[int]()
+        video_V, total, ends_in_video = _row_video(row, cell[row], None if encoded is None else encoded[row], kept)
+        novelty_V, scene_V = novelty[row, video_V], scene[row, video_V]
+        check_finite(novelty_V, frame[row, video_V], cell[row, video_V])
+        if total:
+            budgets = row_budgets(novelty_V, scene_V, relevance[row], total, balance, ends_in_video)
+            keep_N[video_V] = _select_row(novelty_V, scene_V, budgets, ends_in_video)
+        rows.append(places(keep_N))
+        all_budgets.append(budgets)
+    return Chosen(np.stack(rows), all_budgets)
 
 
 def select_tokens(
@@ -196,19 +246,5 @@ def select_tokens(
     Raises:
         PromptError: a row's video tokens do not fit ``kept``, or a relevance is NaN or infinite.
     """
-    batch = frame_BN.shape[0]
-    index_BK = torch.empty(batch, kept, dtype=torch.long, device=frame_BN.device)
-    for row in range(batch):
-        keep_N = cell_BN[row] < 0
-        video_V, total, ends_in_video = row_video(row, cell_BN[row], encoded_BN, kept)
-        if total:
-            keep_N[video_V] = _select_row(
-                novelty_BN[row, video_V],
-                scene_BN[row, video_V],
-                relevance_BS[row],
-                total,
-                balance,
-                keep_last=ends_in_video,
-            )
-        index_BK[row] = keep_N.nonzero()[:, 0]
-    return index_BK
+    chosen = choose_tokens(novelty_BN, frame_BN, cell_BN, scene_BN, relevance_BS, kept, balance, encoded_BN)
+    return give(chosen.index_BK, frame_BN.device)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from segmo.errors import KernelError, PromptError
 from segmo.runtime import selection
+from segmo.runtime.host import here
 from segmo.runtime.kernels.compact import Source, compact, compact_kernel, payload_of, selection_runs
 from segmo.runtime.kernels.specs import Payload
 from segmo.runtime.lowering import kernel_name, runs_generated
@@ -59,28 +60,32 @@ def select_and_gather(
     keep: float,
     balance: float,
     encoded_BN: Tensor | None,
+    like: Tensor,
     sources: list[Tensor],
     dims: list[int],
     implementation: str,
 ) -> list[Tensor]:
-    """``select_tokens``, and ``gather_tokens`` of each source along its dimension, in one launch.
+    """``select_tokens``, and ``gather_tokens`` of each source along its dimension, in one launch where ``like`` is.
 
-    The positions come first, then the sources in order. There is a generated implementation only.
+    The positions come first, as the host has them and as that device has them, then the sources in order. There is a
+    generated implementation only.
     """
     named = {f"x{i}": Source(x, dim) for i, (x, dim) in enumerate(zip(sources, dims, strict=True))}
     payloads = [payload_of(name, x.tensor.dtype, x.outer, x.width) for name, x in named.items()]
-    if not runs_generated(implementation, lambda: selection_kernel(frame_BN.device, payloads)):
+    if not runs_generated(implementation, lambda: selection_kernel(like.device, payloads)):
         raise KernelError("select_and_gather has no torch implementation; use select_tokens and gather_tokens")
     kept = _kept_count(frame_BN, total, keep)
-    runs = selection_runs(novelty_BN, frame_BN, cell_BN, scene_BN, relevance_BS, kept, balance, encoded_BN)
+    chosen = selection.choose_tokens(novelty_BN, frame_BN, cell_BN, scene_BN, relevance_BS, kept, balance, encoded_BN)
+    runs = selection_runs(chosen, novelty_BN, cell_BN, scene_BN, encoded_BN, like.device)
     index_BK, cut = compact(runs, kept, named)
-    return [index_BK, *cut.values()]
+    return [torch.from_numpy(chosen.index_BK), index_BK, *cut.values()]
 
 
 @fake(select_and_gather)
-def _(frame_BN: Tensor, total: int, keep: float, sources: list[Tensor], dims: list[int]) -> list[Tensor]:
-    index_BK = frame_BN.new_empty((frame_BN.shape[0], _kept_count(frame_BN, total, keep)))
-    return [index_BK, *(_gathered(x, index_BK, dim) for x, dim in zip(sources, dims, strict=True))]
+def _(frame_BN: Tensor, total: int, keep: float, like: Tensor, sources: list[Tensor], dims: list[int]) -> list[Tensor]:
+    chosen_BK = frame_BN.new_empty((frame_BN.shape[0], _kept_count(frame_BN, total, keep)))
+    index_BK = torch.empty_like(chosen_BK, device=like.device)
+    return [chosen_BK, index_BK, *(_gathered(x, index_BK, dim) for x, dim in zip(sources, dims, strict=True))]
 
 
 def selection_kernel(device: torch.device, payloads: list[Payload]) -> str:
@@ -147,15 +152,17 @@ def gather_rows(features_RH: Tensor, mask_BN: Tensor, index_BK: Tensor) -> Tenso
     Raises:
         PromptError: the flags do not cover the dropped tokens, so that the count would not fit.
     """
-    flagged_BN = mask_BN.long().flatten().cumsum(0).view_as(mask_BN) - 1
-    rows = flagged_BN.gather(1, index_BK)[mask_BN.gather(1, index_BK)]
+    row_BN = mask_BN.long().flatten().cumsum(0).view_as(mask_BN) - 1
+    row_T, flag_T = row_BN.gather(1, index_BK).flatten(), mask_BN.gather(1, index_BK).flatten()
     expected = features_RH.shape[0] - index_BK.shape[0] * (mask_BN.shape[1] - index_BK.shape[1])
-    if rows.shape[0] != expected:
+    if here(flag_T) and (found := int(flag_T.numpy().sum())) != expected:
+        # A device is not waited for: there the model's own addition meets another number of rows, which is an error.
         raise PromptError(
-            f"{rows.shape[0]} rows of vision features belong to kept tokens where {expected} were expected; "
+            f"{found} rows of vision features belong to kept tokens where {expected} were expected; "
             "the model adds features at tokens that are not video tokens"
         )
-    return features_RH[rows]
+    first = torch.argsort((~flag_T).byte(), stable=True)[:expected]  # the flagged ones, in order
+    return features_RH.index_select(0, row_T[first].clamp(min=0))
 
 
 @fake(gather_rows)

@@ -88,7 +88,8 @@ def numbers(rank: int, world: int, video: Video) -> dict[str, Tensor]:
     missing = is_spread(embeds, spread)
     novelty, similarity = scan_spread(embeds, frame, cell, spread, missing)
     novelty = scene_novelty_spread(embeds, novelty, frame, cell, video.scene(), spread, missing)
-    fit = spread_fit(ranks, embeds[-video.question :], embeds, spread.video_V, spread.frame_V, spread.frames)
+    at, of_frame = spread.video_V.numpy(), spread.frame_V.numpy()
+    fit = spread_fit(ranks, embeds[-video.question :], embeds, at, of_frame, spread.frames)
     schedule = video.schedule(rank, world)
     every = torch.arange(len(frame))
     flagged = every.masked_fill(frame != 0, -1)  # rows for some of the tokens only, as deepstack's

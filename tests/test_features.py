@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -98,5 +99,5 @@ def test_a_prompt_without_video_has_nothing_new() -> None:
 
 
 def test_previous_cell_when_frames_differ_in_size() -> None:
-    frame, cell = torch.tensor([0, 0, 0, 1, 1, 2, 2, 2]), torch.tensor([0, 1, 2, 0, 1, 0, 1, 2])
+    frame, cell = np.array([0, 0, 0, 1, 1, 2, 2, 2]), np.array([0, 1, 2, 0, 1, 0, 1, 2])
     assert previous_cell(frame, cell).tolist() == [-1, -1, -1, 0, 1, 3, 4, -1]

@@ -13,7 +13,7 @@ from interpreter import interpret
 from segmo.errors import KernelError, PromptError
 from segmo.runtime.kernels.compact import Runs, Source, compact, selection_runs
 from segmo.runtime.layout import QUERY, SINK
-from segmo.runtime.selection import kept_count, select_tokens
+from segmo.runtime.selection import choose_tokens, kept_count, select_tokens
 
 
 def _video(draw: Any) -> tuple[torch.Tensor, ...]:
@@ -45,7 +45,7 @@ def test_keeps_what_select_tokens_keeps(data: st.DataObject) -> None:
     relevance = torch.linspace(1, 0, 8)[None]
     hidden = torch.randn(1, length, 20).bfloat16()
     positions = torch.arange(3 * length).reshape(3, 1, length)
-    runs = selection_runs(novelty, frame, cell, scene, relevance, kept, 0.5)
+    runs = selection_runs(choose_tokens(novelty, frame, cell, scene, relevance, kept, 0.5), novelty, cell, scene)
     assert sum(run[3] for run in runs.table) == kept
     index, cut = interpret(compact, runs, kept, {"hidden": Source(hidden), "positions": Source(positions, 2, 1)})
     expected = select_tokens(novelty, frame, cell, scene, relevance, kept, 0.5)
@@ -69,7 +69,8 @@ def test_tokens_of_frames_that_were_not_encoded_are_never_kept() -> None:
     cell = torch.tensor([[-1, *[*range(4)] * 3, -1]])
     encoded, scene = (frame != 1), frame.clamp(max=0)
     arguments = (torch.zeros(1, 14), frame, cell, scene, torch.ones(1, 1), 9, 0.5, encoded)
-    index, _ = interpret(compact, selection_runs(*arguments), 9, {})
+    runs = selection_runs(choose_tokens(*arguments), arguments[0], cell, scene, encoded)
+    index, _ = interpret(compact, runs, 9, {})
     assert torch.equal(index, select_tokens(*arguments))
     assert bool(encoded[0, index[0]].all())
 
@@ -108,4 +109,4 @@ def test_what_cannot_be_copied_is_an_error() -> None:
 def test_a_budget_that_does_not_fit_is_an_error() -> None:
     frame, cell = torch.tensor([[0, 0]]), torch.tensor([[0, 1]])
     with pytest.raises(PromptError, match="does not fit 3 kept tokens"):
-        selection_runs(torch.zeros(1, 2), frame, cell, frame, torch.zeros(1, 1), 3, 0.5)
+        choose_tokens(torch.zeros(1, 2), frame, cell, frame, torch.zeros(1, 1), 3, 0.5)

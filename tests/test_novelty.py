@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -137,7 +138,7 @@ def test_a_scene_that_goes_on_after_an_interruption_is_not_new() -> None:
     assert found[8:12].eq(1).all()
     assert found[4:8].eq(0).all()
     assert found[12:].eq(0).all()
-    budgets = row_budgets(found, scene[0], torch.tensor([1.0, 0, 0]), 4, 0.5, keep_last=False)
+    budgets = row_budgets(found.numpy(), scene[0].numpy(), np.float32([1, 0, 0]), 4, 0.5, keep_last=False)
     assert budgets[2] == 0
     x, frame, cell, scene = (torch.cat([t[:, :12], t[:, :1], t[:, 12:]], 1) for t in (x, frame, cell, scene))
     cell[0, 12], frame[0, 12], scene[0, 12] = -1, QUERY, QUERY  # a turn in front of the fourth frame: another video
@@ -202,5 +203,6 @@ def test_the_generated_comparison_equals_the_torch_implementation(
     at = torch.randperm(tokens + 3, generator=generator)[:tokens].sort().values
     other = torch.randint(-1, tokens, (tokens,), generator=generator)
     frame = torch.arange(len(frames)).repeat_interleave(torch.tensor(frames))
-    found = interpret(generated.distance_to, x, at, other, frame)
-    torch.testing.assert_close(found, distance_to(x, at, other, frame), rtol=1e-5, atol=2e-6)
+    given_to_both = (x, at.numpy(), other, frame.numpy())
+    found = interpret(generated.distance_to, *given_to_both)
+    torch.testing.assert_close(found, distance_to(*given_to_both), rtol=1e-5, atol=2e-6)

@@ -26,7 +26,7 @@ KEYS = torch.randn(2, 2, LENGTH, HIDDEN)
 
 CASES = {
     "valid_tokens": (torch.ones(2, LENGTH, dtype=torch.long), None, FRAME),
-    "video_tokens": ((CELL >= 0)[..., None], 24),
+    "read_prompt": ((CELL >= 0)[..., None], 24, [CELL]),
     "video_layout": (CELL >= 0, None, CELLS, 0),
     "scan_video": (EMBEDS, FRAME, CELL, None, "torch"),
     "scene_novelty": (EMBEDS, torch.rand(2, LENGTH), FRAME, CELL, SCENE, None, "torch"),

@@ -41,7 +41,7 @@ def test_spread_features_give_the_numbers_of_one_process(crew, video):
     novelty, similarity = scan_video(embeds[None], frame[None], cell[None])
     novelty = scene_novelty(embeds[None], novelty, frame[None], cell[None], video.scene()[None])
     at = (cell >= 0).nonzero()[:, 0]
-    fit = whole_fit(embeds[-video.question :], embeds, at, frame[at], len(video.frames))
+    fit = whole_fit(embeds[-video.question :], embeds, at.numpy(), frame[at].numpy(), len(video.frames))
     expected = {"novelty": novelty[0], "similarity": similarity[0], "fit": fit}
     for one in results:
         assert bool(one["missing"]) == video.nan

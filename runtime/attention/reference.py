@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from segmo.runtime.host import send
 from segmo.runtime.schedule import RowSchedule, unpack
 
 
@@ -39,7 +40,9 @@ def segment_attention(q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: 
     With fewer queries than keys, the queries are the last ones.
     """
     length, first = k_BGKD.shape[2], k_BGKD.shape[2] - q_BAKD.shape[2]
-    mask = torch.stack([dense_mask(row, length, q_BAKD.device, first) for row in unpack(schedule)])[:, None]
+    # Made on the host, which knows the schedule, and sent: nobody waits for that.
+    mask = torch.stack([dense_mask(row, length, first=first) for row in unpack(schedule)])[:, None]
+    mask = send(mask, q_BAKD.device)
     out = torch.nn.functional.scaled_dot_product_attention(
         q_BAKD, k_BGKD, v_BGKD, attn_mask=mask, scale=scale, enable_gqa=q_BAKD.shape[1] != k_BGKD.shape[1]
     )

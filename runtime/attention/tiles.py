@@ -16,12 +16,14 @@ from __future__ import annotations
 import functools
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from segmo.runtime.host import give
 from segmo.runtime.schedule import RowSchedule, unpack
 
 MIN_SPLIT = 8  # key tiles: a shorter split is not worth its partial result
@@ -181,9 +183,9 @@ def build(rows: list[RowSchedule], length: int, tiling: Tiling, device: torch.de
     items.sort(key=lambda item: -item[0])
 
     return TileSchedule(
-        items=_table([item for _, item in items], device),
-        prefix=torch.tensor(prefix, dtype=torch.int32, device=device),
-        merges=_table(merges, device),
+        items=_table([item for _, item in items], device, 8),
+        prefix=_table(prefix, device),
+        merges=_table(merges, device, 8),
         slots=slots,
         padded=any(row.start > 0 or row.end < length for row in rows),
         visited=sum(count for count, _ in items),
@@ -196,8 +198,8 @@ def _visible_keys(tile: _Tile) -> int:
     return tile.prefix[1] - tile.prefix[0] + tile.keys[1] - tile.keys[0]
 
 
-def _table(rows: list[list[int]], device: torch.device) -> Tensor:
-    return torch.tensor(rows, dtype=torch.int32, device=device).reshape(-1, 8)
+def _table(values: Sequence[object], device: torch.device, *columns: int) -> Tensor:
+    return give(np.array(values, dtype=np.int32).reshape(-1, *columns), device)
 
 
 @functools.lru_cache(maxsize=16)

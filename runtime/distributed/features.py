@@ -21,6 +21,7 @@ from segmo.runtime.distributed.ranks import Ranks
 from segmo.runtime.distributed.schedule import RankSchedule
 from segmo.runtime.distributed.vision import frame_share
 from segmo.runtime.features import scan_tokens
+from segmo.runtime.host import Array, give, read
 from segmo.runtime.layout import video_starts
 from segmo.runtime.novelty import BACK, Compare, distance_to, novel_tokens
 from segmo.runtime.relevance import feature_sum, frame_fit
@@ -158,9 +159,9 @@ def scene_novelty_spread(
     mine = own.stop - own.start
     found_T = torch.zeros(0, device=embeds_NH.device)
     if mine:
-        novelty_T, frame_T, cell_T, scene_T = (x_N[in_row_T] for x_N in (novelty_N, frame_N, cell_N, scene_N))
-        first_F = video_starts(frame_N, cell_N)
-        found_T = novel_tokens(source, at_T, novelty_T, frame_T, cell_T, scene_T, first_F, compare)[-mine:]
+        at, frame, cell, first = read(at_T, frame_N[in_row_T], cell_N[in_row_T], video_starts(frame_N, cell_N))
+        novelty_T, scene_T = novelty_N[in_row_T], scene_N[in_row_T]
+        found_T = novel_tokens(source, at, novelty_T, frame, cell, scene_T, first, compare)[-mine:]
     out_N = torch.zeros_like(novelty_N)
     if spread.frames:
         out_N[spread.video_V] = spread.gather_frames(found_T, 0, "novelty")
@@ -203,10 +204,11 @@ def _lent_frames(embeds_NH: Tensor, spread: Spread, wanted: list[list[int]], ste
 
 
 def spread_fit(
-    ranks: Ranks, question_QH: Tensor, embeds_NH: Tensor, video_V: Tensor, frame_V: Tensor, frames: int
+    ranks: Ranks, question_QH: Tensor, embeds_NH: Tensor, video_V: Array, frame_V: Array, frames: int
 ) -> Tensor:
     """:func:`segmo.runtime.relevance.whole_fit`, each rank doing the frames that it encoded; (Q, F) on every rank."""
-    spread = Spread(video_V, frame_V, frame_V, frames, ranks)
+    in_frame_V = give(frame_V, embeds_NH.device)
+    spread = Spread(give(video_V, embeds_NH.device), in_frame_V, in_frame_V, frames, ranks)
     own = spread.own()
     start, end = spread.share(ranks.rank)
     common_H = ranks.gather(feature_sum(embeds_NH, video_V[own]), "mean feature").sum(0) / len(video_V)
@@ -231,7 +233,7 @@ def deal_rows(rows_RH: Tensor, row_K: Tensor, encoder_K: Tensor, schedule: RankS
         row_K: the row of each kept token, -1 where it has none.
         encoder_K: of :func:`encoder_of`, at the kept tokens.
     """
-    world, me = ranks.world, ranks.rank
+    world, me, encoder_K = ranks.world, ranks.rank, encoder_K.to(row_K.device)
     owner_K = torch.full_like(encoder_K, -1)
     for rank in range(world):
         owner_K[schedule.own_of(rank)] = rank

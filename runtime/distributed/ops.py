@@ -91,8 +91,9 @@ def rank_scene_novelty(
     session = session_of(group)
     spread = Spread.of(frame_BN[0], cell_BN[0], session.ranks)
     compare = token_distance(embeds_BNH, implementation)
+    scene_N = scene_BN[0].to(frame_BN.device)
     found_N = scene_novelty_spread(
-        embeds_BNH[0], novelty_BN[0], frame_BN[0], cell_BN[0], scene_BN[0], spread, session.spread, compare
+        embeds_BNH[0], novelty_BN[0], frame_BN[0], cell_BN[0], scene_N, spread, session.spread, compare
     )
     return found_N[None]
 
@@ -167,7 +168,7 @@ def plan_ranks(schedule: Tensor, index_BK: Tensor | None, frame_BN: Tensor, cell
     session.encoder_K = None
     if session.spread:
         encoder_N = encoder_of(frame_BN[0], cell_BN[0], session.ranks)
-        session.encoder_K = encoder_N if index_BK is None else encoder_N[index_BK[0]]
+        session.encoder_K = encoder_N if index_BK is None else encoder_N[index_BK[0].to(encoder_N.device)]
     session.spread = False
     return pack_rank(session.schedule)
 

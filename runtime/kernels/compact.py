@@ -8,16 +8,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from segmo.errors import KernelError
+from segmo.runtime.host import Array, give, read
 from segmo.runtime.kernels.device import architecture
 from segmo.runtime.kernels.render import Kernel, render
 from segmo.runtime.kernels.specs import CompactSpec, Payload
-from segmo.runtime.selection import row_budgets, row_video
+from segmo.runtime.selection import Chosen
+from segmo.runtime.video_runs import places
 
 _TYPES = {
     torch.bfloat16: "bf16",
@@ -43,50 +47,39 @@ class Runs:
 
 
 def selection_runs(
+    chosen: Chosen,
     novelty_BN: Tensor,
-    frame_BN: Tensor,
     cell_BN: Tensor,
     scene_BN: Tensor,
-    relevance_BS: Tensor,
-    kept: int,
-    balance: float,
     encoded_BN: Tensor | None = None,
+    device: torch.device | None = None,
 ) -> Runs:
-    """Keys and budgets of the choice that :func:`segmo.runtime.selection.select_tokens` makes, with its
-    arguments.
+    """Keys and budgets with which :func:`compact` keeps the tokens that were chosen.
 
-    Raises:
-        PromptError: a row's video tokens do not fit ``kept``, or a video at its end has no last token.
+    Args:
+        chosen: from :func:`segmo.runtime.selection.choose_tokens`, which was given the others but the device.
+        device: where the tokens are to be cut; that of the novelty if not given.
     """
-    key_BN = novelty_BN.float().masked_fill(cell_BN < 0, torch.inf)
+    novelty, cell, scene, encoded = read(novelty_BN, cell_BN, scene_BN, encoded_BN)
+    key = np.where(cell < 0, np.float32(np.inf), novelty)
+    if encoded is not None:
+        key[(cell >= 0) & ~encoded] = -np.inf  # below every budget
+    key[:, -1] = np.inf  # the prompt's last token always stays
     table: list[list[int]] = []
-    for row in range(frame_BN.shape[0]):
-        video_V, total, ends_in_video = row_video(row, cell_BN[row], encoded_BN, kept)
-        if encoded_BN is not None:
-            key_BN[row, (cell_BN[row] >= 0) & ~encoded_BN[row]] = -torch.inf  # below every budget
-        budget_S: list[int] = []
-        if video_V.numel():
-            scene_V = scene_BN[row, video_V]
-            budget_S = [0] * (int(scene_V.max()) + 1)
-        if total:
-            key_V = key_BN[row, video_V]
-            budget_S = row_budgets(key_V, scene_V, relevance_BS[row], total, balance, ends_in_video)
-            if ends_in_video:
-                key_V[-1] = torch.inf
-            key_BN[row, video_V] = key_V
-        table += _row_runs(row, scene_BN[row], cell_BN[row], budget_S)
-    return Runs(key_BN, table)
+    for row, budgets in enumerate(chosen.budgets):
+        table += _row_runs(row, scene[row], cell[row], budgets)
+    return Runs(give(key, device or novelty_BN.device), table)
 
 
-def _row_runs(row: int, scene_N: Tensor, cell_N: Tensor, budget_S: list[int]) -> list[list[int]]:
-    values, counts = torch.unique_consecutive(scene_N, return_counts=True)
-    text = torch.nn.functional.pad((cell_N < 0).long().cumsum(0), (1, 0)).tolist()
-    table, start, place = [], 0, 0
-    for scene, size in zip(values.tolist(), counts.tolist(), strict=True):
-        end = start + size
-        budget = text[end] - text[start] + (budget_S[scene] if 0 <= scene < len(budget_S) else 0)
+def _row_runs(row: int, scene_N: Array, cell_N: Array, budgets: list[int]) -> list[list[int]]:
+    starts = [0, *(places(np.diff(scene_N)) + 1).tolist()]
+    text = np.append(0, (cell_N < 0).cumsum()).tolist()
+    table, place = [], 0
+    for start, end in pairwise([*starts, len(scene_N)]):
+        scene = int(scene_N[start])
+        budget = text[end] - text[start] + (budgets[scene] if 0 <= scene < len(budgets) else 0)
         table.append([row, start, end, budget, place])
-        start, place = end, place + budget
+        place += budget
     return table
 
 
@@ -200,8 +193,8 @@ def compact(
     if tiles and kept:
         kernels.compact_kernel[(len(tiles),)](
             key_BN,
-            torch.tensor(runs.table, dtype=torch.int32, device=device),
-            torch.tensor(tiles, dtype=torch.int32, device=device),
+            give(np.array(runs.table, dtype=np.int32), device),
+            give(np.array(tiles, dtype=np.int32), device),
             index_BK,
             *arguments,
             length,

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from segmo.runtime.attention.triton import dense_heads
+from segmo.runtime.host import give, read
 from segmo.runtime.kernels.configs import question_spec
 from segmo.runtime.kernels.device import architecture
 from segmo.runtime.kernels.render import render
 from segmo.runtime.kernels.specs import QuestionSpec, dtype_name
-from segmo.runtime.relevance import asking_rows, rows_with_video
+from segmo.runtime.relevance import asking_rows, rows_with_video, scene_mean
 from segmo.runtime.runs import runs
 
 
@@ -104,18 +105,15 @@ def attention_relevance(
     spec = spec or spec_for(q_BAND, k_BGND)
     q_BAND, k_BGND = dense_heads(q_BAND), dense_heads(k_BGND)
     out_BS = torch.full((scene_BN.shape[0], max_scenes), -torch.inf, device=q_BAND.device)
+    asked, cell, valid = read(question_BN, cell_BN, valid_BN)
     for row, video_V in rows_with_video(cell_BN):
-        counts_S = torch.bincount(scene_BN[row, video_V])
-        first_key = 0 if valid_BN is None else int(valid_BN[row].int().argmax())
-        question_Q = asking_rows(question_BN[row], cell_BN[row], None if valid_BN is None else valid_BN[row])
-        if question_Q.numel() == 0:
-            out_BS[row, : counts_S.shape[0]] = 0
-            continue
+        valid_N = None if valid is None else valid[row]
+        asking_Q, first_key = asking_rows(asked[row], cell[row], valid_N), 0 if valid_N is None else valid_N.argmax()
         keys = (int(video_V[0]), int(video_V[-1]) + 1)
         score_N = torch.zeros(keys[1] - keys[0], device=q_BAND.device)
-        for run in runs(question_Q.tolist()):
-            score_N += key_scores(q_BAND[row], k_BGND[row], run, keys, first_key, scale, spec)
-        # A scene's tokens are neighbours among the video tokens, so each sum has one order.
-        total_S = torch.segment_reduce(score_N[video_V - keys[0]], "sum", lengths=counts_S)
-        out_BS[row, : counts_S.shape[0]] = total_S / counts_S / (heads * question_Q.numel())
+        for run in runs(asking_Q.tolist()):
+            score_N += key_scores(q_BAND[row], k_BGND[row], run, keys, int(first_key), scale, spec)
+        at_V = give(video_V, q_BAND.device)
+        means_S = scene_mean(score_N[at_V - keys[0]], scene_BN[row, at_V], max_scenes)
+        out_BS[row] = means_S / max(heads * len(asking_Q), 1)
     return out_BS

@@ -7,18 +7,21 @@ F frames, R rows of features, H hidden size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from segmo.runtime.features import alone, check_finite, previous_cell
+from segmo.runtime.features import alone, finite_or_nan, previous_cell
+from segmo.runtime.host import Array, give, read
 from segmo.runtime.kernels.configs import scan_spec
 from segmo.runtime.kernels.device import architecture
 from segmo.runtime.kernels.render import render
 from segmo.runtime.kernels.specs import ScanSpec, dtype_name
-from segmo.runtime.layout import video_starts
+from segmo.runtime.video_runs import places
+from segmo.runtime.video_tokens import VideoTokens
 
 
 @dataclass(frozen=True)
@@ -28,44 +31,28 @@ class FrameTable:
     Attributes:
         position_V: row of each token, int64.
         previous_V: index in this table of the same cell of the previous frame, -1 where there is none, int64.
-        size_F: tokens of each frame, int64.
+        first_F: first token of each frame, and their number at the end, (F + 1,) int32.
         follows_F: 1 where a frame of the same video comes before, int32.
     """
 
     position_V: Tensor
     previous_V: Tensor
-    size_F: Tensor
+    first_F: Tensor
     follows_F: Tensor
 
-    def first_F(self) -> Tensor:
-        """First token of each frame, and their number at the end, (F + 1,) int32."""
-        return torch.nn.functional.pad(self.size_F.cumsum(0), (1, 0)).int()
+
+def _heads(frame_T: Array) -> Array:
+    """First token of each frame, and their number at the end, (F + 1,) int32."""
+    return np.append(places(np.diff(frame_T, prepend=-1)), len(frame_T)).astype(np.int32)
 
 
-def _row_table(position_T: Tensor, frame_T: Tensor, cell_T: Tensor, first_F: Tensor) -> FrameTable:
-    """The table of one prompt's tokens, in order, whose frames count from 0; ``first_F``: which begin a video."""
-    previous_T = previous_cell(frame_T, cell_T).masked_fill(first_F[frame_T], -1)
-    frames, size_F = torch.unique_consecutive(frame_T, return_counts=True)
-    return FrameTable(position_T, previous_T, size_F, (~first_F[frames]).int())
-
-
-def frame_table(frame_BN: Tensor, cell_BN: Tensor) -> FrameTable | None:
-    """The table of a batch, from :func:`segmo.runtime.layout.video_layout`; None where it holds no video."""
-    length = frame_BN.shape[1]
-    tables: list[FrameTable] = []
-    tokens = 0
-    for row in range(frame_BN.shape[0]):
-        video_V = (cell_BN[row] >= 0).nonzero()[:, 0]
-        if video_V.numel() == 0:
-            continue
-        first_F = video_starts(frame_BN[row], cell_BN[row])
-        table = _row_table(video_V + row * length, frame_BN[row, video_V], cell_BN[row, video_V], first_F)
-        previous_V = torch.where(table.previous_V < 0, -1, table.previous_V + tokens)
-        tables.append(replace(table, previous_V=previous_V))
-        tokens += video_V.shape[0]
-    if not tables:
-        return None
-    return FrameTable(*(torch.cat([getattr(table, field.name) for table in tables]) for field in fields(FrameTable)))
+def _table(at_T: Array, frame_T: Array, cell_T: Array, first_F: Array, device: torch.device) -> FrameTable:
+    """The table of tokens in order, whose frames count from 0; ``first_F``: which begin a video."""
+    previous_T = previous_cell(frame_T, cell_T)
+    previous_T[first_F[frame_T]] = -1
+    head_F = _heads(frame_T)
+    follows_F = (~first_F[frame_T[head_F[:-1]]]).astype(np.int32)
+    return FrameTable(*(give(part, device) for part in (at_T, previous_T, head_F, follows_F)))
 
 
 def spec_for(embeds_BNH: Tensor) -> ScanSpec:
@@ -91,14 +78,13 @@ def scan_video(
         PromptError: the features hold NaN or infinity.
         KernelError: there is no kernel for the dtype or device.
     """
-    table = frame_table(frame_BN, cell_BN)
-    if table is None:
-        return torch.zeros(frame_BN.shape, device=embeds_BNH.device), torch.ones(
-            frame_BN.shape, device=embeds_BNH.device
-        )
+    video, device = VideoTokens.of(frame_BN, cell_BN), embeds_BNH.device
+    if not len(video.at_T):
+        return torch.zeros(frame_BN.shape, device=device), torch.ones(frame_BN.shape, device=device)
+    table = _table(video.at_T, video.frame_T, video.cell_T, video.first_F, device)
     novelty_R, similarity_R = _launch(embeds_BNH.flatten(0, 1), table, spec or spec_for(embeds_BNH))
-    at_V = table.position_V
-    check_finite(novelty_R[at_V], frame_BN.flatten()[at_V], cell_BN.flatten()[at_V])
+    novelty_V = novelty_R[table.position_V]
+    novelty_R[table.position_V] = finite_or_nan(novelty_V, novelty_V, video.number_T, video.cell_T)
     return novelty_R.view(frame_BN.shape), similarity_R.view(frame_BN.shape)
 
 
@@ -111,22 +97,25 @@ def scan_tokens(
         PromptError: the features hold NaN or infinity.
         KernelError: there is no kernel for the dtype or device.
     """
-    local_T, first = alone(frame_T, first_F)
-    table = _row_table(at_T, local_T, cell_T, first)
+    at, frame, cell, first_of_all = read(at_T, frame_T, cell_T, first_F)
+    local, first = alone(frame, first_of_all)
+    table = _table(at, local, cell, first, embeds_NH.device)
     novelty_N, similarity_N = _launch(embeds_NH, table, spec_for(embeds_NH[None]))
-    check_finite(novelty_N[at_T], frame_T, cell_T)
-    return novelty_N[at_T], similarity_N[at_T[table.first_F()[:-1]]]
+    novelty_T = novelty_N[table.position_V]
+    head_F = table.position_V[table.first_F[:-1].long()]
+    return finite_or_nan(novelty_T, novelty_T, frame, cell), similarity_N[head_F]
 
 
-def distance_to(embeds_NH: Tensor, at_T: Tensor, other_T: Tensor, frame_T: Tensor) -> Tensor:
+def distance_to(embeds_NH: Tensor, at_T: Array, other_T: Tensor, frame_T: Array) -> Tensor:
     """:func:`segmo.runtime.novelty.distance_to` by the same kernels: the other token stands for the cell before.
 
     Raises:
         KernelError: there is no kernel for the dtype or device.
     """
-    size_F = torch.unique_consecutive(frame_T, return_counts=True)[1]
-    table = FrameTable(at_T, other_T, size_F, torch.zeros_like(size_F, dtype=torch.int32))
-    return _launch(embeds_NH, table, spec_for(embeds_NH[None]))[0][at_T]
+    device, head_F = embeds_NH.device, _heads(frame_T)
+    follows_F = torch.zeros(len(head_F) - 1, dtype=torch.int32, device=device)
+    table = FrameTable(give(at_T, device), other_T, give(head_F, device), follows_F)
+    return _launch(embeds_NH, table, spec_for(embeds_NH[None]))[0][table.position_V]
 
 
 def _launch(x_RH: Tensor, table: FrameTable, spec: ScanSpec) -> tuple[Tensor, Tensor]:
@@ -134,13 +123,13 @@ def _launch(x_RH: Tensor, table: FrameTable, spec: ScanSpec) -> tuple[Tensor, Te
     x_RH = x_RH if x_RH.stride(1) == 1 else x_RH.contiguous()
     rows, hidden = x_RH.shape
     device = x_RH.device
-    tokens, frames = table.position_V.shape[0], table.size_F.shape[0]
+    tokens, frames = table.position_V.shape[0], table.follows_F.shape[0]
     novelty_R, similarity_R = torch.zeros(rows, device=device), torch.ones(rows, device=device)
     dot_SV = torch.empty(spec.slices, tokens, device=device)
     norm_SV = torch.empty_like(dot_SV)
     sum_FH = torch.empty(frames, hidden, device=device)
     before_V = torch.where(table.previous_V < 0, -1, table.position_V[table.previous_V.clamp(min=0)])
-    first_F = table.first_F()
+    first_F = table.first_F
     kernels: Any = render(spec).load()
     launch = {"num_warps": kernels.NUM_WARPS, "num_stages": kernels.NUM_STAGES}
     kernels.scan_kernel[frames, spec.slices](

@@ -13,7 +13,7 @@ import torch
 from segmo.calls.attention import attention_of
 from segmo.calls.hooks import Hooks
 from segmo.calls.inputs import by_name, encoded, joined
-from segmo.calls.length import warn_if_too_long
+from segmo.calls.length import look_at_length
 from segmo.calls.pictures import no_video, refuse_gaps
 from segmo.calls.shards import Shards
 from segmo.calls.videos import cells_of, frames_of
@@ -112,12 +112,13 @@ class Call:
             return self.original(*args, **kwargs)
         with called(self.model, self.notes), plain_errors(), memory_explained(self.options.ranks):
             inputs = self.before(named)
-            warn_if_too_long(self.model, inputs)
+            warn_if_too_long = look_at_length(self.model, inputs)
             given = {**inputs, **named}
             videos = frames_known(frames_of(self.model, given), cells_of(given))
             cache = going_on(cache_of(inputs), self.options.ranks, self.spreads_cache)
             with self.sizes(inputs), words_known(inputs.get("input_ids")), videos, cache:
                 result = self.hooks.call(self._marked, inputs)
+            warn_if_too_long()
             self.after(inputs, result)
             return result
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from segmo.compat.cache_name import cache_of
 from segmo.families import family_of
+from segmo.runtime.host import later
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,27 @@ class Need:
         return f"{text}; {self.fits:,} of the {self.frames:,} frames fit (segmo run: --max-frames {self.fits})"
 
 
+def look_at_length(model: Any, inputs: Mapping[str, Any]) -> Callable[[], None]:
+    """What is to be called behind a call of the model, and warns once if that took more positions than the model has.
+
+    So the call does not wait for its device before. A decode step is not looked at.
+    """
+    ids, limit = inputs.get("input_ids"), position_limit(getattr(model, "config", None))
+    if not isinstance(ids, Tensor) or ids.shape[1] == 1 or limit is None:
+        return lambda: None
+    positions = _positions(inputs)  # as long as the cache is what it was
+    last = later(positions.max())
+
+    def warn() -> None:
+        if int(last()) >= limit and (need := needed(model, {**inputs, "position_ids": positions})) is not None:
+            warnings.warn(str(need), stacklevel=3)
+
+    return warn
+
+
 def warn_if_too_long(model: Any, inputs: Mapping[str, Any]) -> None:
-    """One warning for a call with more positions than the model has. A decode step is not looked at."""
-    ids = inputs.get("input_ids")
-    if not isinstance(ids, Tensor) or ids.shape[1] == 1:
-        return
-    need = needed(model, inputs)
-    if need is not None and need.needed > need.limit:
-        warnings.warn(str(need), stacklevel=2)
+    """:func:`look_at_length`, and what it gives, at once."""
+    look_at_length(model, inputs)()
 
 
 def needed(model: Any, inputs: Mapping[str, Any]) -> Need | None:
@@ -67,13 +81,8 @@ def needed(model: Any, inputs: Mapping[str, Any]) -> Need | None:
     limit = position_limit(config)
     if limit is None:
         return None
-    ids, positions, cache = inputs["input_ids"], inputs.get("position_ids"), cache_of(inputs)
+    ids, positions = inputs["input_ids"], _positions(inputs)
     video = ids == getattr(config, "video_token_id", -1)
-    if positions is None:
-        start = int(cache.get_seq_length()) if cache is not None else 0
-        positions = torch.arange(start, start + ids.shape[1], device=ids.device)[None]
-    if positions.dim() == 3:  # M-RoPE: time, height, width; a row of text positions may stand before them
-        positions = positions[-3:]
     total = int(positions.max()) + 1
     places = video[0].nonzero()[:, 0]
     if total <= limit or not places.numel():
@@ -96,6 +105,14 @@ def needed(model: Any, inputs: Mapping[str, Any]) -> Need | None:
     room, last = limit - (total - span), span - (frames - 1) * step
     fits = math.floor((room - last) / step) + 1 if one <= room and around + one <= limit else 0
     return Need(total, limit, frames * joined, min(fits, frames) * joined)
+
+
+def _positions(inputs: Mapping[str, Any]) -> Tensor:
+    ids, positions, cache = inputs["input_ids"], inputs.get("position_ids"), cache_of(inputs)
+    if not isinstance(positions, Tensor):
+        start = int(cache.get_seq_length()) if cache is not None else 0
+        return torch.arange(start, start + ids.shape[1], device=ids.device)[None]
+    return positions[-3:] if positions.dim() == 3 else positions  # M-RoPE: a row of text positions may stand in front
 
 
 def position_limit(config: Any) -> int | None:

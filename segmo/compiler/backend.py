@@ -175,7 +175,9 @@ def _recording(
         _refuse_chunks()
         outputs = run(*args)
         recorded = dict(zip(result.recorded, outputs[-count:], strict=True))
-        frame_BN, index_BK = recorded["frame"], recorded.get("index")
+        frame_BN, index_BK = recorded["frame"], recorded.pop("index", None)
+        if "chosen" in recorded:
+            recorded["index"] = recorded.pop("chosen")  # the same in the host's memory, for which nobody has to wait
         if spread and index_BK is None:  # a rank's part is a cut one, also where nothing is dropped
             index_BK = torch.arange(frame_BN.shape[1], device=frame_BN.device).expand(frame_BN.shape)
         if index_BK is not None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from segmo.runtime.external import current_scores
+from segmo.runtime.host import read
 from segmo.runtime.layout import QUERY
 from segmo.runtime.novelty import novel_tokens
 from segmo.runtime.relevance import embedding_relevance, external_relevance
@@ -62,10 +64,9 @@ def keep_tokens(
 def novelty_inside(features_VH: Tensor, novelty_T: Tensor, frame_T: Tensor, cell_T: Tensor, scene_T: Tensor) -> Tensor:
     """How new each video token is within its scene, as far as that is still there, (T,) fp32; 0 for text."""
     video_T, device = cell_T >= 0, features_VH.device
-    at_V = torch.arange(features_VH.shape[0], device=device)
-    novelty_V, frame_V, cell_V, scene_V = (x[video_T].to(device) for x in (novelty_T, frame_T, cell_T, scene_T))
-    first_F = torch.zeros(int(frame_T.max()) + 1, dtype=torch.bool, device=device)
-    first_F[0] = True  # there is one video
+    at_V, first_F = np.arange(features_VH.shape[0]), np.arange(int(frame_T.max()) + 1) == 0  # there is one video
+    novelty_V, scene_V = (x[video_T].to(device) for x in (novelty_T, scene_T))
+    frame_V, cell_V = read(frame_T[video_T], cell_T[video_T])
     found_T = torch.zeros_like(novelty_T)
     found_T[video_T] = novel_tokens(features_VH, at_V, novelty_V, frame_V, cell_V, scene_V, first_F).cpu()
     return found_T

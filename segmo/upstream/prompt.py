@@ -18,7 +18,7 @@ from torch import Tensor
 from segmo.runtime.encoded import VideoRows
 from segmo.runtime.layout import roles, video_layout, video_starts
 from segmo.runtime.question import ChatTokens, question_tokens, turn_marks
-from segmo.runtime.video_runs import run_ends, run_starts
+from segmo.runtime.video_runs import places, run_ends, run_starts
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class Prompt:
 
     def runs(self, video_token: int, chat: ChatTokens) -> Runs:
         """The runs of placeholders in this prompt; arguments as for :meth:`question`."""
-        video_BN, marks_BN = self.ids == video_token, turn_marks(self.ids, chat)
+        ids_BN = self.ids.cpu()
+        video_BN, marks_BN = ids_BN == video_token, turn_marks(ids_BN, chat)
         lengths: list[int] = []
         parts: list[int] = []
         videos: list[int] = []
@@ -83,11 +84,11 @@ class Prompt:
             if not bool(video_BN[row].any()):
                 continue
             at = slice(row, row + 1)
-            frame_BN, cell_BN = video_layout(video_BN[at], None, 0, 0, marks_BN[at], ids_BN=self.ids[at])
-            start_N = run_starts(video_BN[at])[0]
-            end_G = run_ends(video_BN[at])[0].nonzero()[:, 0]
-            lengths += (end_G - start_N.nonzero()[:, 0] + 1).tolist()
-            part_F = torch.bincount(frame_BN[0, start_N])
+            frame_BN, cell_BN = video_layout(video_BN[at], None, 0, 0, marks_BN[at], ids_BN=ids_BN[at])
+            video_N = video_BN[row].numpy()
+            start_G, end_G = places(run_starts(video_N)), places(run_ends(video_N))
+            lengths += (end_G - start_G + 1).tolist()
+            part_F = torch.bincount(frame_BN[0, start_G])
             parts += part_F.tolist()
             first = video_starts(frame_BN[0], cell_BN[0]).nonzero()[:, 0].tolist()
             videos += [end - start for start, end in pairwise([*first, len(part_F)])]
@@ -115,7 +116,7 @@ class Prompt:
             shown: what this row's video tokens are of.
             chat: what is known of the model's chat template.
         """
-        ids_BN = self.ids[row : row + 1]
+        ids_BN = self.ids[row : row + 1].cpu()
         video_BN = ids_BN == video_token
         start_BN, between_BN = torch.zeros_like(video_BN), torch.zeros_like(video_BN)
         place_T = video_BN[0].nonzero()[:, 0]
@@ -123,9 +124,10 @@ class Prompt:
         start_BN[0, place_T[first_T.to(place_T.device)]] = True
         for start in _changes(shown.video_T).nonzero()[1:, 0].tolist():
             between_BN[0, int(place_T[start - 1]) + 1 : int(place_T[start])] = True
-        frame_BN, cell_BN = roles(video_BN, start_BN, between_BN)
-        valid_BN = None if self.mask is None else self.mask[row : row + 1].bool()
-        return ids_BN[question_tokens(ids_BN, frame_BN, cell_BN, valid_BN, chat)]
+        found = roles(video_BN.numpy(), start_BN.numpy(), between_BN.numpy())
+        frame_BN, cell_BN = map(torch.from_numpy, found)
+        valid_BN = None if self.mask is None else self.mask[row : row + 1].cpu().bool()
+        return ids_BN[question_tokens(ids_BN, frame_BN, cell_BN, valid_BN, chat)].to(self.ids.device)
 
 
 def _changes(value_T: Tensor) -> Tensor:

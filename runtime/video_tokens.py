@@ -1,0 +1,70 @@
+"""The video tokens of a batch as the host knows them: where they stand, of which frame, which cell.
+
+Legend: B batch, N prompt tokens, T video tokens of the batch, F frames of the batch, H hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from segmo.runtime.host import Array, give, read
+from segmo.runtime.layout import begins_video
+from segmo.runtime.video_runs import places
+
+
+@dataclass(frozen=True)
+class VideoTokens:
+    """Video tokens in order, row after row; frames are counted through all rows.
+
+    Attributes:
+        at_T: place of each among the tokens of the batch, which are counted through all rows.
+        frame_T, cell_T: frame and cell of each. number_T: its frame counted in its row alone.
+        first_F: whether a frame is the first one of its video.
+        row_F: row of each frame.
+    """
+
+    at_T: Array
+    frame_T: Array
+    cell_T: Array
+    number_T: Array
+    first_F: Array
+    row_F: Array
+
+    @classmethod
+    def of(cls, frame_BN: Tensor, cell_BN: Tensor, encoded_BN: Tensor | None = None) -> VideoTokens:
+        """Of a batch, from :func:`segmo.runtime.layout.video_layout`.
+
+        Args:
+            encoded_BN: False at video tokens that are not there: they are left out, and their frames still counted.
+        """
+        frame, cell, encoded = read(frame_BN, cell_BN, encoded_BN)
+        first = [begins_video(*row) for row in zip(frame, cell, strict=True)]
+        sizes = np.array([len(row) for row in first])
+        before = sizes.cumsum() - sizes
+        at = places(cell >= 0 if encoded is None else (cell >= 0) & encoded)
+        number_T, cell_T = frame.reshape(-1)[at], cell.reshape(-1)[at]
+        frame_T = number_T + before[at // frame.shape[1]]
+        return cls(at, frame_T, cell_T, number_T, np.concatenate(first), np.arange(len(sizes)).repeat(sizes))
+
+    @property
+    def head_T(self) -> Array:
+        """Whether a token is the first of its frame."""
+        head_T: Array = np.diff(self.frame_T, prepend=-1) != 0
+        return head_T
+
+
+def take(x_NH: Tensor, at: Array) -> Tensor:
+    """Rows of a tensor: a view of them where they are neighbours."""
+    if len(at) and bool((np.diff(at) == 1).all()):
+        return x_NH[int(at[0]) : int(at[-1]) + 1]
+    return x_NH.index_select(0, give(at, x_NH.device))
+
+
+def place(value_T: Tensor, at: Array, length: int, rest: float) -> Tensor:
+    """Values of some tokens in their places among ``length``, and ``rest`` in the others."""
+    out_N = torch.full((length,), rest, dtype=value_T.dtype, device=value_T.device)
+    return out_N.index_copy_(0, give(at, value_T.device), value_T)
