@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from segmo.errors import SegMoError
     from segmo.families import describe
     from segmo.memory.live import LiveAnswer, live
-    from segmo.memory.memory import Memory, watch
+    from segmo.memory.memory import Memory
+    from segmo.memory.watch import watch
     from segmo.options import Options
     from segmo.passes.runner import observe
     from segmo.report.history import collect_reports, last_report
@@ -75,7 +76,7 @@ _HOMES = {
     "LiveAnswer": "segmo.memory.live",
     "live": "segmo.memory.live",
     "Memory": "segmo.memory.memory",
-    "watch": "segmo.memory.memory",
+    "watch": "segmo.memory.watch",
     "launched": "segmo.compiler.launch",
     "Options": "segmo.options",
     "Report": "segmo.report.report",

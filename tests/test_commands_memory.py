@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from video_files import noise_shots, write_file
 
 from segmo.cli import app
-from segmo.errors import CacheError
+from segmo.errors import CacheError, OptionError
+from segmo.video.source import VideoError
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +44,25 @@ def test_a_chat_goes_on_until_an_empty_line(film: Path, memory: Path) -> None:
         out = run("chat", str(start), "--max-new-tokens", "2", text="which digit ?\nforget\nand then ?\n\nnot asked\n")
         assert out.count("answer:") == 2
         assert out.count("looked at") == 2
+
+
+def test_what_cannot_be_watched_is_refused_before_the_model_is_loaded(film: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(CacheError, match="--out"):
+        run("watch", str(film), "--out", str(tmp_path / "file"), "--model", "nowhere")
+    with pytest.raises(OptionError, match="fps is 0"):
+        run("watch", str(film), "--fps", "0", "--model", "nowhere")
+    for command in ("watch", "chat"):
+        with pytest.raises(VideoError, match="no file"):
+            run(command, str(tmp_path / "film.mp4"), "--model", "nowhere")
+
+
+def test_a_wrong_question_does_not_end_a_chat(memory: Path) -> None:
+    out = run("chat", str(memory), "--max-new-tokens", "1", text="what is <|video_pad|>\nwhich digit ?\n\n")
+    assert "must not hold" in out
+    assert out.count("answer:") == 1
+    with pytest.raises(OptionError, match="generate"):
+        run("ask", str(memory), "which digit ?", "--max-new-tokens", "0")
 
 
 def test_a_folder_without_a_memory_is_refused(tmp_path: Path) -> None:

@@ -127,28 +127,72 @@ def test_the_choice_is_that_of_the_prefill(family: str, fresh_dynamo: None) -> N
     assert seen.at[0].tolist() == prefill.index[0, : len(seen)].tolist()
 
 
-def test_a_second_question_sees_the_first_and_its_answer() -> None:
-    model, inputs = model_of("qwen2_5_vl"), prompt("qwen2_5_vl", frames=9)
-    memory = segmo.watch(model, None, inputs, keep=0.3)
-    first, second = question_of(inputs), torch.tensor([21, 22, 23])
-    answer = memory.ask(first, max_new_tokens=3)
-    seen = [chosen_by(memory, words).at[0] for words in (first, second)]
-    found = memory.ask(second, max_new_tokens=1)
-    whole = dict(inputs)
-    whole["input_ids"] = torch.cat([inputs["input_ids"], answer[None], second[None]], 1)
-    whole["attention_mask"] = torch.ones_like(whole["input_ids"])
-    whole["mm_token_type_ids"] = torch.where(whole["input_ids"] == VIDEO, 2, 0)
-    mask = mask_of("qwen2_5_vl", memory, whole, seen[0])
-    turn = inputs["input_ids"].shape[1] + len(answer)
-    start = len(seen[0])
-    last = int((inputs["input_ids"][0] == VIDEO).nonzero()[-1])
-    mask[turn:, : last + 1] = False
-    mask[turn:, seen[1]] = True
-    assert start > 0
-    assert int(reference_logits(model, whole, mask).argmax()) == int(found[0])
-    assert memory.summary()["turns"] == 4
+@given(
+    family=st.sampled_from(["qwen2_vl", "qwen2_5_vl", "llava_onevision"]),
+    frames=st.integers(3, 9),
+    seed=st.integers(0, 3),
+    turns=st.lists(st.tuples(st.integers(1, 3), st.sampled_from([0.1, 0.4, 1.0])), max_size=3),
+    batch=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    later=st.integers(0, 3),
+    place=st.sampled_from(["device", "host"]),
+)
+@settings(max_examples=12)
+def test_turns_and_batches_equal_the_dense_mask(
+    family: str, frames: int, seed: int, turns: list[tuple[int, float]], batch: list[int], later: int, place: str
+) -> None:
+    """Turns of so many words with a budget each, the rest of the video before one of them, and a batch at the end."""
+    model, inputs, half = model_of(family), prompt(family, frames=frames, seed=seed), frames // 2
+    shown = part_of(family, inputs, 0, half)
+    memory = segmo.watch(model, None, shown, place=place)
+    said: list[int] = []
+    rows: list[tuple[int, Tensor]] = []  # from which word on, which tokens inside the video were seen
+
+    def check(questions: list[Tensor], keep: float) -> Tensor:
+        options = memory.options.question(keep=keep)
+        _, seen, arguments = memory._asked(memory.talk, questions, options)
+        logits = generate(model, arguments, 1)[1]
+        # The key of the last word of an answer is made by the turn behind it.
+        start = max(0, len(said) - 1) if rows else 0
+        for question, each, found in zip(questions, seen, logits, strict=True):
+            whole = with_text(shown, [*said, *question.tolist()])
+            mask = turns_mask(mask_of(family, memory, whole, each.at[0]), shown, [*rows, (start, each.at[0])])
+            assert error(found[None], reference_logits(model, whole, mask)) < 1e-5
+        rows.append((start, seen[0].at[0]))
+        return seen[0].at[0]
+
+    for number, (count, keep) in enumerate(turns):
+        if number == later:
+            memory.extend(part_of(family, inputs, half, frames))
+            shown, rows = inputs, []  # what was said is read again behind the new end
+        question = torch.arange(count) + 11 + 3 * number
+        seen_K = check([question], keep)
+        assert torch.equal(seen_K, memory._asked(memory.talk, question, memory.options.question(keep=keep))[1][0].at[0])
+        said += [*question.tolist(), *memory.ask(question, keep=keep, max_new_tokens=2).tolist()]
+    questions = [torch.arange(count) + 31 + 5 * at for at, count in enumerate(batch)]
+    check(questions, 0.4)
+    assert len(memory.ask(questions, keep=0.4, max_new_tokens=1)) == len(batch)
+    assert memory.talk.ids == said
     memory.forget()
-    assert torch.equal(memory.ask(first, max_new_tokens=3), answer)
+    assert not memory.turns
+
+
+def with_text(shown: dict[str, Tensor], behind: list[int]) -> dict[str, Tensor]:
+    """A prompt with other text behind its video."""
+    ids = shown["input_ids"][0]
+    row = torch.cat([ids[: int((ids == VIDEO).nonzero()[-1]) + 1], torch.tensor(behind)])[None]
+    whole = {**shown, "input_ids": row, "attention_mask": torch.ones_like(row)}
+    if "video_grid_thw" in shown:
+        whole["mm_token_type_ids"] = torch.where(row == VIDEO, 2, 0)
+    return whole
+
+
+def turns_mask(mask_NN: Tensor, shown: dict[str, Tensor], rows: list[tuple[int, Tensor]]) -> Tensor:
+    """A mask whose rows behind the video see inside it what their own turn chose."""
+    video = int((shown["input_ids"][0] == VIDEO).nonzero()[-1]) + 1
+    for start, seen_K in rows:
+        mask_NN[video + start :, :video] = False
+        mask_NN[video + start :, seen_K] = True
+    return mask_NN
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl", "llava_onevision"])

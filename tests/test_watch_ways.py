@@ -18,13 +18,14 @@ from transformers import TextIteratorStreamer
 import segmo
 from segmo.compat.dynamo import compile_seconds
 from segmo.demo.processor import build_tokenizer
-from segmo.errors import OptionError
+from segmo.errors import CacheError, OptionError
 from segmo.memory import moves
 from segmo.memory.attend import attention_paid_to, rows_of_words
 from segmo.memory.conversation import Turn
 from segmo.memory.look import look, survey
 from segmo.memory.packed import STEPS, Packed, channels, pack, token_bytes
 from segmo.memory.seen import Seen
+from segmo.memory.stale import versions
 
 FAMILY = "qwen2_5_vl"
 
@@ -122,6 +123,56 @@ def test_a_memory_in_eight_bits_is_small_and_near(family: str, tmp_path: Path) -
     assert all(isinstance(block.keys, Packed) for block in again.watcher.closed)
 
 
+# weights in eight bits
+
+
+class EightBits(torch.nn.Module):
+    """A linear layer as checkpoints in fp8 store it."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(linear.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, self.weight.to(x.dtype))
+
+
+def stored_in_eight_bits(how: str) -> tuple[Any, Tensor]:
+    """A model one of whose layers has weights in eight bits; and their numbers."""
+    model = build(FAMILY)
+    mlp = model.base_model.language_model.layers[1].mlp
+    if how == "plain":
+        mlp.down_proj = EightBits(mlp.down_proj)
+        return model, mlp.down_proj.weight
+    quantization = pytest.importorskip("torchao.quantization")
+    quantization.quantize_(mlp, getattr(quantization, how)())
+    return model, mlp.down_proj.weight.qdata
+
+
+@pytest.mark.parametrize("how", ["plain", "Float8WeightOnlyConfig", "Int8WeightOnlyConfig"])
+def test_another_weight_in_eight_bits_makes_a_memory_stale(how: str, tmp_path: Path) -> None:
+    (model, numbers), (other, others) = (stored_in_eight_bits(how) for _ in range(2))
+    memory = segmo.watch(model, None, prompt(FAMILY))
+    memory.save(tmp_path)
+    assert segmo.Memory.load(other, tmp_path).summary() == memory.summary()
+    for changed in (others, numbers):
+        with torch.no_grad():
+            changed.view(torch.uint8)[-1, -1] ^= 1  # the least difference there is
+    with pytest.raises(CacheError, match="other weights"):
+        segmo.Memory.load(other, tmp_path)
+    with pytest.raises(CacheError, match="weights have changed"):
+        memory.ask(torch.tensor([11]))
+
+
+def test_weights_that_are_not_here_cannot_be_compared(tmp_path: Path) -> None:
+    model = build(FAMILY)
+    memory = segmo.watch(model, None, prompt(FAMILY))
+    model.base_model.language_model.layers[1].mlp.to("meta")
+    memory._weights = versions(model)
+    with pytest.raises(CacheError, match=r"layers\.1\.mlp.*'meta'"):
+        memory.save(tmp_path)
+
+
 # places
 
 
@@ -179,6 +230,43 @@ def test_a_copied_cache_is_what_was_seen_and_not_the_memory() -> None:
     ids = torch.cat([inputs["input_ids"]], 1)
     found = model.generate(ids, past_key_values=twin, max_new_tokens=3, do_sample=False)[0, ids.shape[1] :]
     assert torch.equal(found, wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("bits", [None, 8])
+def test_keys_on_the_host_are_pinned_and_seen_as_beside_the_model(bits: int | None) -> None:
+    model, inputs = build(FAMILY).to("cuda"), prompt(FAMILY, frames=24)
+    question = question_of(inputs)
+    beside, host = (segmo.watch(model, None, inputs, keep=0.4, place=place, bits=bits) for place in ("device", "host"))
+    assert host.bytes_in["host"] > 0
+    for block in host.watcher.closed:
+        stored = [block.features]
+        for states in (block.keys, block.values):
+            stored += [states.number, states.scale] if isinstance(states, Packed) else [states]
+        assert all(part.device.type == "cpu" and part.is_pinned() for part in stored)
+    for _ in range(2):  # a second turn behind the first
+        assert torch.equal(host.ask(question, max_new_tokens=4), beside.ask(question, max_new_tokens=4))
+    logits = [generate(model, memory.inputs(question), 1)[1] for memory in (host, beside)]
+    assert torch.equal(*logits)
+
+
+@pytest.mark.gpu
+def test_the_next_layers_keys_come_while_a_layer_computes() -> None:
+    model, inputs = build(FAMILY).to("cuda"), prompt(FAMILY, frames=24)
+    memory = segmo.watch(model, None, inputs, keep=0.4, place="host")
+    moving = memory.moves([seen_by(memory, question_of(inputs))], None)
+    assert moving.stream is not None
+    moving.take(0)
+    torch.cuda._sleep(2_000_000_000)  # what the layer computes, about a second
+    computed = torch.cuda.Event()
+    computed.record()
+    moving.stream.synchronize()
+    assert not computed.query()  # the next layer's keys are there, and this one is not done
+    keys, values = moving.take(1)
+    torch.cuda.synchronize()
+    wanted = memory.moves(moving.seen, None).take(1)
+    assert torch.equal(keys, wanted[0])
+    assert torch.equal(values, wanted[1])
 
 
 # generation

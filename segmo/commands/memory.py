@@ -40,10 +40,14 @@ def watch(
     device: Device = None,
 ) -> None:
     """Watch a video file once, and keep its keys and values in a folder for segmo ask."""
+    from segmo.errors import CacheError
+
     console = _console()
     options = {"segments": _segments(segments), "context": context, "tails": tails}
-    memory = _watched(console, video, model, fps, max_frames, watch_keep, dtype, device, options)
     folder = out or video.with_suffix(".memory")
+    if folder.exists() and not folder.is_dir():
+        raise CacheError(f"{folder} is a file, and a memory is a folder; name another one with --out")
+    memory = _watched(console, video, model, fps, max_frames, watch_keep, dtype, device, options)
     memory.save(folder)
     console.print(f"{folder}: {_described(memory)}", markup=False)
 
@@ -136,14 +140,18 @@ def _watched(
     device: str | None,
     options: dict[str, Any],
 ) -> Memory:
-    from segmo.memory.memory import watch as watch_frames
+    from segmo.memory.intake import check_fps
+    from segmo.memory.watch import watch as watch_frames
     from segmo.video import read
     from segmo.video.given import as_source
 
+    if fps is not None:
+        check_fps(fps)
     as_source(video).check()  # now, and not after the model has been loaded
     loaded = _loaded(console, model, dtype, device)
+    rate = loaded.fps if fps is None else fps
     with console.status("reading the video"):
-        clip = read(video, fps or loaded.fps, loaded.size, max_pixels=loaded.max_pixels, max_frames=max_frames)
+        clip = read(video, rate, loaded.size, max_pixels=loaded.max_pixels, max_frames=max_frames)
     with console.status("watching"):
         return watch_frames(loaded.model, loaded.processor, clip.frames, fps=clip.fps, watch_keep=watch_keep, **options)
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from segmo.errors import PromptError
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -54,6 +56,11 @@ class Camera:
                 if self._stop.is_set():
                     return
                 came += 1
+                if held and np.shape(frame) != np.shape(held[0]):
+                    raise PromptError(
+                        f"frame {came} of the camera has the shape {np.shape(frame)}, the one before it "
+                        f"{np.shape(held[0])}; a memory is of one video"
+                    )
                 held.append(frame)
                 if len(held) == self._chunk:
                     self._put(Chunk(np.stack(held), came - len(held)), self._wait)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from segmo.calls.call import without_video
 from segmo.compat.cache_name import cache_of
-from segmo.errors import PromptError
+from segmo.errors import OptionError, PromptError, SegMoError
+from segmo.memory.intake import as_ids, check_text
 from segmo.memory.moves import Moves
 from segmo.memory.prompt import Message, Script, assistant, user
 from segmo.memory.rows import run_rows
@@ -23,6 +24,8 @@ from segmo.memory.seen import Seen
 from segmo.memory.watcher import Watcher
 
 NEW_TOKENS = 64
+# Arguments of ``generate`` for which a memory has its own, beside those that it hands over.
+_OWN = ("inputs", "inputs_embeds", "past_key_values", "cache_implementation", "pixel_values", "pixel_values_videos")
 
 
 class Watched(Protocol):
@@ -96,7 +99,7 @@ class Conversation:
         """A question behind what was said.
 
         Raises:
-            PromptError: it is empty.
+            PromptError: it is empty, or holds more than text.
         """
         if isinstance(question, str):
             if not question.strip():
@@ -105,10 +108,9 @@ class Conversation:
                 raise PromptError("a question in words needs a processor; hand in the ids behind the video")
             whole = memory.script.behind([*self._first(question), *([user(question)] if self.turns else [])])
             words: Sequence[int] = memory.script.words(question.strip())
+            check_text(list(words), memory.model)
         else:
-            words = torch.as_tensor(question).reshape(-1).tolist()
-            if not words:
-                raise PromptError("the question has no tokens")
+            words = as_ids(question, memory.model)
             whole = [*self.ids, *words]
         same = 0
         if self.said is not None:
@@ -142,13 +144,26 @@ class Conversation:
             generation: further ones.
             several: a list was asked.
             length: tokens up to the end of the video, when it was asked.
+
+        Raises:
+            OptionError: ``generate`` refuses an argument, or it is one that a memory hands over itself.
         """
+        for name in generation:
+            if name in inputs or name in _OWN:
+                raise OptionError(
+                    f"a memory hands {name} to generate itself; leave it out, or use memory.cache(question)"
+                )
         cache, start = cache_of(inputs), inputs["input_ids"].shape[1]
         defaults = {} if "generation_config" in generation else {"max_new_tokens": NEW_TOKENS, "do_sample": False}
         if "max_length" in generation:
             defaults.pop("max_new_tokens", None)
-        with torch.no_grad(), without_video():
-            found = memory.model.generate(**inputs, **(defaults | generation))
+        try:
+            with torch.no_grad(), without_video():
+                found = memory.model.generate(**inputs, **(defaults | generation))
+        except SegMoError:
+            raise
+        except ValueError as error:
+            raise OptionError(f"generate refuses what it was given: {error}") from error
         ids = getattr(found, "sequences", found)[:, start:]
         texts = [self._text(memory, row) for row in ids]
         if several or len(ids) != 1:

@@ -60,6 +60,10 @@ def known_family(model: Any, processor: Any = None) -> Family:
     found = getattr(config, "model_type", type(model).__name__)
     if found not in KNOWN:
         raise OptionError(f"a memory does not know the model family {found!r}; known: {', '.join(KNOWN)}")
+    if not hasattr(model, "generate"):
+        raise OptionError(
+            f"a {type(model).__name__} cannot answer; hand in the model with its head, which has generate"
+        )
     if processor is not None and not KNOWN[found].words:
         raise OptionError(
             f"of {found}, a memory takes no frames and no questions in words: watch(model, None, outputs) with its "

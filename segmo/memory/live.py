@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from segmo.errors import OptionError, RankError
 from segmo.memory.camera import Camera
-from segmo.memory.memory import Memory, watch
+from segmo.memory.intake import check_fps
+from segmo.memory.memory import Memory
 from segmo.memory.prompt import FPS
+from segmo.memory.watch import watch
 from segmo.runtime.distributed.ranks import Ranks
 
 LIMIT = 1 << 30  # bytes that a live memory takes, unless told otherwise
@@ -87,13 +89,20 @@ def live(
         OptionError: ``every``, ``chunk`` or ``waiting`` is out of range, or there is no camera.
         RankError: the camera or the question of the first rank failed.
     """
-    if every <= 0 or chunk < 1 or waiting < chunk:
-        raise OptionError(f"every={every}, chunk={chunk}, waiting={waiting}: 0 < every and 1 <= chunk <= waiting")
+    check_fps(fps)
+    whole = all(isinstance(count, int) and not isinstance(count, bool) for count in (chunk, waiting))
+    if not isinstance(every, (int, float)) or not every > 0 or not whole or not 1 <= chunk <= waiting:
+        raise OptionError(
+            f"every={every!r}, chunk={chunk!r}, waiting={waiting!r}: 0 < every, and 1 <= chunk <= waiting frames"
+        )
     crew = _Crew(Ranks.asked(options.get("ranks")), model.device)
     source = None
     if crew.leads:
-        if camera is None:
-            raise OptionError("there is no camera: hand in frames (height, width, 3) uint8, one after the other")
+        if not isinstance(camera, Iterable) or isinstance(camera, (str, bytes)):
+            raise OptionError(
+                f"there is no camera, but a {type(camera).__name__}: hand in frames (height, width, 3) uint8, one "
+                "after the other; a file is watched with segmo.watch"
+            )
         source = Camera(camera, chunk, waiting, not skip)
     memory: Memory | None = None
     watched, next_frame, due, fresh = 0, 0, every, False

@@ -68,7 +68,7 @@ class MemoryOptions:
                 raise OptionError(
                     f"option {name!r} has no meaning for a memory, which rewrites no graph; it takes {', '.join(READ)}"
                 )
-        if not 0 < self.watch_keep <= 1:
+        if not isinstance(self.watch_keep, (int, float)) or not 0 < self.watch_keep <= 1:
             raise OptionError(f"watch_keep is {self.watch_keep!r}; it must be a number with 0 < watch_keep <= 1")
         for name in ("limit", "longest"):
             _check_count(name, getattr(self, name))
@@ -79,7 +79,7 @@ class MemoryOptions:
         self._check_places()
 
     def _check_places(self) -> None:
-        names = list(self.places)
+        names = list(self.places) if isinstance(self.place, (str, Mapping)) else []
         if not names or any(name not in PLACES for name in names):
             raise OptionError(
                 f"place is {self.place!r}; it must be one of {', '.join(PLACES)}, or several with budgets"

@@ -16,7 +16,7 @@ from torch import Tensor
 from segmo.memory.block import Block, join, parts_of
 from segmo.memory.options import MemoryOptions
 from segmo.memory.packed import Packed, States, channels, only, pack
-from segmo.memory.store import read_block, write_block
+from segmo.memory.store import read_block, write_block, writing
 from segmo.runtime.distributed.ranks import Ranks
 
 
@@ -154,8 +154,9 @@ class Keeper:
         if place == "disk":
             folder = self.options.folder
             assert folder is not None
-            folder.mkdir(parents=True, exist_ok=True)
-            return read_block(folder, write_block(folder, block))
+            with writing(folder):
+                name = write_block(folder, block)
+            return read_block(folder, name)
         if block.place == "disk":
             block = _copied(block)
         block = block.to(self.device) if place == "device" else _pinned(block.to(torch.device("cpu")), self.device)

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmo.errors import PromptError
+from segmo.errors import OptionError, PromptError
 from segmo.memory.features import ENCODED, FURTHER, GRID, PIXELS
 
 FPS = 2.0  # what frames are taken for when nobody says, as the families' processors sample
@@ -82,6 +82,8 @@ def from_outputs(outputs: Mapping[str, Any], video_token: int, fps: float) -> Pa
         raise PromptError("a memory is of one prompt with one video and no image; watch one video at a time")
     mask = outputs.get("attention_mask")
     row = ids[0] if mask is None else ids[0][torch.as_tensor(mask).cpu()[0].bool()]
+    if grid is None and outputs.get(PIXELS) is not None and torch.as_tensor(outputs[PIXELS]).dim() == 2:
+        raise PromptError("these pixel_values_videos are cut into patches, which need video_grid_thw beside them")
     places = (row == video_token).nonzero()[:, 0]
     if not len(places):
         raise PromptError(f"the prompt holds no video token (id {video_token})")
@@ -114,8 +116,14 @@ class Script:
     """
 
     def __init__(self, processor: Any, video_token: int, fps: float) -> None:
-        if processor is None:
-            raise PromptError("frames and text need a processor; without one, hand in a processor's outputs and ids")
+        lacking = [
+            name for name in ("apply_chat_template", "tokenizer", "video_processor") if not hasattr(processor, name)
+        ]
+        if lacking:
+            raise OptionError(
+                f"the processor is a {type(processor).__name__} without {', '.join(lacking)}; hand in the model's own "
+                "(AutoProcessor), or None and a processor's outputs"
+            )
         self.processor, self.video_token, self.fps = processor, video_token, fps
         self.head: list[int] = []
         self.lead: list[int] = []
@@ -215,14 +223,19 @@ class Script:
         places = list(range(start, start + len(frames)))
         metadata = {"total_num_frames": places[-1] + 1, "fps": self.fps, "frames_indices": places}
         more = {"do_resize": False} if fixed else {}
-        found: Mapping[str, Any] = self.processor(
-            text=[text],
-            videos=[frames],
-            video_metadata=[metadata],
-            do_sample_frames=False,
-            return_tensors="pt",
-            **more,
-        )
+        try:
+            found: Mapping[str, Any] = self.processor(
+                text=[text],
+                videos=[frames],
+                video_metadata=[metadata],
+                do_sample_frames=False,
+                return_tensors="pt",
+                **more,
+            )
+        except (ValueError, RuntimeError, ArithmeticError) as error:
+            raise PromptError(
+                f"the processor refuses {len(frames)} frames of {frames.shape[2]} x {frames.shape[1]} pixels: {error}"
+            ) from error
         return found
 
     def _note(self, part: Part, frames: NDArray[np.uint8]) -> None:

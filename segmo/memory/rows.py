@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +24,33 @@ from transformers.cache_utils import DynamicLayer
 from segmo.compat.cache_name import cache_name
 
 ROWS = 4096  # rows of a forward, at most
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Tokens of a part of the video, in front of the decoder."""
+
+    ids: Tensor
+    frame: Tensor
+    cell: Tensor
+    novelty: Tensor
+    position: Tensor
+    features: Tensor
+    deepstack: list[Tensor]
+
+    def only(self, start: int, end: int) -> Rows:
+        """The tokens from ``start`` to ``end``."""
+        before, inside = (int((self.cell[a:b] >= 0).sum()) for a, b in ((0, start), (start, end)))
+        rows, video = slice(start, end), slice(before, before + inside)
+        return Rows(
+            self.ids[rows],
+            self.frame[rows],
+            self.cell[rows],
+            self.novelty[rows],
+            self.position[:, rows],
+            self.features[video],
+            [layer[video] for layer in self.deepstack],
+        )
 
 
 def decoder_of(model: Any) -> Any:

@@ -13,12 +13,12 @@ from segmo.memory.block import Block
 from segmo.memory.known import known_family
 from segmo.memory.options import EACH, READ, MemoryOptions, parse
 from segmo.memory.stale import check, identity
-from segmo.memory.store import read_block, read_index, read_tensors, write_block, write_index, write_tensors
+from segmo.memory.store import read_block, read_index, read_tensors, write_block, write_index, write_tensors, writing
 from segmo.memory.watcher import Watcher
 
 PROCESSOR = "processor"
 # Lists and counts of a watcher, its detector, its positions and its script, as JSON holds them.
-_WATCHER = ("borders", "ends", "starts", "similarity", "freshness", "seconds", "each", "tokens", "video")
+_WATCHER = ("borders", "ends", "starts", "similarity", "freshness", "seconds", "each", "tokens", "video", "grid")
 _DETECTOR = ("sharpest", "length", "frames")
 _POSITIONS = ("next", "start", "frames")
 _SCRIPT = ("fps", "head", "lead", "sampled", "grid")
@@ -36,38 +36,38 @@ def write_memory(memory: Any, folder: Path) -> None:
             keeper.whole(block)
         keeper.together("a memory is written")
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    memory.identity = memory.identity or identity(memory.model, memory.family)
-    tensors = {"last": watcher.last} if watcher.last is not None else {}
-    if script is not None and script.last is not None:
-        tensors["frames"] = torch.from_numpy(script.last)
-    names = {
-        "sinks": [write_block(folder, watcher.sinks)],
-        "closed": [write_block(folder, keeper.whole(block)) for block in watcher.closed],
-        "open": [write_block(folder, block) for block in watcher.open],
-        "tail": [write_block(folder, watcher.tail)] if watcher.tail is not None else [],
-        "state": [write_tensors(folder, tensors)],
-    }
     options = memory.options
-    index = {
-        "identity": memory.identity,
-        "files": names,
-        "options": {name: options.options.as_dict()[name] for name in READ if name != "ranks"}
-        | ({"layer": EACH} if options.each_layer else {}),
-        **{name: getattr(options, name) for name in (*_OWN, "limit")},
-        "fps": memory.fps,
-        "watcher": {name: getattr(watcher, name) for name in _WATCHER},
-        "detector": {name: getattr(watcher.detector, name) for name in _DETECTOR}
-        | {"recent": list(watcher.detector.recent)},
-        "positions": {name: getattr(watcher.positions, name) for name in _POSITIONS},
-        "intervals": {name: torch.as_tensor(value).tolist() for name, value in watcher.positions.intervals.items()},
-        "script": None if script is None else {name: getattr(script, name) for name in _SCRIPT},
-        "turns": list(memory.turns),
-        "summary": memory.summary(),
-    }
-    if script is not None and not (folder / PROCESSOR).exists():
-        script.processor.save_pretrained(folder / PROCESSOR)
-    write_index(folder, index, [name for group in names.values() for name in group])
+    with writing(folder):
+        memory.identity = memory.identity or identity(memory.model, memory.family)
+        tensors = {"last": watcher.last} if watcher.last is not None else {}
+        if script is not None and script.last is not None:
+            tensors["frames"] = torch.from_numpy(script.last)
+        names = {
+            "sinks": [write_block(folder, watcher.sinks)],
+            "closed": [write_block(folder, keeper.whole(block)) for block in watcher.closed],
+            "open": [write_block(folder, block) for block in watcher.open],
+            "tail": [write_block(folder, watcher.tail)] if watcher.tail is not None else [],
+            "state": [write_tensors(folder, tensors)],
+        }
+        index = {
+            "identity": memory.identity,
+            "files": names,
+            "options": {name: options.options.as_dict()[name] for name in READ if name != "ranks"}
+            | ({"layer": EACH} if options.each_layer else {}),
+            **{name: getattr(options, name) for name in (*_OWN, "limit")},
+            "fps": memory.fps,
+            "watcher": {name: getattr(watcher, name) for name in _WATCHER},
+            "detector": {name: getattr(watcher.detector, name) for name in _DETECTOR}
+            | {"recent": list(watcher.detector.recent)},
+            "positions": {name: getattr(watcher.positions, name) for name in _POSITIONS},
+            "intervals": {name: torch.as_tensor(value).tolist() for name, value in watcher.positions.intervals.items()},
+            "script": None if script is None else {name: getattr(script, name) for name in _SCRIPT},
+            "turns": list(memory.turns),
+            "summary": memory.summary(),
+        }
+        if script is not None and not (folder / PROCESSOR).exists():
+            script.processor.save_pretrained(folder / PROCESSOR)
+        write_index(folder, index, [name for group in names.values() for name in group])
     if folder == options.folder:  # what stays beside the model is written once, too
         written = zip(watcher.closed, names["closed"], strict=True)
         watcher.closed = [replace(block, file=folder.resolve() / name) for block, name in written]
@@ -79,12 +79,24 @@ def read_memory(kind: Any, model: Any, folder: Path, processor: Any, given: dict
     index = read_index(folder)
     here = identity(model, known_family(model))
     check(index["identity"], here, str(folder))
+    try:
+        return _read(kind, model, folder, processor, given, index, here)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CacheError(f"{folder} holds no whole memory ({error!r}); watch the video again") from error
+
+
+def _read(
+    kind: Any,
+    model: Any,
+    folder: Path,
+    processor: Any,
+    given: dict[str, Any],
+    index: dict[str, Any],
+    here: dict[str, Any],
+) -> Any:
     options = _options(index, folder, given)
     if processor is None and index["script"] is not None:
-        from transformers import AutoProcessor
-
-        load: Any = AutoProcessor
-        processor = load.from_pretrained(folder / PROCESSOR, local_files_only=True)
+        processor = _processor(folder / PROCESSOR)
     memory: Any = kind(model, processor if index["script"] is not None else None, options, index["fps"])
     memory.identity = here
     intervals = {name: torch.tensor(value) for name, value in index["intervals"].items()}
@@ -114,6 +126,16 @@ def read_memory(kind: Any, model: Any, folder: Path, processor: Any, given: dict
         memory.script.last = state["frames"].clone().numpy() if "frames" in state else None
     memory.talk.turns = index["turns"]
     return memory
+
+
+def _processor(folder: Path) -> Any:
+    from transformers import AutoProcessor
+
+    load: Any = AutoProcessor
+    try:
+        return load.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CacheError(f"{folder} holds no processor; hand one in: Memory.load(model, folder, processor)") from error
 
 
 def _options(index: dict[str, Any], folder: Path, given: dict[str, Any]) -> MemoryOptions:

@@ -53,11 +53,27 @@ def check(saved: dict[str, Any], here: dict[str, Any], where: str) -> None:
 
 
 def weights(model: Any) -> str:
-    """Changes with any one weight: the sum of every tensor's bits and of its first values' places."""
+    """Changes with any one weight: the sum of every tensor's bits and of its first values' places.
+
+    Raises:
+        CacheError: a weight is not in memory, so that it cannot be read.
+    """
     found = hashlib.sha256()
     for name, tensor in sorted(model.state_dict(keep_vars=True).items()):
-        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} {_sum(tensor.detach())}\n".encode())
+        for part in _stored(tensor.detach()):
+            if part.is_meta:
+                raise CacheError(
+                    f"the model's weight {name} is on the device 'meta' (offloaded, or never loaded), so a memory on "
+                    "disk cannot be told to be the model's; load the model without offloading"
+                )
+            found.update(f"{name} {tuple(part.shape)} {part.dtype} {_sum(part)}\n".encode())
     return found.hexdigest()
+
+
+def _stored(tensor: Tensor) -> list[Tensor]:
+    """The tensors that one is stored in: itself, or for quantised weights their numbers and scales."""
+    flatten = getattr(tensor, "__tensor_flatten__", None)  # what torch.compile asks wrappers of tensors for
+    return [tensor] if flatten is None else [part for name in flatten()[0] for part in _stored(getattr(tensor, name))]
 
 
 def _sum(tensor: Tensor) -> tuple[int, int]:
@@ -91,5 +107,6 @@ def _config(model: Any) -> Any:
 
 
 def versions(model: Any) -> int:
-    """Changes when a weight is written in place; cheap."""
-    return hash(tuple((parameter.data_ptr(), parameter._version) for parameter in model.parameters()))
+    """Changes when a weight is written in place, or another one stands in its place; cheap."""
+    stored = (part for parameter in model.parameters() for part in _stored(parameter))
+    return hash(tuple((part.data_ptr(), part._version) for part in stored))

@@ -9,20 +9,49 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from segmo.errors import CacheError
+from segmo.errors import CacheError, OptionError
 from segmo.memory.block import COLUMNS, Block
 from segmo.memory.packed import Packed
 
 INDEX = "memory.json"
 PREFIX, SUFFIX, PARTIAL = "memory-", ".safetensors", ".partial"
+
+
+def as_folder(path: Any) -> Path:
+    """A folder's path.
+
+    Raises:
+        OptionError: it is none.
+    """
+    try:
+        return Path(path)
+    except TypeError as error:
+        raise OptionError(f"the folder of a memory is {path!r}; it must be a path") from error
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Makes a folder, in which files are written inside the block.
+
+    Raises:
+        CacheError: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CacheError(
+            f"a memory cannot be written into {folder} ({error}); choose a folder that can be written, with enough room"
+        ) from error
 
 
 def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -96,9 +125,11 @@ def read_index(folder: Path) -> dict[str, Any]:
         CacheError: there is none.
     """
     try:
-        found: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        found = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CacheError(f"{folder} holds no memory ({error})") from error
+        raise CacheError(f"{folder} holds no memory ({error}); segmo watch and memory.save write one") from error
+    if not isinstance(found, dict) or "identity" not in found:
+        raise CacheError(f"{folder} holds no memory: its {INDEX} is of something else")
     return found
 
 

@@ -10,57 +10,27 @@ Legend: T tokens, V video tokens, F frames, H hidden size, P keys of the past.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from segmo.errors import OptionError
+from segmo.errors import OptionError, PromptError
 from segmo.families import Family
 from segmo.memory.block import Block, columns, join, states_of
-from segmo.memory.choose import dense_scenes, keep_tokens, novelty_inside, scene_of, with_something_new
+from segmo.memory.choose import scene_of
 from segmo.memory.features import encode
 from segmo.memory.known import video_token
 from segmo.memory.options import MemoryOptions
 from segmo.memory.places import Keeper
 from segmo.memory.positions import Positions
 from segmo.memory.prompt import Part
-from segmo.memory.rows import run_rows
+from segmo.memory.rows import Rows, run_rows
 from segmo.memory.scenes import SceneDetector
+from segmo.memory.thinning import thin_old, thinned
 from segmo.runtime.features import scan_tokens
 from segmo.runtime.layout import SINK, video_layout
 from segmo.runtime.segments import context_tokens, partition_frames
-
-RECENT = 0.5  # of a limited memory, for segments that are whole
-SLACK = 0.125  # of a limited memory, which is freed at a time
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Tokens of a part of the video, in front of the decoder."""
-
-    ids: Tensor
-    frame: Tensor
-    cell: Tensor
-    novelty: Tensor
-    position: Tensor
-    features: Tensor
-    deepstack: list[Tensor]
-
-    def only(self, start: int, end: int) -> Rows:
-        """The tokens from ``start`` to ``end``."""
-        before, inside = (int((self.cell[a:b] >= 0).sum()) for a, b in ((0, start), (start, end)))
-        rows, video = slice(start, end), slice(before, before + inside)
-        return Rows(
-            self.ids[rows],
-            self.frame[rows],
-            self.cell[rows],
-            self.novelty[rows],
-            self.position[:, rows],
-            self.features[video],
-            [layer[video] for layer in self.deepstack],
-        )
 
 
 class Watcher:
@@ -79,6 +49,7 @@ class Watcher:
         seconds: when each frame is shown.
         each: seconds that a frame is shown.
         last: features of the last frame.
+        grid: patches of a frame's height and width, [] where frames have none; None before the first one.
         tokens: that the prompt has up to now, without the tail.
         video: video tokens among them.
     """
@@ -100,6 +71,7 @@ class Watcher:
         self.each = 0.0
         self.tokens = self.video = 0
         self.last: Tensor | None = None
+        self.grid: list[int] | None = None
         self.sinks: Block
         self._past: Block | None = None
 
@@ -126,7 +98,15 @@ class Watcher:
 
         Raises:
             OptionError: segments were counted for a video that was whole.
+            PromptError: the frames are of another size.
         """
+        grid = [] if part.grid is None else list(part.grid[1:])
+        if self.grid not in (None, grid):
+            raise PromptError(
+                f"these frames have {grid} patches of height and width, those before them {self.grid}; "
+                "a memory is of one video"
+            )
+        self.grid = grid
         mode = str(self.options.options.segments)
         counted = mode != "scene" and not self.options.whole
         if counted and self.borders:
@@ -266,26 +246,15 @@ class Watcher:
         self._past = None
         size, limit = sum(block.all_bytes for block in self.closed), self.options.limit
         room = size - self.keeper.over(self.closed)
-        self._thin_old(size, room if limit is None else min(room, limit))
+        room = room if limit is None else min(room, limit)
+        if size > room:
+            self.closed = thin_old(self.closed, self.keeper, self.starts, room)
         self.closed = self.keeper.arrange(self.closed)
 
     def remembered(self, block: Block) -> Block:
         """What is remembered of a segment: ``watch_keep`` of its video tokens, and its text."""
         share = self.options.watch_keep
-        return block if share == 1 else self._thinned(block, int(share * block.video))
-
-    def _thinned(self, block: Block, total: int) -> Block:
-        """All text and ``total`` video tokens, by novelty; but never less than a token of each scene."""
-        return block.only(self._newest(columns([block]), block.features, total))
-
-    def _newest(self, known: dict[str, Tensor], features: Tensor, total: int) -> Tensor:
-        """Places of what :meth:`_thinned` leaves of tokens with these columns and features, ascending."""
-        frame, cell = known["frame"], known["cell"]
-        scene, scenes = dense_scenes(scene_of(frame, torch.tensor(self.starts)), cell)
-        total = min(max(total, len(scenes)), len(features))
-        novelty = novelty_inside(features, known["novelty"], frame, cell, scene)
-        novelty = with_something_new(novelty, scene, len(scenes))
-        return keep_tokens(novelty, frame, cell, scene, torch.zeros(len(scenes)), total, 0.0)
+        return block if share == 1 else thinned(block, self.starts, int(share * block.video))
 
     @property
     def behind(self) -> int:
@@ -316,25 +285,6 @@ class Watcher:
         now = self.open if self.options.watch_keep == 1 or not self.open else [self.remembered(join(self.open))]
         return [self.sinks, *self.closed, *now, *([self.tail] if self.tail is not None else [])]
 
-    def _thin_old(self, now: int, limit: int) -> None:
-        """Brings the segments that are over below a limit: recent ones stay whole, old ones are thinned together.
-
-        A token of each scene stays, also where there is no room for it.
-        """
-        if now <= limit:
-            return
-        recent, size = len(self.closed), 0
-        while recent > 0 and size + self.closed[recent - 1].all_bytes <= RECENT * limit:
-            recent -= 1
-            size += self.closed[recent].all_bytes
-        old, known = self.closed[:recent], columns(self.closed[:recent])
-        features = torch.cat([block.features.to(self.model.device) for block in old])
-        each = sum(block.all_bytes for block in old) / len(known["ids"])
-        room = (1 - SLACK) * limit - size
-        text = len(known["ids"]) - len(features)
-        index = self._newest(known, features, int(room / each) - text)
-        self.closed[:recent] = self.keeper.thinned(old, _without_lone_text(index, known["frame"], known["cell"]))
-
 
 def _tail_of(block: Block, frames: int) -> int:
     """First of the last ``frames`` frames of which a block has a video token."""
@@ -348,9 +298,3 @@ def _pieces(frame_T: Tensor, starts: Sequence[int]) -> list[tuple[int, int]]:
     new[1:] &= frame_T[1:] != frame_T[:-1]
     places = sorted({0, *new.nonzero()[:, 0].tolist()})
     return list(zip(places, [*places[1:], len(frame_T)], strict=True))
-
-
-def _without_lone_text(index_K: Tensor, frame_T: Tensor, cell_T: Tensor) -> Tensor:
-    """Places without the text of frames of which nothing is left."""
-    frame_K, video_K = frame_T[index_K], cell_T[index_K] >= 0
-    return index_K[video_K | torch.isin(frame_K, frame_K[video_K])]
