@@ -8,19 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from asked_first import ASKED_FIRST, FRONT, answer_asked_first
 from batches import encode_question
 from cohesion import local_cohesion
 from decoder import run_decoder
-from forward import SHARED_VIDEO, answer_questions, encode_frames, patchify
+from forward import SHARED_VIDEO, SINKS, USUAL, Grid, answer_questions, encode_frames, patchify
 from numpy.typing import NDArray
 from shared import answer_full_shared, answer_shared
+from thinning import thin_out
 
+import segmo
 from segmo.errors import SegMoError
 from segmo.sceneqa.methods import answer_full
 from segmo.sceneqa.model import MODEL_PATH, Prompts, build_prompts, load_model
 from segmo.sceneqa.task import Difficulty, Sample, make_sample
 
 SMALL = Difficulty(4, 12)
+BUSY = Difficulty(3, 6, (4, 6))
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +109,51 @@ def test_shared_answers_equal_single_prompts(loaded: tuple[Any, Any], prompts: P
     shared = answer_shared(model, prompts, kept, prompts.features[kept])
     torch.testing.assert_close(shared.logits, by_hand, atol=1e-4, rtol=1e-4)
     assert model.config.text_config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_busy_videos_are_answered_as_single_prompts_are(loaded: tuple[Any, Any], first: bool) -> None:
+    """Many tokens a frame, and the question on either side of the video: what training and benchmark compute."""
+    model, processor = loaded
+    sample = make_sample("validation", BUSY, int(first), 1)
+    prompts = build_prompts(model, processor, sample.pictures, sample.questions, text_first=first)
+    expected = answer_full(model, prompts).logits
+    torch.testing.assert_close(answer_full_shared(model, prompts).logits, expected, atol=1e-4, rtol=1e-4)
+    if not first:
+        return
+    count, video = len(prompts.input_ids), len(prompts.features)
+    ids = torch.tensor([encode_question(processor.tokenizer, question) for question in sample.questions])
+    sinks = prompts.input_ids[0, [0, FRONT - 1]]
+    model.set_attn_implementation({"text_config": ASKED_FIRST})
+    try:
+        every = torch.arange(video).expand(count, -1)
+        features = prompts.features.expand(count, -1, -1)
+        with torch.no_grad():
+            logits, looks = answer_asked_first(model, features, BUSY.frames, every, sinks, ids, (1,), Grid(*BUSY.busy))
+    finally:
+        model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(logits[:, 0], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(looks[1].sum(-1), torch.ones(count, 1))
+
+
+@pytest.mark.slow
+def test_thinned_videos_are_what_the_compiled_model_keeps(loaded: tuple[Any, Any], prompts: Prompts) -> None:
+    """Training meets videos as the selection leaves them: the same tokens, question by question."""
+    model, kept = loaded[0], len(prompts.features) // 4
+    words = model.get_input_embeddings()(prompts.input_ids[:, -6:-1]).detach()
+    ours = thin_out(prompts.features, USUAL.cells, kept, words)
+    segmo.compile(model, keep=0.25)
+    try:
+        with torch.no_grad():
+            model(**prompts.inputs())
+        report = segmo.last_report().prefill
+        assert report is not None
+        assert report.index is not None
+        place = report.index - SINKS
+    finally:
+        segmo.uncompile(model)
+    video = (place >= 0) & (place < len(prompts.features))
+    assert ours.tolist() == [row[inside].tolist() for row, inside in zip(place, video, strict=True)]
 
 
 def test_decoder_by_hand_equals_the_model(loaded: tuple[Any, Any], prompts: Prompts) -> None:

@@ -10,7 +10,7 @@ import torch
 from alignment import IGNORE, Alignment
 from batches import FIRST_DIGIT, LAST_WORD, Batch, keep_frames, keep_tokens, make_batch
 from forward import SHARED_VIDEO, USUAL, Grid, answer_questions, encode_frames
-from lessons import _look
+from lessons import look_loss
 from runfolder import RunFolder
 from stills import ALLOWED, NAMED, VARIANTS, Stills, _unnamed, make_stills, training_digits
 from untrained import TURN_START, VISION_START, build_config, build_model, build_tokenizer
@@ -148,8 +148,8 @@ def test_look_is_lost_probability() -> None:
     weights = torch.tensor([[[0.5, 0.25, 0.25]]])  # one question, three tokens of frames 0, 0 and 1
     where = torch.tensor([[[False, True]]])
     frame = torch.tensor([[0, 0, 1]])
-    assert float(_look(weights, where, frame, torch.ones(1, 1))) == pytest.approx(-np.log(0.25))
-    assert float(_look(weights, torch.zeros_like(where), frame, torch.ones(1, 1))) == 0
+    assert float(look_loss(weights, where, frame, torch.ones(1, 1))) == pytest.approx(-np.log(0.25))
+    assert float(look_loss(weights, torch.zeros_like(where), frame, torch.ones(1, 1))) == 0
 
 
 def test_log_of_a_run_that_goes_on_has_no_line_twice(tmp_path: Any) -> None:

@@ -1,7 +1,8 @@
 """Turn a training folder into the shipped model: python benchmarks/sceneqa/export.py --run out/sceneqa
 
 Writes weights (averaged ones, bfloat16), configuration, processor and tokenizer files to
-``segmo/assets/sceneqa``, and the training log and its curve next to this file.
+``segmo/assets/sceneqa``, and the training log and its curve next to this file. With ``--to FOLDER`` the model
+goes there, nothing that ships is touched, and ``evaluate.py --model FOLDER`` asks it.
 """
 
 from __future__ import annotations
@@ -97,6 +98,8 @@ def main() -> None:
     }
     (target / "made.json").write_text(json.dumps(made, indent=2) + "\n")
 
+    if target.resolve() != MODEL_PATH.resolve():
+        return
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     (HERE / "training.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     draw_curve(records).savefig(HERE / "training.png")

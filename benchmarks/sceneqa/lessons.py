@@ -36,7 +36,7 @@ def kind_weight(kind: Tensor) -> Tensor:
     return torch.tensor([KIND_WEIGHT[name] for name in KINDS])[kind]
 
 
-def _look(weights_BQV: Tensor, where_BQF: Tensor, frame_BV: Tensor, weight_BQ: Tensor) -> Tensor:
+def look_loss(weights_BQV: Tensor, where_BQF: Tensor, frame_BV: Tensor, weight_BQ: Tensor) -> Tensor:
     """Weighted mean of minus log of the attention paid to the right frames; questions without such frames are left
     out."""
     index = frame_BV[:, None].expand(-1, where_BQF.shape[1], -1)
@@ -70,9 +70,9 @@ class Lessons(nn.Module):
         """All lessons on one batch."""
         weight = kind_weight(batch.kind.clamp(min=0))
         looks, frame_BV = answered.looks, kept_BV // batch.grid.cells
-        find = _look(looks[FIND_LAYER][:, :, 0], batch.find, frame_BV, weight)
-        read = _look(looks[READ_LAYER][:, :, 0], batch.read, frame_BV, weight)
-        named = _look(
+        find = look_loss(looks[FIND_LAYER][:, :, 0], batch.find, frame_BV, weight)
+        read = look_loss(looks[READ_LAYER][:, :, 0], batch.read, frame_BV, weight)
+        named = look_loss(
             looks[NAMED_LAYER].flatten(1, 2),
             batch.named.flatten(1, 2),
             frame_BV,

@@ -52,6 +52,6 @@ class RunFolder:
         commit = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
         )
-        command = " ".join(["train.py", *sys.argv[1:]]).replace(str(self.path), "out/sceneqa")
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]).replace(str(self.path), "out/sceneqa")
         stages.append({"from update": update, "commit": commit.stdout.strip(), "command": command})
         path.write_text(json.dumps(stages, indent=2))

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from segmo.sceneqa.backgrounds import COLOURS, HELD_OUT, PAIRS, TEXTURES, draw_texture
-from segmo.sceneqa.busy import CELL, EDGE, mark_alpha, mark_value
+from segmo.sceneqa.busy import CELL, EDGE, SPEED, bee, lay, mark_alpha, mark_value
 from segmo.sceneqa.glyphs import PARTS, SHAPES, SIDE, Digits, load_digits, shape_alpha
 from segmo.sceneqa.render import DARK, HEIGHT, INK, NOISE, PICTURES, RASTER, WIDTH
 
@@ -29,6 +29,7 @@ IGNORE = -100
 VARIANTS = 40  # of each training digit
 UNNAMED_SHARE = 0.4  # of the frames have a colour without a name
 DIGIT_SHARE, SHAPE_SHARE = 0.85, 0.35
+BEE_SHARE = 0.7  # of the busy frames
 NAMED = np.array(list(COLOURS.values()))
 ALLOWED = np.ones(len(PAIRS), dtype=bool)
 ALLOWED[list(HELD_OUT)] = False
@@ -96,8 +97,24 @@ def _place(grid: Grid, rng: np.random.Generator) -> tuple[int, int]:
     return int(top) // RASTER * RASTER, int(left) // RASTER * RASTER
 
 
-def _stamp(picture: NDArray[np.float32], alpha: NDArray[np.float32], place: tuple[int, int], value: float) -> None:
-    spot = picture[place[0] : place[0] + SIDE, place[1] : place[1] + SIDE]
+def _draw_restless(
+    pictures: NDArray[np.float32], texture: str, tint: tuple[float, float, float], rng: np.random.Generator
+) -> None:
+    """The background of a frame's pictures as a wandering camera sees it, and in most frames the bee."""
+    height, width = pictures.shape[1:3]
+    whole = draw_texture(texture, tint, height + PICTURES, width + PICTURES, rng)
+    top, left, flies = *rng.integers(0, 2, 2).tolist(), bool(rng.random() < BEE_SHARE)
+    place = rng.integers(0, (height - SIDE + 1, width - SIDE + 1))
+    step = rng.integers(-int(SPEED[1]), int(SPEED[1]) + 1, 2)
+    for number, picture in enumerate(pictures):
+        picture[:] = whole[number * top :, number * left :][:height, :width]
+        if flies:
+            down, across = np.clip(place + number * step, 0, (height - SIDE, width - SIDE)).tolist()
+            lay(picture, bee()[0], down, across, bee()[1])
+
+
+def _stamp(pictures: NDArray[np.float32], alpha: NDArray[np.float32], place: tuple[int, int], value: float) -> None:
+    spot = pictures[:, place[0] : place[0] + SIDE, place[1] : place[1] + SIDE]
     spot += alpha[..., None] * (value - spot)
 
 
@@ -106,7 +123,7 @@ def make_stills(
 ) -> Stills:
     """``frames`` new frames of training backgrounds and of ``digits``; those of an unusual ``grid`` with marks."""
     height, width = CELL * grid.rows, CELL * grid.columns
-    pictures = np.empty((frames, height, width, 3), dtype=np.float32)
+    pictures = np.empty((frames, PICTURES, height, width, 3), dtype=np.float32)
     words = np.full((frames, 4), "", dtype=object)
     allowed = np.flatnonzero(ALLOWED)
     for frame in range(frames):
@@ -114,7 +131,10 @@ def make_stills(
         tint = COLOURS[colour]
         if rng.random() < UNNAMED_SHARE:
             colour, tint = "", _unnamed(TEXTURES.index(texture), rng)
-        pictures[frame] = draw_texture(texture, tint, height, width, rng)
+        if grid == USUAL:
+            pictures[frame] = draw_texture(texture, tint, height, width, rng)
+        else:
+            _draw_restless(pictures[frame], texture, tint, rng)
         words[frame, :2] = colour, texture
         place = _place(grid, rng)
         if grid != USUAL:
@@ -133,7 +153,7 @@ def make_stills(
             if abs(other[1] - place[1]) >= 2 * RASTER or not words[frame, 2]:
                 _stamp(pictures[frame], shape_alpha()[shape], other, DARK)
                 words[frame, 3] = SHAPES[shape]
-    pictures = pictures.repeat(PICTURES, axis=0)
+    pictures = pictures.reshape(-1, height, width, 3)
     pictures += (rng.random(pictures.shape, dtype=np.float32) - np.float32(0.5)) * np.float32(2 * NOISE)
     ids = [[int(tokenizer.convert_tokens_to_ids(word)) if word else IGNORE for word in row] for row in words]
     return Stills(patchify((pictures * 255 + 0.5).clip(0, 255).astype(np.uint8)), torch.tensor(ids))

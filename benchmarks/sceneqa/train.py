@@ -25,7 +25,7 @@ from curriculum import DROPOUT, LEAST_FRAMES, LEAST_TOKENS, LEVELS, MANY, REVIEW
 from forward import SHARED_VIDEO, USUAL, Grid, answer_questions, encode_frames
 from lessons import CLOCK_LAYER, LOOK_ROWS, NOTE_LAYER, Lessons, kind_weight
 from runfolder import RunFolder
-from stills import make_stills, training_digits
+from stills import Stills, make_stills, training_digits
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from untrained import TURN_START, VISION_START, build_config, build_model, build_tokenizer, share_direction
@@ -37,7 +37,7 @@ from segmo.sceneqa.task import DIFFICULTIES
 
 STILLS = 128  # frames of a batch of stills
 EMA = 0.995  # of the weights; the average is what is validated and shipped
-REPORT, VALIDATE = 25, 250  # updates
+REPORT, SAVE, VALIDATE = 25, 50, 250  # updates
 STOP_WEIGHT = 0.05  # of the loss of ending after the answer
 
 
@@ -52,7 +52,7 @@ class State:
     seconds: float = 0.0
 
 
-def _schedule(done: float, step: int) -> float:
+def schedule(done: float, step: int) -> float:
     """Part of the highest learning rate: linear warm-up, then a cosine down to a twentieth."""
     return min(1.0, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
@@ -83,9 +83,12 @@ class Trainer:
 
     def still_loss(self, rng: np.random.Generator) -> tuple[Tensor, dict[str, float]]:
         """Reading single frames."""
-        stills = make_stills(STILLS, self.tokenizer, rng, self.digits, self.grid)
+        return self.read_stills(make_stills(STILLS, self.tokenizer, rng, self.digits, self.grid), self.grid)
+
+    def read_stills(self, stills: Stills, grid: Grid) -> tuple[Tensor, dict[str, float]]:
+        """Loss and accuracy of the words for what each frame shows."""
         words = self.model.model.language_model.embed_tokens.weight
-        loss, right = self.alignment.loss(words, encode_frames(self.model, stills.patches, self.grid), stills.caption)
+        loss, right = self.alignment.loss(words, encode_frames(self.model, stills.patches, grid), stills.caption)
         return loss, {"align": float(loss.detach()), **right}
 
     def video_loss(self, model: Any, batch: Batch, keep: tuple[float, float]) -> tuple[Tensor, dict[str, float]]:
@@ -113,7 +116,7 @@ class Trainer:
         asked = (self.sinks, batch.question_ids, LOOK_ROWS, (CLOCK_LAYER, NOTE_LAYER), self.grid)
         answered = answer_questions(model, flat, batch.frames, kept, *asked)
         taught = self.lessons(answered, batch, kept)
-        answer, stop = self._answer_loss(answered.logits, batch)
+        answer, stop = self.answer_loss(answered.logits, batch.target, batch.kind)
         figures = {"align": float(align.detach()), **right, **taught.figures, "answer": float(answer.detach())}
         correct = answered.logits[:, :, 0].argmax(-1) == batch.target
         for number, kind in enumerate(KINDS):
@@ -123,12 +126,18 @@ class Trainer:
         loss = answer + STOP_WEIGHT * stop + args.align * align + args.look * taught.looks + args.note * taught.notes
         return loss, figures
 
-    def _answer_loss(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        asked = batch.kind >= 0
-        weight = kind_weight(batch.kind[asked])
-        each = cross_entropy(logits[:, :, 0][asked].float(), batch.target[asked], reduction="none")
+    def answer_loss(self, logits: Tensor, target: Tensor, kind: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted loss of the answers that are asked (kind >= 0), and that of ending after them.
+
+        Args:
+            logits: of the answer and of what follows it, (..., 2, vocabulary).
+            target, kind: (...).
+        """
+        asked = kind >= 0
+        weight = kind_weight(kind[asked])
+        each = cross_entropy(logits[..., 0, :][asked].float(), target[asked], reduction="none")
         end = torch.full((int(asked.sum()),), self.tokenizer.eos_token_id)
-        return (weight * each).sum() / weight.sum(), cross_entropy(logits[:, :, 1][asked].float(), end)
+        return (weight * each).sum() / weight.sum(), cross_entropy(logits[..., 1, :][asked].float(), end)
 
     def _draw_batch(self, rng: np.random.Generator) -> tuple[Batch, tuple[float, float]]:
         """A batch of this level or, for review, of an earlier one; and how much of it is left in."""
@@ -146,18 +155,20 @@ class Trainer:
         size = (level.videos, level.scenes, level.frames)
         return make_batch(*size, self.tokenizer, rng, level.questions, self.digits, grid=self.grid)
 
+    def draw_loss(self, rng: np.random.Generator) -> tuple[float, Tensor, dict[str, float]]:
+        """Learning rate, loss and figures of the next update."""
+        state, args = self.state, self.args
+        if state.level < 0:
+            return args.lr * schedule(state.step / args.stills, state.step), *self.still_loss(rng)
+        step = state.step - args.stills
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            loss, figures = self.video_loss(self.model, *self._draw_batch(rng))
+        return args.decoder_lr * schedule(step / args.steps, step), loss, figures
+
     def train_step(self) -> dict[str, float]:
         """One update; what it sees depends on seed and update alone, so a resumed run is an unbroken one."""
-        state, args = self.state, self.args
-        rng = np.random.default_rng([args.seed, state.step])
-        if state.level < 0:
-            rate = args.lr * _schedule(state.step / args.stills, state.step)
-            loss, figures = self.still_loss(rng)
-        else:
-            step = state.step - args.stills
-            rate = args.decoder_lr * _schedule(step / args.steps, step)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
-                loss, figures = self.video_loss(self.model, *self._draw_batch(rng))
+        state = self.state
+        rate, loss, figures = self.draw_loss(np.random.default_rng([self.args.seed, state.step]))
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.optimiser.zero_grad()
@@ -247,9 +258,9 @@ class Trainer:
                 means = {name: round(sum(values) / len(values), 4) for name, values in recent.items()}
                 self.folder.log({**vars(self.state), "lr": self.optimiser.param_groups[0]["lr"], "train": means})
                 recent = {}
-            if self.state.step % VALIDATE == 0:
-                if self.state.level >= 0:
-                    self.folder.log({"step": self.state.step, "level": self.state.level, "validation": self.validate()})
+            if self.state.step % VALIDATE == 0 and self.state.level >= 0:
+                self.folder.log({"step": self.state.step, "level": self.state.level, "validation": self.validate()})
+            if self.state.step % SAVE == 0:
                 self.save()
         self.save()
 

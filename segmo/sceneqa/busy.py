@@ -116,16 +116,17 @@ def _back_and_forth(way: NDArray[np.float64], room: NDArray[np.float64]) -> NDAr
 
 
 @functools.cache
-def _bee() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def bee() -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Alpha and brightness of the bee, (SIDE, SIDE) each."""
     y, x = np.meshgrid(np.linspace(-1, 1, SIDE), np.linspace(-1, 1, SIDE), indexing="ij")
     alpha = (np.hypot(x, 1.4 * y) < 1).astype(np.float32)
     return alpha, np.where(np.floor((x + 1) * 3) % 2 == 0, INK, DARK).astype(np.float32)
 
 
-def _lay(
+def lay(
     picture: NDArray[np.float32], alpha: NDArray[np.float32], top: int, left: int, value: float | NDArray[np.float32]
 ) -> None:
+    """One glyph over a picture: alpha and brightness, (SIDE, SIDE) each, and its top left corner."""
     spot = picture[top : top + SIDE, left : left + SIDE]
     spot += alpha[..., None] * (np.asarray(value, dtype=np.float32)[..., None] - spot)
 
@@ -136,7 +137,7 @@ def _stand(
     """One glyph in a cell of each frame; ``pictures`` are ``PICTURES`` to a frame."""
     for number, picture in enumerate(pictures):
         row, column = divmod(cells[number // PICTURES], columns)
-        _lay(picture, alpha, row * CELL + EDGE, column * CELL + EDGE, value)
+        lay(picture, alpha, row * CELL + EDGE, column * CELL + EDGE, value)
 
 
 def render_busy(
@@ -149,7 +150,7 @@ def render_busy(
     pictures = np.empty((total, height, width, 3), dtype=np.float32)
     speed = rng.uniform(*SPEED, 2) * rng.choice([-1, 1], 2)
     room = np.array([height - SIDE, width - SIDE], dtype=np.float64)
-    bee = _back_and_forth(rng.uniform(0, room) + np.arange(total)[:, None] * speed, room)
+    flight = _back_and_forth(rng.uniform(0, room) + np.arange(total)[:, None] * speed, room)
     for scene in script:
         first, count = scene.start * PICTURES, scene.length * PICTURES
         part = pictures[first : first + count]
@@ -157,8 +158,8 @@ def render_busy(
         camera = _back_and_forth(np.arange(count)[:, None] * np.array(scene.drift), np.array([ROOM, ROOM]))
         for number, (top, left) in enumerate(camera.tolist()):
             part[number] = whole[top : top + height, left : left + width]
-            down, across = bee[first + number].tolist()
-            _lay(part[number], _bee()[0], down, across, _bee()[1])
+            down, across = flight[first + number].tolist()
+            lay(part[number], bee()[0], down, across, bee()[1])
         for mark, cell in zip(scene.marks, scene.mark_cells, strict=True):
             _stand(part, mark_alpha()[mark], [cell] * scene.length, mark_value(mark), columns)
         if scene.digit >= 0:
