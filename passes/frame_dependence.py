@@ -44,6 +44,7 @@ _POINTWISE = _names(
     le gt ge logical_and logical_or logical_not bitwise_and bitwise_or dropout native_dropout mish elu softplus
     square sign"""
 )
+_FRESH = _names("new_zeros new_ones new_full new_empty zeros_like ones_like full_like empty_like")  # of a size alone
 _ALONG = _names("softmax _softmax log_softmax _log_softmax cumsum")  # mixes one dimension, keeps the shape
 _REDUCE = _names("sum mean amax amin any all var std linalg_vector_norm norm")
 _LAYER_NORM = _names("native_layer_norm layer_norm")
@@ -139,6 +140,8 @@ def _visit(node: Node, flags: dict[Node, Any]) -> Any:
     name = target.overloadpacket.__name__
     if name in ("_local_scalar_dense", "item", "nonzero", "masked_select", "is_nonzero"):
         raise DoesNotApply(Miss.of("pixels-decide", name))
+    if name == "index_add_" and _is_new(node):
+        return _add_by_index(node, flags)
     rule = _rule(name)
     if rule is None or target._schema.is_mutable:
         raise DoesNotApply(Miss.of("unknown-operator", str(target)))
@@ -148,6 +151,24 @@ def _visit(node: Node, flags: dict[Node, Any]) -> Any:
 
     args, kwargs = map_arg((node.args, node.kwargs), traced)
     return rule(target, args, kwargs, value)
+
+
+def _is_new(node: Node) -> bool:
+    """Whether what a call changes is memory of its own, which nobody has looked at before."""
+    changed: Any = node.args[0]
+    made_by = getattr(changed.target, "overloadpacket", None)
+    return made_by is not None and made_by.__name__ in _FRESH and next(iter(changed.users)) is node
+
+
+def _add_by_index(node: Node, flags: dict[Node, Any]) -> Tensor:
+    """Rows that are added up at places in new memory, as the mean over frames that stand for one (Kimi)."""
+    changed, dim, index, source = node.args
+    if bool(flags[index].any()):  # type: ignore[index]  # a node
+        raise DoesNotApply(Miss.of("pixels-decide", str(node.target)))
+    places = index.meta["example_value"].cpu()  # type: ignore[union-attr]
+    counts = flags[changed].int().index_add(dim, places, flags[source].int())  # type: ignore[index]
+    flags[changed] = counts > 0  # type: ignore[index]
+    return flags[changed]  # type: ignore[index, no-any-return]
 
 
 class _Traced:
@@ -178,6 +199,10 @@ def _rule(name: str) -> Rule | None:
 
 
 # Rules
+
+
+def _of_size(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
+    return _unflagged(value)
 
 
 def _move(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any) -> Any:
@@ -308,6 +333,7 @@ def _pad(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], value: Any)
 
 
 _RULES: Sequence[tuple[frozenset[str], Rule]] = (
+    (_FRESH, _of_size),
     (_MOVES, _move),
     (_SHAPES, _shape),
     (_SAME, _same),

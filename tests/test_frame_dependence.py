@@ -37,6 +37,13 @@ def _across(x: Tensor) -> Tensor:
     return functional.scaled_dot_product_attention(heads, heads, heads)[0, 0]
 
 
+def _added(x: Tensor, places: Tensor) -> Tensor:
+    """Rows are summed where they go, and the sums are read from the memory that they were written to."""
+    sums = x.new_zeros(FRAMES, WIDTH)
+    sums.index_add_(0, places, x)
+    return sums.repeat_interleave(ROWS, 0)
+
+
 WEIGHT = torch.randn(WIDTH, WIDTH, generator=torch.Generator().manual_seed(1))
 ORDER = torch.randperm(FRAMES * ROWS, generator=torch.Generator().manual_seed(2))
 ALONE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -48,11 +55,13 @@ ALONE: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda x: x.softmax(-1) @ WEIGHT,
     "convolution": lambda x: functional.conv2d(x.view(-1, 2, 2, 2), torch.ones(4, 2, 2, 2)).view(-1, 4),
     "pooling": lambda x: functional.interpolate(x.view(-1, 2, 2, 2), size=(1, 1), mode="bilinear").flatten(1),
+    "added up at places": lambda x: _added(x, OWNER),
     "in place on its own": lambda x: x * torch.zeros(WIDTH).add_(3),
 }
 MIXING: dict[str, Callable[[Tensor], Tensor]] = {
     "attention": _across,
     "mean": lambda x: x - x.mean(0),
+    "added up across frames": lambda x: _added(x, OWNER.roll(1)),
     "next frame": lambda x: x + x.roll(ROWS, 0),
     "softmax over rows": lambda x: x.softmax(0),
     "product over rows": lambda x: (x @ x.T) @ x,

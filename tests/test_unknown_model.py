@@ -13,6 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOu
 
 import segmo
 from segmo import families
+from segmo.compat.cache_name import cache_of
 from segmo.errors import NotRewrittenError, OptionError, PromptError
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -155,7 +156,7 @@ class Where(Toy):
             features = mm_encoder_outputs["video"].pooler_output.view(-1, embeds.shape[-1])
             mask = input_ids == PLACEHOLDER
             embeds = torch.where(mask[..., None], features[(mask.cumsum(1) - 1).clamp(min=0)], embeds)
-        out = self.language_model(inputs_embeds=embeds, past_key_values=more.get("past_key_values"))
+        out = self.language_model(inputs_embeds=embeds, past_key_values=cache_of(more))
         return CausalLMOutputWithPast(logits=self.lm_head(out.last_hidden_state), past_key_values=out.past_key_values)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import TextIteratorStreamer
 
 import segmo
+from segmo.compat.cache_name import cache_of
 from segmo.compat.dynamo import compile_seconds
 from segmo.demo.processor import build_tokenizer
 from segmo.errors import CacheError, OptionError
@@ -296,7 +297,7 @@ def test_questions_of_one_batch_share_the_memory() -> None:
     model, inputs = model_of(FAMILY), prompt(FAMILY, frames=12)
     memory = segmo.watch(model, None, inputs, keep=0.2)
     questions = [torch.tensor([11 + at, 12, 13]) for at in range(4)]
-    cache = memory.inputs(questions)["past_key_values"]
+    cache = cache_of(memory.inputs(questions))
     held = memory.summary()["held_tokens"]
     seen = len(seen_by(memory, questions[0]))
     assert cache.layers[0].keys.shape[:3] == (4, 2, seen)

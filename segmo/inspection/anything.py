@@ -171,6 +171,8 @@ def _whole(vision: Any, pictures: Tensor, pixels: str) -> Iterator[Tried]:
     frames, joined = len(pictures), int(getattr(vision, "video_temporal_patch_size", None) or 1)
     size = _side(getattr(vision, "image_size", None)) or 224
     shown = _resized(pictures.repeat_interleave(joined, 0), size, size)
+    if joined > 1:  # as channels, from transformers 5.24 on
+        yield {pixels: shown.view(1, frames, -1, size, size)}, frames
     yield {pixels: shown[None]}, frames
     yield {pixels: shown}, frames
 
