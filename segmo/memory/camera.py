@@ -50,7 +50,8 @@ class Camera:
         self._thread.start()
 
     def _run(self) -> None:
-        came, held, error = 0, [], None
+        held: list[NDArray[np.uint8]] = []
+        came, error = 0, None
         try:
             for frame in self._source:
                 if self._stop.is_set():

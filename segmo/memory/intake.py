@@ -48,8 +48,7 @@ class Intake:
             OptionError: ``skipped`` is no count.
             PromptError: it is no video, or not one that goes on from what was watched.
         """
-        if not isinstance(skipped, int) or isinstance(skipped, bool) or skipped < 0:
-            raise OptionError(f"skipped is {skipped!r}; it must be a number of frames, a whole number >= 0")
+        _check_skipped(skipped)
         if isinstance(video, Mapping):
             return self._outputs(video, skipped, watcher)
         if self.script is None:
@@ -80,6 +79,11 @@ class Intake:
             self.script.fps = clip.fps
             return clip.frames
         return as_frames(video)
+
+
+def _check_skipped(skipped: object) -> None:
+    if not isinstance(skipped, int) or isinstance(skipped, bool) or skipped < 0:
+        raise OptionError(f"skipped is {skipped!r}; it must be a number of frames, a whole number >= 0")
 
 
 def as_frames(video: Any) -> NDArray[np.uint8]:

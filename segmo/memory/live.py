@@ -90,11 +90,7 @@ def live(
         RankError: the camera or the question of the first rank failed.
     """
     check_fps(fps)
-    whole = all(isinstance(count, int) and not isinstance(count, bool) for count in (chunk, waiting))
-    if not isinstance(every, (int, float)) or not every > 0 or not whole or not 1 <= chunk <= waiting:
-        raise OptionError(
-            f"every={every!r}, chunk={chunk!r}, waiting={waiting!r}: 0 < every, and 1 <= chunk <= waiting frames"
-        )
+    _check_pace(every, chunk, waiting)
     crew = _Crew(Ranks.asked(options.get("ranks")), model.device)
     source = None
     if crew.leads:
@@ -137,6 +133,15 @@ def live(
     finally:
         if source is not None:
             source.stop()
+
+
+def _check_pace(every: object, chunk: object, waiting: object) -> None:
+    counts = [count for count in (chunk, waiting) if isinstance(count, int) and not isinstance(count, bool)]
+    often = isinstance(every, (int, float)) and every > 0
+    if not often or len(counts) < 2 or not 1 <= counts[0] <= counts[1]:
+        raise OptionError(
+            f"every={every!r}, chunk={chunk!r}, waiting={waiting!r}: 0 < every, and 1 <= chunk <= waiting frames"
+        )
 
 
 @dataclass(frozen=True)

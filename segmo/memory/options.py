@@ -68,8 +68,7 @@ class MemoryOptions:
                 raise OptionError(
                     f"option {name!r} has no meaning for a memory, which rewrites no graph; it takes {', '.join(READ)}"
                 )
-        if not isinstance(self.watch_keep, (int, float)) or not 0 < self.watch_keep <= 1:
-            raise OptionError(f"watch_keep is {self.watch_keep!r}; it must be a number with 0 < watch_keep <= 1")
+        _check_share("watch_keep", self.watch_keep)
         for name in ("limit", "longest"):
             _check_count(name, getattr(self, name))
         if self.bits not in (None, 8):
@@ -79,7 +78,7 @@ class MemoryOptions:
         self._check_places()
 
     def _check_places(self) -> None:
-        names = list(self.places) if isinstance(self.place, (str, Mapping)) else []
+        names = _named(self.place)
         if not names or any(name not in PLACES for name in names):
             raise OptionError(
                 f"place is {self.place!r}; it must be one of {', '.join(PLACES)}, or several with budgets"
@@ -138,6 +137,16 @@ def parse(given: Mapping[str, Any]) -> tuple[Options, bool]:
     return Options.parse(
         {"tails": 1} | {name: value for name, value in given.items() if not (each and name == "layer")}
     ), each
+
+
+def _named(place: object) -> list[str]:
+    """Names of the places; none where it is no place."""
+    return [place] if isinstance(place, str) else list(place) if isinstance(place, Mapping) else []
+
+
+def _check_share(name: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or not 0 < value <= 1:
+        raise OptionError(f"{name} is {value!r}; it must be a number with 0 < {name} <= 1")
 
 
 def _check_count(name: str, value: object) -> None:
