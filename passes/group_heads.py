@@ -29,9 +29,10 @@ class GroupHeads:
 
     def run(self, rewrite: Rewrite) -> Outcome:
         """See :class:`segmo.passes.base.Pass`."""
-        if not rewrite.facts.attentions:
-            return Outcome(misses=(rewrite.facts.miss or Miss.of("no-decoder"),))
-        if example(rewrite.facts.attentions[0].query).device.type != "cpu":
+        facts = rewrite.facts
+        if facts.miss and facts.kind != "decode":  # a graph that runs as it was does so in everything
+            return Outcome(misses=(facts.miss,))
+        if example(facts.attentions[0].query).device.type != "cpu":
             return Outcome(misses=(Miss.of("off-cpu"),))
         matches = sum(_group(rewrite.graph, node) for node in list(rewrite.graph.nodes) if node.target is SDPA)
         return Outcome(matches=matches, misses=() if matches else (Miss.of("no-copies"),))
