@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from segmo.commands import flags
+
 DEFAULT_OUT = Path("out/eval")
 
 
@@ -16,10 +18,9 @@ def evaluate(
     difficulty: Annotated[str, typer.Option(help='"easy", "standard", "long", "hard" or "harder"')] = "standard",
     videos: Annotated[int, typer.Option(help="videos, with up to 25 questions each")] = 20,
     keep: Annotated[list[float] | None, typer.Option(help="budgets; give it once for each")] = None,
-    segments: Annotated[str, typer.Option(help='"scene", a number, or "equal:N"')] = "scene",
+    segments: flags.Segments = "scene",
 ) -> None:
     """Answer SceneQA's questions with full attention, CAS, LSP and both, and print the accuracies."""
     from segmo.sceneqa.command import run_evaluation
 
-    number = int(segments) if segments.isdigit() else segments
-    run_evaluation(out, split, difficulty, videos, keep or [0.5, 0.25, 0.125, 0.0625], number)
+    run_evaluation(out, split, difficulty, videos, keep or [0.5, 0.25, 0.125, 0.0625], flags.number_or_name(segments))

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+Model = Annotated[Path | None, typer.Option(help="folder of a Video LLM (default: the small one that ships)")]
+Fps = Annotated[float | None, typer.Option(help="frames to sample per second (default: the model's)")]
+MaxFrames = Annotated[int, typer.Option(help="frames of a video at most")]
+NewTokens = Annotated[int, typer.Option(help="tokens of an answer at most")]
+Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32")]
+Device = Annotated[str | None, typer.Option(help="such as cuda (default: a GPU if there is one)")]
 Keep = Annotated[float, typer.Option(help="fraction of the video tokens to keep")]
 Segments = Annotated[str, typer.Option(help='"scene", a number, or "equal:N"')]
 Context = Annotated[int, typer.Option(help="scenes whose head frames every later token may see")]
@@ -29,5 +36,9 @@ def parsed(segments: str, disable: list[str] | None, **options: Any) -> Any:
 
     if options["scorer"] == "external":
         raise OptionError('scorer="external" takes scores from a program; here it is "embedding" or "attention"')
-    number = int(segments) if segments.isdigit() else segments
-    return Options.parse({"segments": number, "disable": disable or (), **options})
+    return Options.parse({"segments": number_or_name(segments), "disable": disable or (), **options})
+
+
+def number_or_name(segments: str) -> int | str:
+    """The option ``segments`` as it stands on a command line: a number, or the name of a rule."""
+    return int(segments) if segments.isdigit() else segments

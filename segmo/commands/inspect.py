@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from segmo.commands import flags
+
 if TYPE_CHECKING:
     from segmo.inspection.run import Subject
     from segmo.report.record import GraphReport
@@ -15,8 +17,8 @@ from segmo.report.report import Report
 
 def inspect(
     model: Annotated[str, typer.Argument(help="folder with a config.json, or a model_type such as qwen2_5_vl")],
-    keep: Annotated[float, typer.Option(help="fraction of the video tokens to keep")] = 0.25,
-    segments: Annotated[str, typer.Option(help='"scene", a number, or "equal:N"')] = "scene",
+    keep: flags.Keep = 0.25,
+    segments: flags.Segments = "scene",
     scorer: Annotated[str, typer.Option(help="embedding or attention")] = "embedding",
     frames: Annotated[int, typer.Option(min=1, help="frames of the synthetic video")] = 16,
     video: Annotated[Path | None, typer.Option(help="a video file in place of the synthetic video")] = None,
@@ -53,7 +55,7 @@ def inspect(
 
     options: dict[str, Any] = {
         "keep": keep,
-        "segments": int(segments) if segments.isdigit() else segments,
+        "segments": flags.number_or_name(segments),
         "scorer": scorer,
         "pipeline": pipeline,
         "disable": disable or [],

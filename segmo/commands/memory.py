@@ -7,43 +7,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from segmo.commands import flags
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from segmo.memory.memory import Memory
 
-Model = Annotated[Path | None, typer.Option(help="folder of a Video LLM (default: the small one that ships)")]
-Fps = Annotated[float | None, typer.Option(help="frames to sample per second (default: the model's)")]
-MaxFrames = Annotated[int, typer.Option(help="frames of a video at most")]
-Segments = Annotated[str, typer.Option(help='"scene", a number, or "equal:N"')]
 Context = Annotated[int, typer.Option(help="most novel scenes before, whose head frames a segment sees")]
 Tails = Annotated[int, typer.Option(help="last frames of each segment before that a segment sees")]
 WatchKeep = Annotated[float, typer.Option(help="fraction of each segment's video tokens that is remembered")]
 Keep = Annotated[float, typer.Option(help="fraction of the video tokens that a question sees")]
-NewTokens = Annotated[int, typer.Option(help="tokens of an answer at most")]
-Dtype = Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32")]
-Device = Annotated[str | None, typer.Option(help="such as cuda (default: a GPU if there is one)")]
 SHOWN = 5  # scenes that are named below an answer
 
 
 def watch(
     video: Annotated[Path, typer.Argument(help="the video file")],
     out: Annotated[Path | None, typer.Option(help="folder of the memory (default: VIDEO.memory)")] = None,
-    model: Model = None,
-    fps: Fps = None,
-    max_frames: MaxFrames = 768,
-    segments: Segments = "scene",
+    model: flags.Model = None,
+    fps: flags.Fps = None,
+    max_frames: flags.MaxFrames = 768,
+    segments: flags.Segments = "scene",
     context: Context = 2,
     tails: Tails = 1,
     watch_keep: WatchKeep = 1.0,
-    dtype: Dtype = "auto",
-    device: Device = None,
+    dtype: flags.Dtype = "auto",
+    device: flags.Device = None,
 ) -> None:
     """Watch a video file once, and keep its keys and values in a folder for segmo ask."""
     from segmo.errors import CacheError
 
     console = _console()
-    options = {"segments": _segments(segments), "context": context, "tails": tails}
+    options = {"segments": flags.number_or_name(segments), "context": context, "tails": tails}
     folder = out or video.with_suffix(".memory")
     if folder.exists() and not folder.is_dir():
         raise CacheError(f"{folder} is a file, and a memory is a folder; name another one with --out")
@@ -55,11 +50,11 @@ def watch(
 def ask(
     memory: Annotated[Path, typer.Argument(help="folder that segmo watch wrote")],
     question: Annotated[str, typer.Argument(help="what is asked about the video")],
-    model: Model = None,
+    model: flags.Model = None,
     keep: Keep = 0.25,
-    max_new_tokens: NewTokens = 64,
-    dtype: Dtype = "auto",
-    device: Device = None,
+    max_new_tokens: flags.NewTokens = 64,
+    dtype: flags.Dtype = "auto",
+    device: flags.Device = None,
 ) -> None:
     """Ask about a video that was watched; it is neither decoded, nor encoded, nor read by the model again."""
     from segmo.memory.memory import Memory
@@ -75,13 +70,13 @@ def ask(
 
 def chat(
     video: Annotated[Path, typer.Argument(help="a video file, or a folder that segmo watch wrote")],
-    model: Model = None,
-    fps: Fps = None,
-    max_frames: MaxFrames = 768,
+    model: flags.Model = None,
+    fps: flags.Fps = None,
+    max_frames: flags.MaxFrames = 768,
     keep: Keep = 0.25,
-    max_new_tokens: NewTokens = 64,
-    dtype: Dtype = "auto",
-    device: Device = None,
+    max_new_tokens: flags.NewTokens = 64,
+    dtype: flags.Dtype = "auto",
+    device: flags.Device = None,
 ) -> None:
     """Talk about a video: each question sees the turns before it, and selects anew from the whole video.
 
@@ -175,10 +170,6 @@ def _described(memory: Memory) -> str:
         f"{known['video_tokens']:,} video tokens are remembered, {known['bytes'] / 1e6:.1f} MB "
         f"({known['bytes_per_second'] / 1e6:.2f} MB for a second)"
     )
-
-
-def _segments(text: str) -> str | int:
-    return int(text) if text.isdigit() else text
 
 
 def _clock(seconds: float) -> str:

@@ -25,21 +25,19 @@ GIB = 1 << 30
 def run(
     video: Annotated[str | None, typer.Argument(help="a video file, an address, or a folder of pictures")] = None,
     question: Annotated[str | None, typer.Argument(help="what is asked about it")] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="folder of a Video LLM (default: the small one that ships)")
-    ] = None,
+    model: flags.Model = None,
     batch: Annotated[Path | None, typer.Option(help='JSON lines of {"video": ..., "question": ...} instead')] = None,
     out: Annotated[Path | None, typer.Option(help="where a batch's answers go (default: out/run/BATCH)")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="run full attention beside it")] = False,
-    fps: Annotated[float | None, typer.Option(help="frames to sample per second (default: the model's)")] = None,
-    max_frames: Annotated[int, typer.Option(help="frames of a video at most")] = 768,
+    fps: flags.Fps = None,
+    max_frames: flags.MaxFrames = 768,
     frames: Annotated[
         int | None, typer.Option(help="encode so many of them, chosen by scene and question (default: all)")
     ] = None,
     relevance: Annotated[
         Path | None, typer.Option(help="CLIP or SigLIP folder that scores scenes for --frames (default: the model)")
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="tokens of an answer at most")] = 64,
+    max_new_tokens: flags.NewTokens = 64,
     keep: flags.Keep = 0.25,
     segments: flags.Segments = "scene",
     context: flags.Context = 2,
@@ -59,8 +57,8 @@ def run(
     cache: Annotated[bool, typer.Option(help="keep features of videos on disk for further questions")] = True,
     cache_folder: Annotated[Path | None, typer.Option(help="where (default: the user's cache folder)")] = None,
     cache_gib: Annotated[float, typer.Option(help="GiB on disk at most")] = 4.0,
-    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32")] = "auto",
-    device: Annotated[str | None, typer.Option(help="such as cuda (default: a GPU if there is one)")] = None,
+    dtype: flags.Dtype = "auto",
+    device: flags.Device = None,
 ) -> None:
     """Answer a question about a video file: decode, find scenes, encode, keep what matters, prefill, decode.
 

@@ -34,8 +34,8 @@ def warm(
     lowering: flags.Lowering = "auto",
     pipeline: flags.Pipeline = None,
     disable: flags.Disable = None,
-    dtype: Annotated[str, typer.Option(help="auto, bfloat16, float16 or float32")] = "auto",
-    device: Annotated[str | None, typer.Option(help="such as cuda (default: a GPU if there is one)")] = None,
+    dtype: flags.Dtype = "auto",
+    device: flags.Device = None,
 ) -> None:
     """Fill the caches of compiled code for a model: later processes with the same options find it there.
 
