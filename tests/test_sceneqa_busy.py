@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import evaluate as benchmark
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segmo.sceneqa import command
 from segmo.sceneqa.busy import CELL, EDGE, BusyScene, fill_scenes, mark_alpha, render_busy
 from segmo.sceneqa.glyphs import SIDE, load_digits, shape_alpha
-from segmo.sceneqa.model import build_prompts, load_model
+from segmo.sceneqa.methods import Method, answer_full
+from segmo.sceneqa.model import BUSY_MODEL_PATH, MODEL_PATH, build_prompts, load_model, weights_for
 from segmo.sceneqa.render import PICTURES
+from segmo.sceneqa.results import read_results
 from segmo.sceneqa.script import write_script
 from segmo.sceneqa.task import DIFFICULTIES, Checksum, Difficulty, make_sample
 
@@ -105,7 +111,7 @@ def test_a_harder_set_is_told_apart_and_the_same_every_time() -> None:
 
 @pytest.mark.parametrize("index", [0, 1])
 def test_the_model_reads_a_busy_video_and_every_second_question_comes_first(index: int) -> None:
-    model, processor = load_model()
+    model, processor = load_model(weights_for(SMALL))
     sample = make_sample("validation", SMALL, index, 1)
     first = SMALL.asks_first(index)
     assert first == (index == 1)
@@ -115,3 +121,31 @@ def test_the_model_reads_a_busy_video_and_every_second_question_comes_first(inde
     words = (prompts.input_ids[0] == processor.tokenizer.convert_tokens_to_ids("which")).nonzero()
     if words.numel():
         assert bool(words[0, 0] < video[0]) == first
+
+
+def test_harder_sets_are_asked_of_the_weights_that_were_trained_on_them() -> None:
+    for name, difficulty in DIFFICULTIES.items():
+        assert weights_for(difficulty) == (BUSY_MODEL_PATH if name in ("hard", "harder") else MODEL_PATH), name
+
+
+def test_segmo_eval_takes_them_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With the same folder for both sets, no answer of other weights counts."""
+    small = {"standard": Difficulty(3, 8), "harder": Difficulty(3, 8, (4, 6))}
+    monkeypatch.setattr(command, "DIFFICULTIES", small)
+    monkeypatch.setattr(command, "own_methods", lambda budgets, segments: [Method("full", 1.0, answer_full)])
+    for name in small:
+        command.run_evaluation(tmp_path, "validation", name, 1, [0.5], "scene")
+    plain, busy = [str(record["set"]).split(", ")[-1] for record in read_results(tmp_path / "results.jsonl")]
+    assert plain.startswith("weights sceneqa ")
+    assert busy.startswith("weights sceneqa-busy ")
+    assert plain.split()[-1] != busy.split()[-1], "the checksum is that of the weights"
+
+
+def test_full_attention_reads_a_harder_video(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without a model named: chance is a third, and the weights of the plain sets guess."""
+    given = ["--difficulty", "harder", "--split", "validation", "--videos", "1", "--only", "^full"]
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *given, "--answers-only", "--out", str(tmp_path)])
+    benchmark.main()
+    (record,) = read_results(tmp_path / "results.jsonl")
+    assert len(record["right"]) >= 15
+    assert sum(record["right"]) / len(record["right"]) > 0.75

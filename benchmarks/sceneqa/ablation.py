@@ -31,7 +31,7 @@ from segmo.runtime.features import scan_video
 from segmo.runtime.layout import QUERY, SINK
 from segmo.runtime.scenes import MAX_SCENES, find_scenes
 from segmo.sceneqa.evaluate import build_set
-from segmo.sceneqa.model import Prompts, load_model
+from segmo.sceneqa.model import Prompts, load_model, weights_for
 from segmo.sceneqa.questions import KINDS
 from segmo.sceneqa.results import OVERALL, Share, paired_difference
 from segmo.sceneqa.task import DIFFICULTIES
@@ -229,8 +229,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model, processor = load_model()
-    questions = build_set(model, processor, "validation", DIFFICULTIES[args.difficulty], args.videos, PER_KIND)
+    difficulty = DIFFICULTIES[args.difficulty]
+    model, processor = load_model(weights_for(difficulty))
+    questions = build_set(model, processor, "validation", difficulty, args.videos, PER_KIND)
     videos = [Video.of(model, prompts) for prompts in questions.prompts]
     console = Console(width=160)
     for keep in args.keep:

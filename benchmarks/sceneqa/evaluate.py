@@ -25,7 +25,7 @@ from torch import Tensor
 
 from segmo.sceneqa.evaluate import build_set, evaluate, time_methods
 from segmo.sceneqa.methods import Method, answer_full, both_method, cas_method, lsp_method, memory_method
-from segmo.sceneqa.model import MODEL_PATH, load_model
+from segmo.sceneqa.model import load_model, weights_for
 from segmo.sceneqa.task import DIFFICULTIES, make_sample
 
 BUDGETS = (0.5, 0.25, 0.125, 0.0625)
@@ -79,10 +79,11 @@ def run(args: argparse.Namespace, console: Console) -> None:
     """Build the set, run every method, write table, CSV and pictures."""
     out, difficulty = Path(args.out), DIFFICULTIES[args.difficulty]
     out.mkdir(parents=True, exist_ok=True)
-    model, processor = load_model(Path(args.model))
+    weights = Path(args.model) if args.model else weights_for(difficulty)
+    model, processor = load_model(weights)
     questions = build_set(model, processor, args.split, difficulty, args.videos, PER_KIND)
     console.print(questions.label)
-    console.print(f"weights: {json.loads((Path(args.model) / 'made.json').read_text())}")
+    console.print(f"weights: {json.loads((weights / 'made.json').read_text())}")
     saliency: dict[int, Tensor] = {}
     methods = [method for method in all_methods(saliency) if re.search(args.only, method.key)]
     if any(method.name in ("FastVID", "FlashVID") for method in methods):
@@ -117,7 +118,7 @@ def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="out/sceneqa-eval", help="folder for results")
-    parser.add_argument("--model", default=str(MODEL_PATH), help="folder of the trained model")
+    parser.add_argument("--model", help="folder of the trained model (default: the one that ships for the difficulty)")
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--difficulty", default="standard", choices=tuple(DIFFICULTIES))
     parser.add_argument("--videos", type=int, default=135, help="up to 26 questions about each")

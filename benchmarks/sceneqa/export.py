@@ -1,8 +1,9 @@
 """Turn a training folder into the shipped model: python benchmarks/sceneqa/export.py --run out/sceneqa
 
 Writes weights (averaged ones, bfloat16), configuration, processor and tokenizer files to
-``segmo/assets/sceneqa``, and the training log and its curve next to this file. With ``--to FOLDER`` the model
-goes there, nothing that ships is touched, and ``evaluate.py --model FOLDER`` asks it.
+``segmo/assets/sceneqa``, and the training log and its curve next to this file; ``--run out/further --to
+segmo/assets/sceneqa-busy`` writes the weights of the harder sets and their log. With another ``--to FOLDER`` nothing
+that ships is touched, and ``evaluate.py --model FOLDER`` asks it.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ import torch
 from matplotlib.figure import Figure
 from untrained import build_config, build_model, build_processor
 
-from segmo.sceneqa.model import MODEL_PATH
+from segmo.sceneqa.model import BUSY_MODEL_PATH, MODEL_PATH
 from segmo.sceneqa.questions import CHANCE, KINDS
 
 HERE = Path(__file__).resolve().parent
+LOGS = {MODEL_PATH: HERE / "training.jsonl", BUSY_MODEL_PATH: HERE / "further.jsonl"}  # of what ships
 COLOURS = dict(zip(KINDS, ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00"), strict=True))
 
 
@@ -98,11 +100,13 @@ def main() -> None:
     }
     (target / "made.json").write_text(json.dumps(made, indent=2) + "\n")
 
-    if target.resolve() != MODEL_PATH.resolve():
+    log = LOGS.get(target.resolve())
+    if log is None:
         return
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    (HERE / "training.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    draw_curve(records).savefig(HERE / "training.png")
+    log.write_text("".join(json.dumps(record) + "\n" for record in records))
+    if target.resolve() == MODEL_PATH:
+        draw_curve(records).savefig(HERE / "training.png")
 
 
 if __name__ == "__main__":

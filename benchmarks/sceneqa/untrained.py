@@ -114,6 +114,7 @@ def build_config(
         vision_start_token_id=start,
         vision_end_token_id=end,
         tie_word_embeddings=True,
+        segmo_text_positions="grid",  # where text behind a video stands inside vLLM: as in training
     )
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 import segmo
 from segmo.runtime.frame_budget import frame_share
 from segmo.sceneqa.methods import answer_full
-from segmo.sceneqa.model import MODEL_PATH, Prompts, build_prompts, load_model
+from segmo.sceneqa.model import Prompts, build_prompts, load_model, weights_for
 from segmo.sceneqa.questions import KINDS
 from segmo.sceneqa.results import OVERALL, Share
 from segmo.sceneqa.task import DIFFICULTIES, VERSION, Checksum, Sample, samples
@@ -156,14 +156,14 @@ def _duel(mine: Sequence[Said], other: Sequence[Said] | None) -> str:
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=str(MODEL_PATH), help="folder of the trained model")
+    parser.add_argument("--model", help="folder of the trained model (default: the one that ships for the difficulty)")
     parser.add_argument("--split", default="validation", choices=("validation", "test"))
     parser.add_argument("--difficulty", default="standard", choices=tuple(DIFFICULTIES))
     parser.add_argument("--videos", type=int, default=8, help="up to 25 questions about each")
     args = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(width=200)
-    model, processor = load_model(Path(args.model))
+    model, processor = load_model(Path(args.model) if args.model else weights_for(DIFFICULTIES[args.difficulty]))
     asked, label = ask(model, processor, args.split, args.difficulty, args.videos)
     console.print(table(measure(model, processor, asked, console), label))
 

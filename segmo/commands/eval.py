@@ -20,7 +20,10 @@ def evaluate(
     keep: Annotated[list[float] | None, typer.Option(help="budgets; give it once for each")] = None,
     segments: flags.Segments = "scene",
 ) -> None:
-    """Answer SceneQA's questions with full attention, CAS, LSP and both, and print the accuracies."""
+    """Answer SceneQA's questions with full attention, CAS, LSP and both, and print the accuracies.
+
+    The small model that ships answers; for "hard" and "harder" with the weights that were trained on such frames.
+    """
     from segmo.sceneqa.command import run_evaluation
 
     run_evaluation(out, split, difficulty, videos, keep or [0.5, 0.25, 0.125, 0.0625], flags.number_or_name(segments))

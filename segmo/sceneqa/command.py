@@ -12,7 +12,7 @@ from segmo.errors import OptionError
 from segmo.options import Options
 from segmo.sceneqa.evaluate import build_set, evaluate, time_methods
 from segmo.sceneqa.methods import Method, answer_full, both_method, cas_method, lsp_method
-from segmo.sceneqa.model import load_model
+from segmo.sceneqa.model import load_model, weights_for
 from segmo.sceneqa.plot import draw_results
 from segmo.sceneqa.results import result_table, summarise, write_csv
 from segmo.sceneqa.task import DIFFICULTIES
@@ -32,7 +32,9 @@ def own_methods(budgets: Sequence[float], segments: int | str) -> list[Method]:
 def run_evaluation(
     out: Path, split: str, difficulty: str, videos: int, budgets: Sequence[float], segments: int | str
 ) -> None:
-    """Run, print the table, and write ``results.jsonl``, ``results.csv`` and ``results.png`` into ``out``.
+    """Answer with the weights that were trained on such videos and print the table.
+
+    Writes ``results.jsonl``, ``results.csv`` and ``results.png`` into ``out``.
 
     Raises:
         OptionError: there is no such difficulty, or a budget or number of segments is out of range.
@@ -44,7 +46,7 @@ def run_evaluation(
         Options(keep=keep, segments=segments)
     methods = own_methods(budgets, segments)
     console = Console(highlight=False)
-    model, processor = load_model()
+    model, processor = load_model(weights_for(DIFFICULTIES[difficulty]))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
 

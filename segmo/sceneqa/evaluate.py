@@ -13,7 +13,7 @@ from typing import Any
 from transformers import Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
 from segmo.sceneqa.methods import Method, compiled
-from segmo.sceneqa.model import Prompts, build_prompts
+from segmo.sceneqa.model import Prompts, build_prompts, weights_label
 from segmo.sceneqa.results import read_results
 from segmo.sceneqa.task import Checksum, Difficulty, samples
 
@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class QuestionSet:
-    """Prompts of a split, and what identifies them."""
+    """Prompts of a split, and what identifies them and the weights that answer."""
 
     prompts: tuple[Prompts, ...]
     label: str
@@ -46,7 +46,7 @@ def build_set(
         found.append(build_prompts(model, processor, *parts, text_first=first))
         progress(len(found), videos)
     name = f"SceneQA {difficulty.version}, {split} split, {videos} videos of {difficulty}"
-    return QuestionSet(tuple(found), f"{name}, checksum {checksum}")
+    return QuestionSet(tuple(found), f"{name}, checksum {checksum}, weights {weights_label(model)}")
 
 
 def evaluate(

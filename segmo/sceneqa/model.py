@@ -1,10 +1,11 @@
-"""The trained Video LLM that ships with SegMo, its processor, and prompts for it.
+"""The trained Video LLMs that ship with SegMo, their processor, and prompts for them.
 
 Legend: Q questions about one video, N prompt tokens, V video tokens, H hidden size.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +15,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoProcessor, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
+from transformers import AutoProcessor, PreTrainedModel, Qwen2VLForConditionalGeneration, Qwen2VLProcessor
 
 from segmo.compat.arguments import require_parameters
 from segmo.errors import SegMoError
 from segmo.sceneqa.questions import Question
+from segmo.sceneqa.task import Difficulty
 
-MODEL_PATH = Path(__file__).resolve().parent.parent / "assets" / "sceneqa"
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+MODEL_PATH = ASSETS / "sceneqa"
+BUSY_MODEL_PATH = ASSETS / "sceneqa-busy"  # trained further, on the frames of the harder sets
+
+
+def weights_for(difficulty: Difficulty) -> Path:
+    """Folder of the weights that were trained on frames like those of this set."""
+    return MODEL_PATH if difficulty.busy is None else BUSY_MODEL_PATH
+
+
+def weights_label(model: PreTrainedModel) -> str:
+    """What tells these weights from others on a table: their folder's name and a checksum over all of them."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
+    return f"{Path(model.name_or_path).name or 'unnamed'} {digest.hexdigest()[:8]}"
 
 
 def load_model(path: Path = MODEL_PATH) -> tuple[Qwen2VLForConditionalGeneration, Qwen2VLProcessor]:
@@ -123,7 +141,7 @@ def build_prompts(
         pictures: (2 * frames, height, width, 3) uint8.
         questions: of equal length.
         video: number of the video within its split.
-        text_first: ask in front of the video, an order that the model was not trained on.
+        text_first: ask in front of the video, an order that the weights of ``MODEL_PATH`` were not trained on.
 
     Raises:
         VersionError: the model takes no ``mm_encoder_outputs``.

@@ -58,7 +58,7 @@ DIFFICULTIES = {
     "easy": Difficulty(8, 32),
     "standard": Difficulty(16, 128),  # the longest that training shows
     "long": Difficulty(24, 256),  # longer than any training video
-    "hard": Difficulty(16, 128, (4, 6)),  # busy frames; no weights were trained on these yet
+    "hard": Difficulty(16, 128, (4, 6)),  # busy frames
     "harder": Difficulty(16, 64, (8, 8)),
 }
 
