@@ -38,7 +38,7 @@ def weights_label(model: PreTrainedModel) -> str:
     for name, weight in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(weight.detach().float().cpu().contiguous().numpy().tobytes())
-    return f"{Path(model.name_or_path).name or 'unnamed'} {digest.hexdigest()[:8]}"
+    return f"{Path(model.name_or_path or 'unnamed').name} {digest.hexdigest()[:8]}"
 
 
 def load_model(path: Path = MODEL_PATH) -> tuple[Qwen2VLForConditionalGeneration, Qwen2VLProcessor]:
