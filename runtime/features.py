@@ -67,16 +67,16 @@ def add_frames(total_FH: Tensor, x_TH: Tensor, frame_T: Array) -> None:
 
 
 def _scan(embeds_NH: Tensor, at_T: Array, frame_T: Array, before_T: Array) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared norm of each token (T,), its dot product with the one at ``before_T``, each frame's sum (F, H)."""
-    square_T = torch.empty(len(at_T), device=embeds_NH.device)
-    dot_T = torch.empty_like(square_T)
+    """Norm of each token (T,), its dot product with the one at ``before_T``, each frame's sum (F, H)."""
+    norm_T = torch.empty(len(at_T), device=embeds_NH.device)
+    dot_T = torch.empty_like(norm_T)
     sum_FH = torch.zeros(int(frame_T[-1]) + 1, embeds_NH.shape[1], device=embeds_NH.device)
     for block in blocks(frame_T):
         now = take(embeds_NH, at_T[block]).float()
-        square_T[block] = torch.linalg.vecdot(now, now)
+        norm_T[block] = torch.linalg.vector_norm(now, dim=-1)
         dot_T[block] = torch.linalg.vecdot(now, take(embeds_NH, before_T[block]).float())
         add_frames(sum_FH, now, frame_T[block])
-    return square_T, dot_T, sum_FH
+    return norm_T, dot_T, sum_FH
 
 
 def check_finite(value_T: Array, frame_T: Array, cell_T: Array) -> None:
@@ -134,16 +134,15 @@ def _scan_frames(
     previous_T = previous_cell(local_T, cell_T)
     previous_T[first[local_T]] = -1
     before_T = previous_T.clip(min=0)
-    square_T, dot_T, sum_FH = _scan(embeds_NH, at_T, local_T, at_T[before_T])
+    norm_T, dot_T, sum_FH = _scan(embeds_NH, at_T, local_T, at_T[before_T])
 
-    norm_T = square_T.sqrt()
     cosine_T = dot_T / (norm_T * norm_T[give(before_T, norm_T.device)]).clamp(min=1e-12)
     novelty_T = (1 - cosine_T).masked_fill(give(previous_T < 0, norm_T.device), 1)
     descriptor_FH = torch.nn.functional.normalize(sum_FH, dim=-1)
     similarity_F = torch.ones(len(first), device=embeds_NH.device)
     similarity_F[1:] = torch.linalg.vecdot(descriptor_FH[1:], descriptor_FH[:-1])
     similarity_F = similarity_F.masked_fill(give(first, norm_T.device), 1)
-    return novelty_T, similarity_F, square_T
+    return novelty_T, similarity_F, norm_T
 
 
 def scan_video(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor) -> tuple[Tensor, Tensor]:

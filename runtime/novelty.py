@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmo.runtime.features import CHUNK
+from segmo.runtime.features import blocks
 from segmo.runtime.host import Array, give, here, send
 from segmo.runtime.scenes import MAX_SCENES, head_frames
-from segmo.runtime.video_tokens import VideoTokens, place
+from segmo.runtime.video_tokens import VideoTokens, place, take
 
 FARTHEST = 2.0  # the largest 1 - cosine
 BACK = 2  # scenes before, whose first frames are looked at: one that goes on, and one that came between
@@ -42,26 +42,25 @@ def distance_to(embeds_NH: Tensor, at_T: Array, other_T: Tensor, frame_T: Array)
     Args:
         at_T: positions of the tokens in ``embeds_NH``.
         other_T: index into ``at_T``, or -1.
-        frame_T: frame of each token, which this implementation does not need.
+        frame_T: frame of each token. Frames that are compared with the same one follow each other, as a rule.
     """
-    places_T, there_T = give(at_T, embeds_NH.device), other_T >= 0
-    cosine_T = torch.zeros(places_T.shape[0], device=embeds_NH.device)
-    for chunk in torch.split(_set(there_T), CHUNK):
-        now, other = (embeds_NH[places_T[at]].float() for at in (chunk, other_T[chunk].clamp(min=0)))
-        norm = torch.linalg.vecdot(now, now) * torch.linalg.vecdot(other, other)
-        cosine_T[chunk] = torch.linalg.vecdot(now, other) / norm.sqrt_().clamp_(min=1e-12)
-    return 1 - cosine_T.masked_fill(~there_T, 0)
-
-
-def _set(flag_T: Tensor) -> Tensor:
-    """Where flags are set, ascending, as far as nothing has to be waited for: on a device, everywhere."""
-    if here(flag_T):
-        return torch.from_numpy(np.flatnonzero(flag_T.numpy()))
-    return torch.arange(flag_T.shape[0], device=flag_T.device)
+    there_T, known = other_T >= 0, here(other_T)
+    # What a device alone knows is not waited for: there, tokens without another one are compared with the first.
+    set_K = np.flatnonzero(there_T.numpy()) if known else np.arange(len(at_T))
+    beside_K = at_T[other_T.numpy()[set_K]] if known else give(at_T, other_T.device)[other_T.clamp(min=0)]
+    cosine_K, last = torch.empty(len(set_K), device=embeds_NH.device), None
+    for block in blocks(frame_T[set_K]):
+        now_TH, at = take(embeds_NH, at_T[set_K[block]]).float(), beside_K[block]
+        if last is None or not known or not np.array_equal(last, at):
+            other_TH = take(embeds_NH, at).float()
+            length_T, last = torch.linalg.vector_norm(other_TH, dim=-1), at
+        norm_T = torch.linalg.vector_norm(now_TH, dim=-1) * length_T
+        cosine_K[block] = torch.linalg.vecdot(now_TH, other_TH) / norm_T.clamp_(min=1e-12)
+    return 1 - place(cosine_K, set_K, len(at_T), 0).masked_fill(~there_T, 0)
 
 
 def farthest_first(distance_SCC: Tensor, known_SC: Tensor, start_SC: Tensor, real_SC: Tensor) -> Tensor:
-    """How far each token was from those taken before it when its turn came, (S, C).
+    """How far each token was from those taken before it when its turn came, (S, C); 0 where there is no such cell.
 
     Args:
         distance_SCC: between tokens, 1 - cosine.
@@ -71,28 +70,29 @@ def farthest_first(distance_SCC: Tensor, known_SC: Tensor, start_SC: Tensor, rea
         real_SC: False where a frame has no such cell.
     """
     scenes, cells = start_SC.shape
-    nearest_SC, radius_SC, open_SC = known_SC, torch.zeros_like(known_SC), real_SC
-    wish_SC, every_S = known_SC + start_SC, torch.arange(scenes, device=start_SC.device)
+    every_S = torch.arange(scenes, device=start_SC.device)
+    nearest_SC = known_SC.masked_fill(~real_SC, -torch.inf)  # and so is what was taken, which is not taken again
+    radius_SC = torch.full_like(known_SC, -torch.inf)
+    taken_S1 = (nearest_SC + start_SC).argmax(dim=1, keepdim=True)
     for _ in range(min(cells, PICKS)):
-        taken_S = wish_SC.masked_fill(~open_SC, -torch.inf).argmax(dim=1)
-        taken_SC = torch.zeros_like(open_SC).scatter_(1, taken_S[:, None], True) & open_SC
-        radius_SC, open_SC = torch.where(taken_SC, nearest_SC, radius_SC), open_SC & ~taken_SC
-        nearest_SC = wish_SC = torch.minimum(nearest_SC, distance_SCC[every_S, taken_S])
-    return torch.where(open_SC, nearest_SC, radius_SC)
+        radius_SC.scatter_reduce_(1, taken_S1, nearest_SC.gather(1, taken_S1), "amax")
+        nearest_SC = torch.minimum(nearest_SC, distance_SCC[every_S, taken_S1[:, 0]])
+        taken_S1 = nearest_SC.scatter_(1, taken_S1, -torch.inf).argmax(dim=1, keepdim=True)
+    return torch.maximum(nearest_SC, radius_SC).masked_fill(~real_SC, 0)
 
 
-def _first_frames(embeds_NH: Tensor, at_SC: Tensor, known_SC: Tensor) -> Tensor:
+def _first_frames(embeds_NH: Tensor, at_SC: Tensor, known_SC: Tensor, real_SC: Tensor) -> Tensor:
     """Novelty of the tokens of some scenes' first frames, (S, C).
 
     Args:
-        at_SC: their positions, -1 for none.
+        at_SC: their positions.
         known_SC: distance of each to the scenes before, ``FARTHEST`` where there is none.
+        real_SC: False where a frame has no such cell; the position is that of any other video token.
     """
-    real_SC = at_SC >= 0
-    x_SCH = embeds_NH[at_SC.clamp(min=0)].float().masked_fill_(~real_SC[..., None], 0)
+    x_SCH = take(embeds_NH, at_SC.flatten()).float().unflatten(0, at_SC.shape).mul_(real_SC[..., None])
     whole_SH = torch.nn.functional.normalize(x_SCH.sum(dim=1), dim=-1)
-    unit_SCH = torch.nn.functional.normalize(x_SCH, dim=-1)
-    unlike_SC = 1 - (unit_SCH @ whole_SH[..., None])[..., 0]
+    unit_SCH = x_SCH.div_(torch.linalg.vector_norm(x_SCH, dim=-1, keepdim=True).clamp_(min=1e-12))
+    unlike_SC = 1 - torch.linalg.vecdot(unit_SCH, whole_SH[:, None])
     distance_SCC = 1 - unit_SCH @ unit_SCH.transpose(1, 2)
     return farthest_first(distance_SCC, known_SC, unlike_SC, real_SC)
 
@@ -141,8 +141,7 @@ def novel_tokens(
     places_T = give(at_T, device)
     for part_SC in _alike(token_SC) if here(token_SC) else torch.split(token_SC, max(1, PAIRS // cells**2)):
         real_SC = part_SC >= 0
-        at_SC = torch.where(real_SC, places_T[part_SC], -1)
-        found_SC = _first_frames(embeds_NH, at_SC, known_T[part_SC])
+        found_SC = _first_frames(embeds_NH, places_T[part_SC.clamp(min=0)], known_T[part_SC], real_SC)
         out_T[part_SC.masked_fill(~real_SC, len(at_T)).flatten()] = found_SC.flatten()
     return torch.where(novelty_T.isnan(), novelty_T, out_T[:-1])
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from segmo.errors import PromptError
-from segmo.runtime.features import CHUNK, blocks
+from segmo.runtime.features import CHUNK, add_frames, blocks
 from segmo.runtime.host import Array, array, give, here, read
 from segmo.runtime.layout import heads_of
 from segmo.runtime.video_runs import places
@@ -71,17 +71,19 @@ def frame_fit(
 ) -> Tensor:
     """Cosine of each question token with a frame's features, averaged over the frame, (Q, F).
 
+    That is its product with the mean of the features at unit length, so the cost is the same for any question.
+
     Args:
         at_T, frame_T: where the frames' tokens stand in ``embeds_NH``, and the frame of each, counted from 0.
         common_H: what all features of the video have in common, and is taken off them.
     """
-    unit_QH = torch.nn.functional.normalize(question_QH.float(), dim=-1)
-    total_QF = torch.zeros(question_QH.shape[0], frames, device=embeds_NH.device)
+    total_FH = torch.zeros(frames, embeds_NH.shape[1], device=embeds_NH.device)
     for block in blocks(frame_T):
-        features = take(embeds_NH, at_T[block]) - common_H
-        norm = torch.linalg.vecdot(features, features).sqrt_().clamp_(min=1e-12)
-        total_QF.index_add_(1, give(frame_T[block], total_QF.device), (unit_QH @ features.T).div_(norm))
-    return total_QF / give(np.bincount(frame_T, minlength=frames), total_QF.device)
+        x_TH = take(embeds_NH, at_T[block]).to(torch.float32, copy=True).sub_(common_H)
+        norm_T1 = torch.linalg.vector_norm(x_TH, dim=-1, keepdim=True)
+        add_frames(total_FH, x_TH.div_(norm_T1.clamp_(min=1e-12)), frame_T[block])
+    mean_FH = total_FH / give(np.bincount(frame_T, minlength=frames), total_FH.device)[:, None]
+    return torch.nn.functional.normalize(question_QH.float(), dim=-1) @ mean_FH.T
 
 
 def whole_fit(question_QH: Tensor, embeds_NH: Tensor, video_V: Array, frame_V: Array, frames: int) -> Tensor:

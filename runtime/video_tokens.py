@@ -57,8 +57,10 @@ class VideoTokens:
         return head_T
 
 
-def take(x_NH: Tensor, at: Array) -> Tensor:
-    """Rows of a tensor: a view of them where they are neighbours."""
+def take(x_NH: Tensor, at: Array | Tensor) -> Tensor:
+    """Rows of a tensor: a view of them where the host knows that they are neighbours."""
+    if isinstance(at, Tensor):
+        return x_NH.index_select(0, at)
     if len(at) and bool((np.diff(at) == 1).all()):
         return x_NH[int(at[0]) : int(at[-1]) + 1]
     return x_NH.index_select(0, give(at, x_NH.device))
