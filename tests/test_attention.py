@@ -6,6 +6,7 @@ Legend: B batch, A query heads, G key/value heads, K tokens, D head size.
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import PAD, Heads, Layout, batch_tensors, batches, heads
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from segmo.runtime.attention import flash, reference
-from segmo.runtime.schedule import RowSchedule, attention_schedule, unpack
+from segmo.runtime.attention import chunks, flash, reference
+from segmo.runtime.schedule import RowSchedule, attention_schedule, pack, unpack, visible_pairs
 
 IMPLEMENTATIONS = [
     pytest.param(flash.segment_attention, id="flash"),
@@ -130,6 +132,56 @@ def test_inputs_may_be_laid_out_in_any_way() -> None:
         check_attention(flash.segment_attention, rows, inputs, visible)  # type: ignore[arg-type]
 
 
+@given(
+    rows=st.integers(1, 450),
+    before=st.integers(0, 300),
+    shape=heads(),
+    threads=st.sampled_from([1, 2, 64]),
+    masked=st.sampled_from([0, 100, chunks.MASKED_KEYS]),
+)
+def test_chunks_equal_the_rule_on_any_number_of_threads(
+    rows: int, before: int, shape: Heads, threads: int, masked: int
+) -> None:
+    """By one call and by two, with heads as rows and without."""
+    _, k, v = shape.tensors(1, before + rows)
+    q = shape.tensors(1, rows)[0]
+    visible = torch.ones(before + rows, before + rows, dtype=torch.bool).tril()[before:]
+    out = torch.empty_like(q)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "get_num_threads", lambda: threads)
+        patch.setattr(chunks, "MASKED_KEYS", masked)
+        by_group = [x.unflatten(1, (k.shape[1], -1))[0] for x in (q, out)]
+        chunks._staircase.cache_clear()  # its width is that of MASKED_KEYS
+        chunks.attend(by_group[0], (k[0], v[0]), 0.2, by_group[1])
+    chunks._staircase.cache_clear()
+    exact = exact_attention(q, k, v, visible[None], 0.2)
+    error = torch.linalg.vector_norm(out.double() - exact) / torch.linalg.vector_norm(exact)
+    assert error <= TOLERANCE[shape.dtype]
+
+
+class Products(TorchDispatchMode):
+    """Counts the pairs of rows and keys that torch's flash kernel is given."""
+
+    pairs = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
+            q, k = args[:2]
+            self.pairs += q.shape[:3].numel() * k.shape[2]
+        return func(*args, **(kwargs or {}))
+
+
+def test_little_more_is_computed_than_is_visible() -> None:
+    """Of a prefill with context, whatever a segment's length; torch's causal kernel would compute each square whole."""
+    ends = list(itertools.accumulate((412, 1213, 284, 378, 332, 408, 710, 363, 70, 40, 20), initial=4))[1:]
+    context = tuple(at for end in ends for at in range(end - 100, end))
+    schedule = pack([RowSchedule(0, 4, tuple(ends), ends[-1] + 33, tuple(sorted(set(context))))])
+    q, k, v = Heads(2, 7, 16, torch.float32, 0).tensors(1, ends[-1] + 33)
+    with Products() as products:
+        flash.segment_attention(q, k, v, schedule, 0.25)
+    assert products.pairs <= 1.15 * 14 * visible_pairs(schedule)
+
+
 @given(split=st.integers(1, 19), shape=heads())
 def test_merge_is_attention_over_the_union(split: int, shape: Heads) -> None:
     q, k, v = shape.tensors(1, 20)
@@ -139,7 +191,7 @@ def test_merge_is_attention_over_the_union(split: int, shape: Heads) -> None:
         logits = q.float() @ k[:, :, keys].float().mT
         parts += [(logits.softmax(-1) @ v[:, :, keys].float()).to(shape.dtype), logits.logsumexp(-1)]
     exact = exact_attention(q, k, v, torch.ones(1, 20, 20, dtype=torch.bool), 1.0)
-    merged = flash.merge(*parts)
+    merged = chunks.merge(*parts)
     assert merged.dtype == shape.dtype
     error = torch.linalg.vector_norm(merged.double() - exact) / torch.linalg.vector_norm(exact)
     assert error <= TOLERANCE[shape.dtype]
@@ -148,6 +200,6 @@ def test_merge_is_attention_over_the_union(split: int, shape: Heads) -> None:
 @given(gap=st.floats(-1e4, 1e4))
 def test_merge_holds_for_any_distance_of_logsumexps(gap: float) -> None:
     ones, lse = torch.ones(1, 4), torch.zeros(1)
-    merged = flash.merge(ones, lse, 3 * ones, lse + gap)
+    merged = chunks.merge(ones, lse, 3 * ones, lse + gap)
     assert torch.isfinite(merged).all()
     assert 1 <= float(merged.min()) <= float(merged.max()) <= 3

@@ -1,11 +1,10 @@
-"""Segment attention on the CPU: flash attention per block, merged by logsumexp. No mask over the prompt is ever built.
+"""Segment attention on the CPU: flash attention block by block. No mask over the prompt is ever built.
 
 Legend: B batch, A query heads, G key/value heads, R = A / G query heads per key/value head, K tokens, D head
-size, n rows of a block, p keys of a block's prefix.
+size, n rows of a block, p keys.
 
-A block's rows see their own block causally and a prefix (sinks and context, or everything before for the
-question and for text between videos) completely. Both parts are flash attention; their results are merged exactly,
-as in Star Attention and ring attention. Small segments share a block, in which a small mask keeps them apart: scenes
+A block's rows see a prefix (sinks and context, or everything before for the question and for text between videos)
+completely, and their own block causally. Small segments share a block, in which a small mask keeps them apart: scenes
 of which a dozen tokens are left would spend more on calls than on attention.
 """
 
@@ -18,31 +17,11 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from segmo.runtime.attention.cpu_flash import cpu_flash
+from segmo.runtime.attention.chunks import Keys, attend
 from segmo.runtime.attention.reference import dense_mask
 from segmo.runtime.schedule import RowSchedule, unpack
 
-MERGED_ROWS = 256  # rows merged at a time, so that their fp32 copies stay in a core's cache
 SHARED_ROWS = 64  # rows up to which neighbouring segments share a block
-
-
-def _flash(
-    q_GRnD: Tensor, k_GpD: Tensor, v_GpD: Tensor, scale: float, causal: bool = False, mask_np: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Output (G, R, n, D) and logsumexp (G, R, n).
-
-    Key/value heads are the batch and the query heads that share one are the heads, so a key/value head is
-    shared by an expanded (stride 0) view and never copied.
-    """
-    repeats = q_GRnD.shape[1]
-    k_GRpD, v_GRpD = (x[:, None].expand(-1, repeats, -1, -1) for x in (k_GpD, v_GpD))
-    return cpu_flash(q_GRnD, k_GRpD, v_GRpD, scale, causal, mask_np)
-
-
-def merge(out_a: Tensor, lse_a: Tensor, out_b: Tensor, lse_b: Tensor) -> Tensor:
-    """Attention over the union of two disjoint key sets, computed in fp32, in the dtype of ``out_a``."""
-    weight_b = torch.sigmoid(lse_b.float() - lse_a.float())[..., None]
-    return torch.lerp(out_a.float(), out_b.float(), weight_b).to(out_a.dtype)
 
 
 def _segment_blocks(row: RowSchedule) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -74,39 +53,48 @@ def _block_mask(row: RowSchedule, start: int, ends: tuple[int, ...]) -> Tensor |
     return _small_mask(tuple(end - start for end in ends), tuple(at - start for at in context))
 
 
+class _Visible:
+    """The keys of one block after the other: the prefix, which grows, and behind it the block's own."""
+
+    def __init__(self, keys: Keys, row: RowSchedule, most: int) -> None:
+        self.keys, self.row = keys, row
+        self.prefix = torch.tensor([*range(row.start, row.sink_end), *row.context], dtype=torch.long)
+        self.filled = 0
+        k_GpD, v_GpD = (x.new_empty(x.shape[0], len(self.prefix) + most, x.shape[2]) for x in keys)
+        self.buffers = (k_GpD, v_GpD)
+
+    def to(self, start: int, end: int) -> Keys:
+        """What rows of the block see; blocks are asked for in order."""
+        before = self.row.sink_end - self.row.start + bisect_left(self.row.context, start)
+        count, new = before + end - start, self.prefix[self.filled : before]
+        for buffer, x in zip(self.buffers, self.keys, strict=True):
+            buffer[:, self.filled : before] = x.index_select(1, new)
+            buffer[:, before:count] = x[:, start:end]
+        self.filled = before
+        return self.buffers[0][:, :count], self.buffers[1][:, :count]
+
+
 def _row_attention(
     q_GRKD: Tensor, k_GKD: Tensor, v_GKD: Tensor, row: RowSchedule, scale: float, out_GRKD: Tensor
 ) -> None:
     """Writes one row's attention into ``out_GRKD``."""
 
-    def block(start: int, end: int, prefix: tuple[Tensor, Tensor] | None, mask: Tensor | None = None) -> None:
-        q_GRnD, out_GRnD, own = q_GRKD[:, :, start:end], out_GRKD[:, :, start:end], slice(start, end)
-        parts = [*_flash(q_GRnD, k_GKD[:, own], v_GKD[:, own], scale, mask is None, mask)]
-        if prefix is None:
-            out_GRnD.copy_(parts[0])
-            return
-        parts += _flash(q_GRnD, *prefix, scale)
-        for at in range(0, end - start, MERGED_ROWS):
-            rows = slice(at, at + MERGED_ROWS)
-            out_GRnD[:, :, rows] = merge(*(part[:, :, rows] for part in parts))
+    def block(start: int, end: int, keys: Keys | None = None, own_nn: Tensor | None = None) -> None:
+        """Rows that see these keys, or everything before them."""
+        keys = keys or (k_GKD[:, row.start : end], v_GKD[:, row.start : end])
+        if end > start:
+            attend(q_GRKD[:, :, start:end], keys, scale, out_GRKD[:, :, start:end], own_nn)
 
     if len(row.segment_ends) <= 1:  # nothing is hidden but the future
-        if row.end > row.start:
-            block(row.start, row.end, None)
+        block(row.start, row.end)
         return
-
-    seen = [*range(row.start, row.sink_end), *row.context]
-    shared_k, shared_v = k_GKD[:, seen], v_GKD[:, seen]
-    if row.sink_end > row.start:
-        block(row.start, row.sink_end, None)
-    for start, ends in _segment_blocks(row):
-        visible = row.sink_end - row.start + bisect_left(row.context, start)
-        prefix = (shared_k[:, :visible], shared_v[:, :visible]) if visible else None
-        block(start, ends[-1], prefix, _block_mask(row, start, ends))
+    block(row.start, row.sink_end)
+    blocks = list(_segment_blocks(row))
+    visible = _Visible((k_GKD, v_GKD), row, max(ends[-1] - start for start, ends in blocks))
+    for start, ends in blocks:
+        block(start, ends[-1], visible.to(start, ends[-1]), _block_mask(row, start, ends))
     for start, end in (*row.turns, (row.query_start, row.end)):  # rows of a turn are few: those above are overwritten
-        if end > start:
-            before = slice(row.start, start)
-            block(start, end, (k_GKD[:, before], v_GKD[:, before]))
+        block(start, end)
 
 
 def segment_attention(q_BAKD: Tensor, k_BGKD: Tensor, v_BGKD: Tensor, schedule: Tensor, scale: float) -> Tensor:

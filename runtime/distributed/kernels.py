@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from segmo.runtime.attention import decode, flash, partial
+from segmo.runtime.attention import chunks, decode, partial
 from segmo.runtime.attention import merge as generated_merge
 from segmo.runtime.kernels.configs import decode_spec
 from segmo.runtime.kernels.device import architecture
@@ -62,7 +62,7 @@ class PartKernels:
         """Attention over the union of two disjoint key sets, in the dtype of ``out_a``."""
         if self.generated:
             return self.merge(torch.stack([out_a, out_b]), torch.stack([lse_a, lse_b]), out_a.dtype)[0]
-        return flash.merge(out_a, lse_a, out_b, lse_b)
+        return chunks.merge(out_a, lse_a, out_b, lse_b)
 
     def decode(self, q_GR1D: Tensor, k_GND: Tensor, v_GND: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """One new token's attention over one piece of a cache, (G, R, 1, D), and its logsumexp (G, R, 1)."""
