@@ -65,6 +65,14 @@ def test_equals_the_rule_in_fp64(attention: object, rows: list[Layout], shape: H
     check_attention(attention, rows, inputs, torch.stack([row.visible() for row in rows]))
 
 
+@given(rows=batches(), shape=heads())
+def test_flash_equals_the_rule_where_every_prefix_is_long(rows: list[Layout], shape: Heads) -> None:
+    inputs = shape.tensors(len(rows), len(rows[0].roles))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunks, "MASKED_KEYS", 0)
+        check_attention(flash.segment_attention, rows, inputs, torch.stack([row.visible() for row in rows]))
+
+
 @given(rows=batches(max_segments=3, max_size=150, max_rows=2), shape=heads())
 def test_flash_equals_the_rule_over_several_of_its_blocks(rows: list[Layout], shape: Heads) -> None:
     inputs = shape.tensors(len(rows), len(rows[0].roles))

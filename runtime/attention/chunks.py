@@ -25,7 +25,7 @@ from segmo.runtime.attention.cpu_flash import cpu_flash
 
 LARGE = 768  # rows of a head from which torch's kernel takes tiles of 256 rows, instead of 64 or 32
 LARGE_TILE, SMALL_TILE = 256, 64
-CHUNK = 192  # rows of a chunk beyond which its triangle costs more than larger tiles gain
+CHUNK = 192  # rows of a chunk beyond which its triangle costs more than larger tiles gain; none has twice as many
 MASKED_KEYS = 1536  # keys up to which one call with a mask is faster than two and a merge
 
 Keys = tuple[Tensor, Tensor]  # keys and values, (G, p, D)
@@ -52,7 +52,7 @@ def attend(q_GRnD: Tensor, keys: Keys, scale: float, out_GRnD: Tensor, own_nn: T
     if own_nn is not None:
         _chunk(q_GRnD, keys, scale, out_GRnD, inside, own_nn)
         return
-    chunks = max(1, rows // _chunk_rows(groups, inside))
+    chunks = max(1, rows // _chunk_rows(inside))
     for start, end in pairwise(rows * chunk // chunks for chunk in range(chunks + 1)):
         k_GpD, v_GpD = (x[:, : before + end] for x in keys)
         _chunk(q_GRnD[:, :, start:end], (k_GpD, v_GpD), scale, out_GRnD[:, :, start:end], inside)
@@ -60,12 +60,14 @@ def attend(q_GRnD: Tensor, keys: Keys, scale: float, out_GRnD: Tensor, own_nn: T
 
 def _heads_in_rows(groups: int, repeats: int, rows: int) -> int:
     """r: all heads of a group, unless some of the processor's threads would then have no tile."""
-    return repeats if groups * repeats * rows >= SMALL_TILE * torch.get_num_threads() else 1
+    flat = repeats * min(rows, CHUNK)
+    tiles = groups * flat / (LARGE_TILE if flat >= LARGE else SMALL_TILE)
+    return repeats if tiles >= torch.get_num_threads() else 1
 
 
-def _chunk_rows(groups: int, inside: int) -> int:
-    """Rows of a chunk, at least: its tiles are large unless its triangle would be too, and every thread has one."""
-    return max(min(CHUNK, -(-LARGE // inside)), -(-LARGE_TILE * torch.get_num_threads() // (groups * inside)))
+def _chunk_rows(inside: int) -> int:
+    """Rows of a chunk, at least: its tiles are large unless its triangle would be too."""
+    return min(CHUNK, -(-LARGE // inside))
 
 
 @lru_cache(maxsize=4)
