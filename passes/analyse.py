@@ -55,6 +55,7 @@ class Facts:
         frames_chosen: SegMo calls the model's vision encoder and so can leave frames out of it.
         called_from: the user's line that called the model.
         recurrent: the first call of a recurrent layer of the decoder, if it has such layers.
+        by_inductor: inductor compiles what the passes leave.
     """
 
     kind: str
@@ -72,6 +73,7 @@ class Facts:
     frames_chosen: bool = False
     called_from: str | None = None
     recurrent: Node | None = None
+    by_inductor: bool = False
 
     @property
     def replaceable(self) -> tuple[Attention, ...]:

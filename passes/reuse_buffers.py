@@ -33,8 +33,6 @@ class ReuseBuffers:
     name: ClassVar[str] = "reuse-buffers"
     tier: ClassVar[Tier] = Tier.EXACT
 
-    lowering: str = "auto"
-
     def run(self, rewrite: Rewrite) -> Outcome:
         """See :class:`segmo.passes.base.Pass`."""
         facts = rewrite.facts
@@ -43,7 +41,7 @@ class ReuseBuffers:
         if torch.is_grad_enabled():
             return Outcome(misses=(Miss.of("gradients"),))
         embeds = example(facts.merge.node) if facts.merge else None
-        if self.lowering == "inductor" or embeds is None or embeds.device.type != "cpu":
+        if facts.by_inductor or embeds is None or embeds.device.type != "cpu":
             return Outcome(misses=(Miss.of("own-buffers"),))
         return Outcome(matches=sum(_reuse(rewrite.graph, node) for node in list(rewrite.graph.nodes)))
 

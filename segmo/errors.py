@@ -45,3 +45,9 @@ class KernelError(SegMoError, ValueError):
 
 class CacheError(SegMoError, ValueError):
     """A KV cache cannot do what is asked of it after tokens were dropped, or is of a kind that cannot be cut."""
+
+
+def in_one_line(error: BaseException) -> str:
+    """An error's kind and the first line of what it says, 200 characters at most; a compiler's go on for pages."""
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {said}"[:200].removesuffix(": ")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -22,6 +25,9 @@ settings.register_profile(
 )
 settings.load_profile("segmo")
 
+# What the user's machine was measured to do is not read, nor written to, by tests and what they start.
+os.environ["SEGMO_CACHE"] = tempfile.mkdtemp(prefix="segmo-tests-")
+
 torch.set_num_threads(1)  # the tensors of tests are small, and pytest-xdist brings its own processes
 
 
@@ -31,8 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    """No process outlives the tests."""
+    """No process outlives the tests, and no folder."""
     end_child()
+    shutil.rmtree(os.environ["SEGMO_CACHE"], ignore_errors=True)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -131,18 +131,3 @@ def test_any_cut_equals_the_decoder_on_the_kept_tokens(
     assert tokens["kept"] == int(keep * tokens["video"])
     expected = cut_logits(model, inputs, prefill)
     assert error(compiled.logits[0], expected) < (1e-5 if dtype == torch.float32 else 3e-2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen3_vl"])
-def test_inductor_compiles_the_rest_of_the_graph(family: str) -> None:
-    """Deepstack's data-dependent rows and symbolic K through AOT autograd; two lengths, one graph."""
-    model = build(family)
-    expected = []
-    for lowering in ("auto", "inductor"):
-        torch._dynamo.reset()
-        segmo.compile(model, keep=0.5, segments=2, lowering=lowering)
-        expected.append([generate(model, prompt(family, frames=n), tokens=1).logits[0] for n in (6, 8)])
-    assert [g.kind for g in segmo.last_report().graphs] == ["prefill"]
-    for eager, compiled in zip(*expected, strict=True):
-        assert error(compiled, eager) < 1e-5

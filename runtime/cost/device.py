@@ -7,6 +7,7 @@ import difflib
 from dataclasses import dataclass
 
 from segmo.errors import PlanError
+from segmo.runtime.cost.gain import Fusion
 
 GB = 10**9
 GIB = 2**30
@@ -29,6 +30,7 @@ class Device:
         network_bytes_per_s: the same between nodes.
         node_ranks: ranks of a node.
         source: where the figures come from.
+        fusion: what inductor makes of a decoder layer; None where that was not measured.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Device:
     network_bytes_per_s: float
     node_ranks: int
     source: str
+    fusion: Fusion | None = None
 
     def slower(self, factor: float) -> Device:
         """The same device at ``1 / factor`` of its speed, for ranks that share it or run at a lower clock."""

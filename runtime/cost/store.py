@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import torch
 
 from segmo.errors import PlanError
 from segmo.runtime.cost.device import Device, device_named
+from segmo.runtime.cost.gain import Fusion
 from segmo.runtime.cost.measure import device_title
 
 
 def devices_folder() -> Path:
-    """Where measured devices are kept."""
-    return platformdirs.user_cache_path("segmo") / "devices"
+    """Where measured devices are kept: below ``$SEGMO_CACHE``, or ``segmo`` in the user's cache folder."""
+    folder = os.environ.get("SEGMO_CACHE")
+    return (Path(folder) if folder else platformdirs.user_cache_path("segmo")) / "devices"
 
 
 def _file(device: torch.device, dtype: torch.dtype, folder: Path) -> Path:
@@ -45,8 +48,9 @@ def load_device(device: torch.device, dtype: torch.dtype, folder: Path | None = 
     if not file.exists():
         return None
     try:
-        return Device(**json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
+        stored = json.loads(file.read_text())
+        return Device(**{**stored, "fusion": Fusion.parse(stored.get("fusion"))})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise PlanError(f"{file} does not hold a measured device ({error}); run `segmo calibrate` again") from error
 
 

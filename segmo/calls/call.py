@@ -22,7 +22,6 @@ from segmo.compat.collector import collector_spared
 from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit, trace_again
 from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
 from segmo.compat.joining import Asked
-from segmo.compiler.backend import by_inductor
 from segmo.compiler.capture import called
 from segmo.compiler.left import leave_prefill
 from segmo.errors import CompileError, SegMoError
@@ -31,6 +30,7 @@ from segmo.passes.pipeline import build_pipeline
 from segmo.passes.shard_segments import spreads_cache
 from segmo.runtime.cuts import call_and_mark
 from segmo.runtime.distributed.session import check_dealt, going_on, memory_explained, words_known
+from segmo.runtime.rest import surely_inductor
 from segmo.runtime.videos import frames_known
 from segmo.upstream.encoder import FrameEncoder, encoding
 from segmo.upstream.prompt import prompt_known
@@ -42,8 +42,8 @@ _NO_VIDEO: ContextVar[bool] = ContextVar("segmo_no_video", default=False)
 def without_video() -> Iterator[None]:
     """Inside the block, in this thread, calls hold no video, and no cache that was cut: there is nothing to rewrite.
 
-    They run as the model was loaded, unless inductor would make something of their graph. Dynamo's seconds for it would
-    buy nothing.
+    They run as the model was loaded, unless inductor is sure to make something of their graph. Dynamo's seconds for it
+    would buy nothing, and for their few rows inductor's on a CPU would not either.
     """
     token = _NO_VIDEO.set(True)
     try:
@@ -97,7 +97,7 @@ class Call:
         )
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        if _NO_VIDEO.get() and not by_inductor(self.options, on_gpu=self.model.device.type != "cpu"):
+        if _NO_VIDEO.get() and not surely_inductor(self.options, on_gpu=self.model.device.type != "cpu"):
             return self.original(*args, **kwargs)
         with self.shards.gathered() as gathered:
             return self._rewritten(*args, **kwargs) if gathered else self.original(*args, **kwargs)

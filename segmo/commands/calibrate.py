@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from segmo.runtime.cost.gain import Fusion
 
 
 def calibrate(
@@ -13,13 +18,21 @@ def calibrate(
     model: Annotated[str, typer.Option(help="size of the timed layer: a preset or a model's folder")] = "qwen2-0.5b",
     threads: Annotated[int, typer.Option(help="CPU threads of one rank; 0: as PyTorch has it")] = 0,
     link: Annotated[bool, typer.Option(help="also measure the link, with two processes")] = True,
+    inductor: Annotated[bool, typer.Option(help="on a CPU, also measure what inductor makes of a layer")] = True,
 ) -> None:
-    """Measure matrix products, attention, memory and link of this device and store the rates for planning."""
+    """Measure matrix products, attention, memory and link of this device and store the rates for planning.
+
+    On a CPU also what inductor makes of a decoder layer, by which lowering="auto" chooses what compiles the rest of a
+    graph there.
+    """
+    import dataclasses
+
     import torch
     from rich.console import Console
     from rich.table import Table
 
     from segmo.commands.inputs import dtype_named, model_shape
+    from segmo.runtime.cost.fusion import measure_fusion
     from segmo.runtime.cost.link import with_link
     from segmo.runtime.cost.measure import measure_device
     from segmo.runtime.cost.store import save_device
@@ -30,6 +43,10 @@ def calibrate(
     console = Console()
     with console.status("measuring the device"):
         measured = measure_device(where, kind, model_shape(model, kind.itemsize))
+    if where.type == "cpu" and inductor:
+        with console.status("measuring what inductor makes of a layer"):
+            fusion = measure_fusion(kind, model_shape(model, kind.itemsize))
+        measured = dataclasses.replace(measured, fusion=fusion)
     if link:
         with console.status("measuring the link between two ranks"):
             measured = with_link(measured, where)
@@ -50,4 +67,23 @@ def calibrate(
     ):
         table.add_row(name, value)
     console.print(table)
-    console.print(f"stored in {file}")
+    if measured.fusion is not None:
+        _print_choice(console, measured.fusion)
+    console.print(f"stored in {file}", soft_wrap=True)
+
+
+def _print_choice(console: Console, fusion: Fusion) -> None:
+    """What was measured of inductor, and what lowering="auto" makes of that."""
+    from segmo.runtime.rest import worth
+
+    for kind, gain in (("prefill", fusion.prefill), ("decode", fusion.decode)):
+        if gain is not None:
+            rows = f"{gain.rows:,} row{'s' * (gain.rows > 1)} ({kind})"
+            console.print(
+                f"a layer without attention by inductor, {rows}: {gain.ratio:.2f}x ({gain.low:.2f} to {gain.high:.2f}) "
+                f"of its speed as it is, compiled in {gain.compile_seconds:.1f} s",
+                soft_wrap=True,
+            )
+        rest = worth(fusion, kind)
+        choice = "compiles" if rest.inductor else "does not compile"
+        console.print(f'lowering="auto" {choice} it: {rest.why}', soft_wrap=True)

@@ -51,8 +51,8 @@ def warm(
     from segmo.ask.checkpoint import load
     from segmo.ask.settings import Settings
     from segmo.commands.inputs import dtype_named
-    from segmo.compiler.backend import by_inductor
     from segmo.inspection.caches import compiled_folders, held
+    from segmo.report.history import last_report
 
     options = flags.parsed(
         segments,
@@ -88,8 +88,11 @@ def warm(
     console.print(table)
     where = " and ".join(str(folder) for folder in compiled_folders())
     console.print(f"compiled code on disk before: {before}; now: {after} (in {where})", soft_wrap=True)
-    place = next(loaded.model.parameters()).device
-    if not by_inductor(options, place.type == "cuda"):
+    graphs = last_report().graphs
+    for graph in graphs:
+        console.print(f"{graph.kind}: {graph.notes[-1]}", soft_wrap=True)
+    if not any(graph.by_inductor for graph in graphs):
+        place = next(loaded.model.parameters()).device
         console.print(
             f"On {place.type} with lowering={lowering!r}, code is run as torch has it: nothing is compiled that a disk "
             "could hold, and every process traces the model again in its first call (docs/debugging.md).",

@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch.fx import GraphModule
+from torch.fx import Graph, GraphModule
 
-WHAT = "torch._inductor.compile_fx and torch._inductor.codecache"
+WHAT = "torch._inductor: compile_fx, codecache and cpp_builder"
 VERSIONS = "torch 2.11 to 2.15"
 
 
-def compile_graph(gm: GraphModule, inputs: Sequence[Any], settings: dict[str, Any]) -> Any:
-    """A callable that does what the graph does, made under settings of inductor's."""
-    from torch._inductor.compile_fx import compile_fx
+def compile_graph(gm: GraphModule, inputs: Sequence[Any], settings: dict[str, Any], on_cpu: bool = False) -> Any:
+    """A callable that does what the graph does, made under settings of inductor's.
 
+    Args:
+        on_cpu: ask for the C++ compiler first: inductor itself finds that there is none after most of its work.
+    """
+    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    if on_cpu:
+        get_cpp_compiler()
     return compile_fx(gm, list(inputs), config_patches=settings)
+
+
+def copy_of(gm: GraphModule) -> Callable[..., Any]:
+    """The graph as it is, to be run after :func:`compile_graph` was given ``gm``: inductor rewrites that in place."""
+    graph = Graph()
+    graph.output(graph.graph_copy(gm.graph, {}))
+    forward: Callable[..., Any] = GraphModule(gm, graph).forward
+    return forward
+
+
+def fresh_cache() -> AbstractContextManager[None]:
+    """Inside the block inductor finds nothing on disk, and what it leaves there is deleted."""
+    from torch._inductor.utils import fresh_cache
+
+    block: AbstractContextManager[None] = fresh_cache()
+    return block
 
 
 def mode_settings(mode: str) -> dict[str, Any]:
@@ -54,6 +78,8 @@ def triton_cache() -> Path:
 
 
 def fits() -> str | None:
-    """Both modules must be there."""
-    missing = [name for name in ("compile_fx", "codecache") if find_spec(f"torch._inductor.{name}") is None]
+    """The modules must be there."""
+    missing = [
+        name for name in ("compile_fx", "codecache", "cpp_builder") if find_spec(f"torch._inductor.{name}") is None
+    ]
     return f"torch._inductor has no {', '.join(missing)}" if missing else None

@@ -14,10 +14,11 @@ from torch.fx import GraphModule
 
 from segmo.compat.dynamo import RestartAnalysis, trace_structured_artifact
 from segmo.compat.generation import chunks
-from segmo.compat.inductor import compile_graph, mode_settings
+from segmo.compat.inductor import mode_settings
 from segmo.compat.stored_tensors import stored_tensors
 from segmo.compiler.capture import calling_line, calling_model, calling_notes, chooses_frames, set_up_dynamo
 from segmo.compiler.chat import Chat, chat_of
+from segmo.compiler.lower import device_and_dtype, lower
 from segmo.errors import CompileError, NotRewrittenError, OptionError, PromptError, SegMoError
 from segmo.options import Options
 from segmo.passes.analyse import Facts, analyse
@@ -33,6 +34,7 @@ from segmo.report.shown import current_shown
 from segmo.runtime.cuts import Cut, tell
 from segmo.runtime.distributed.session import last_plan, last_schedule
 from segmo.runtime.question import ChatTokens
+from segmo.runtime.rest import choose_rest
 
 log = logging.getLogger(__name__)
 
@@ -73,18 +75,20 @@ def _compile(
     passes = build_pipeline(options)
     model = calling_model()
     facts = analyse(gm, getattr(model, "config", None), stored_tensors())
-    facts = replace(facts, frames_chosen=chooses_frames(model), called_from=calling_line())
+    rest = choose_rest(options, facts.kind, *device_and_dtype(example_inputs))
+    facts = replace(facts, frames_chosen=chooses_frames(model), called_from=calling_line(), by_inductor=rest.inductor)
     chat = chat_of(model) if facts.merge is not None else Chat(ChatTokens(), "")
     result = run_pipeline(gm, replace(facts, chat=chat.tokens), options, passes, model)
     result.notes.extend(calling_notes())
     _refuse_missing_frames(facts, result, options)
-    run = _lower(gm, example_inputs, options, settings)
+    lowered = lower(gm, example_inputs, rest, settings)
+    result.notes.append(lowered.note)
     report = report_for(model, options, SETUP)
-    graph = report.add(facts.kind, result)
+    graph = report.add(facts.kind, result, lowered.by_inductor)
     _trace(graph)
     report.save()
     complain(graph, options)
-    return _recording(run, result, report, passes, Asked(chat.source, chat.decode))
+    return _recording(lowered.run, result, report, passes, Asked(chat.source, chat.decode))
 
 
 def _trace(graph: GraphReport) -> None:
@@ -135,30 +139,6 @@ def _refuse_chunks() -> None:
             "with the question in sight; leave prefill_chunk_size unset (a prefill has the kept tokens only), or set "
             "keep=1 and segments=1"
         )
-
-
-def by_inductor(options: Options, on_gpu: bool) -> bool:
-    """Whether inductor compiles what the passes leave: on GPUs or on request (on the CPU it is slower)."""
-    return options.lowering == "inductor" or (options.lowering == "auto" and on_gpu)
-
-
-def _lower(
-    gm: GraphModule, example_inputs: Sequence[Any], options: Options, settings: dict[str, Any]
-) -> Callable[..., Any]:
-    """The rest of the graph: by inductor, or as it is."""
-    if by_inductor(options, on_gpu=any(isinstance(x, torch.Tensor) and x.device.type != "cpu" for x in example_inputs)):
-        try:
-            compiled: Any = compile_graph(gm, example_inputs, settings)
-        except Exception as error:
-            if not torch.is_grad_enabled():
-                raise
-            raise CompileError(
-                "inductor compiles the backward pass as well while gradients are recorded, and SegMo's operators have "
-                f"none: run the model under torch.inference_mode() or torch.no_grad() ({type(error).__name__}: {error})"
-            ) from error
-        return compiled  # type: ignore[no-any-return]
-    forward: Callable[..., Any] = gm.forward
-    return forward
 
 
 def _recording(

@@ -48,7 +48,7 @@ class Fact:
 
 def examine() -> list[Fact]:
     """Everything, in the order of the report. A probe that fails is a line of the report, never an error."""
-    probes = (_segmo, _versions, _backend, _parts, _device, _triton, _video, _caches)
+    probes = (_segmo, _versions, _backend, _parts, _device, _inductor, _triton, _video, _caches)
     return [fact for probe in probes for fact in _guarded(probe)]
 
 
@@ -118,6 +118,20 @@ def _device() -> Iterator[Fact]:
     sets = [name for name in ("avx2", "avx512_f", "avx512_bf16", "amx_bf16", "amx_tile", "bf16") if can.get(name)]
     slow = "" if multiplies_bfloat16() else "it multiplies bfloat16 slowly: load models in float32 on this CPU"
     yield Fact("cpu", f"{torch.get_num_threads()} threads, {', '.join(sets) or platform.machine()}", slow)
+
+
+def _inductor() -> Iterator[Fact]:
+    import torch
+
+    from segmo.options import Options
+    from segmo.runtime.rest import choose_rest
+
+    with torch.no_grad():
+        for dtype in (torch.bfloat16, torch.float32):
+            for kind in ("prefill", "decode"):
+                rest = choose_rest(Options(), kind, torch.device("cpu"), dtype)
+                name = f"{str(dtype).removeprefix('torch.')} {kind}"
+                yield Fact("inductor", f"{'yes' if rest.inductor else 'no'} for a {name} on this CPU: {rest.why}")
 
 
 def _triton() -> Iterator[Fact]:

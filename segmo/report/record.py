@@ -30,12 +30,14 @@ class GraphReport:
         passes: the record of each pass, in order.
         notes: choices that were made, in words.
         choices: the implementation of attention, and what it was chosen for.
+        by_inductor: inductor has compiled what the passes left.
     """
 
     kind: str
     passes: tuple[PassRecord, ...]
     notes: tuple[str, ...]
     choices: tuple[Choice, ...] = ()
+    by_inductor: bool = False
 
     @property
     def rewritten(self) -> bool:
@@ -110,9 +112,9 @@ class Record:
     frames: FrameCounts | None = None
     plan: Plan | None = None
 
-    def add(self, kind: str, result: Result) -> GraphReport:
+    def add(self, kind: str, result: Result, by_inductor: bool = False) -> GraphReport:
         """Adds a graph that was compiled."""
-        graph = GraphReport(kind, tuple(result.records), tuple(result.notes), tuple(result.choices))
+        graph = GraphReport(kind, tuple(result.records), tuple(result.notes), tuple(result.choices), by_inductor)
         self.graphs.append(graph)
         return graph
 
