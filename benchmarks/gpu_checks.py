@@ -68,12 +68,13 @@ def check_others(place: Place, frames: int, cells: int, hidden: int, head_size: 
     frame = torch.arange(frames, device=place.device).repeat_interleave(cells)[None]
     cell = torch.arange(cells, device=place.device).repeat(frames)[None]
     x = place.randn(0, 1, tokens, hidden, dtype=torch.bfloat16)
-    novelty, similarity = scan.scan_video(x, frame, cell)
-    wide_novelty, wide_similarity = features.scan_video(x, frame, cell)
+    novelty, similarity, mean = scan.scan_video(x, frame, cell)
+    wide_novelty, wide_similarity, wide_mean = features.scan_video(x, frame, cell)
     errors = {
         "merge": (_merge_error(place, head_size), 1e-6),
         "novelty": (relative_error(novelty, wide_novelty), 1e-4),
         "frame similarity": (relative_error(similarity, wide_similarity), 1e-4),
+        "mean feature": (relative_error(mean, wide_mean), 1e-4),
         "question's attention": (_question_error(place, frame, cell, head_size), 5e-3),
         **_selection_errors(place, x),
     }

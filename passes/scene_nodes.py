@@ -178,7 +178,9 @@ def _score(rewrite: Rewrite, before: Node) -> Node:
             return rewrite.graph.call_function(OPS.external_relevance.default, args)
         cell = nodes.get("seen", nodes["cell"])
         frame = None if "seen" in nodes else nodes["frame"]
-        args = (merge_of(rewrite).node, on_device(nodes["scene"]), cell, nodes["question"], MAX_SCENES, frame)
+        scan: Any = on_device(nodes["similarity"]).args[0]
+        mean = rewrite.graph.call_function(operator.getitem, (scan, 2))
+        args = (merge_of(rewrite).node, on_device(nodes["scene"]), cell, nodes["question"], MAX_SCENES, frame, mean)
         return rewrite.graph.call_function(OPS.embedding_relevance.default, args)
 
 

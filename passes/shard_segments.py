@@ -16,7 +16,7 @@ import segmo.runtime.distributed.ops  # noqa: F401  # registers torch.ops.segmo
 from segmo.errors import CacheError
 from segmo.passes.attentions import is_local
 from segmo.passes.base import Outcome, Pass, Rewrite, Tier
-from segmo.passes.graph import concrete, example, replace_call, upstream
+from segmo.passes.graph import concrete, erase_unused, example, replace_call, upstream
 from segmo.passes.rank_cut import RankCut
 from segmo.passes.reasons import Miss
 from segmo.passes.scene_nodes import OPS, merge_of, scale_of
@@ -126,7 +126,9 @@ class ShardSegments:
             elif node.target is OPS.scene_novelty.default:
                 node.target, node.args = OPS.rank_scene_novelty.default, (*node.args[:5], group, TORCH)
             elif node.target is OPS.embedding_relevance.default:
-                node.target, node.args = OPS.rank_relevance.default, (*node.args[:5], group, *node.args[5:])
+                *args, mean = node.args  # each rank has the sum of its own frames alone
+                node.target, node.args = OPS.rank_relevance.default, (*args[:5], group, *args[5:])
+                erase_unused([mean])
 
     def _roots(self, rewrite: Rewrite) -> dict[Node, int]:
         """What is dealt out to the ranks, along which dimension."""

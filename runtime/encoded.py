@@ -17,7 +17,7 @@ from torch import Tensor
 from segmo.runtime.host import fetch, send
 from segmo.runtime.layout import frame_heads
 
-Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Scan = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 FindScenes = Callable[[Tensor, Tensor, Tensor, int], Tensor]
 
 
@@ -93,20 +93,20 @@ def without_gaps(frame_N: Tensor, cell_N: Tensor, encoded_N: Tensor) -> tuple[Te
 
 def scan_encoded(
     scan: Scan, embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor, encoded_BN: Tensor
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """``scan`` over the encoded frames: the frame before a frame is the last encoded one before it.
 
-    What is missing is not new (novelty 0) and starts no scene (similarity 1).
+    What is missing is not new (novelty 0), starts no scene (similarity 1) and is no part of the mean.
     """
     if bool(encoded_BN.all()):
         return scan(embeds_BNH, frame_BN, cell_BN)
     novelty_BN = torch.zeros(frame_BN.shape, device=embeds_BNH.device)
-    similarity_BN = torch.ones_like(novelty_BN)
+    similarity_BN, mean_BH = torch.ones_like(novelty_BN), torch.zeros(embeds_BNH[:, 0].shape, device=embeds_BNH.device)
     for row in range(frame_BN.shape[0]):
         index_T, frame_T, _ = without_gaps(frame_BN[row], cell_BN[row], encoded_BN[row])
         found = scan(embeds_BNH[row, index_T][None], frame_T[None], cell_BN[row, index_T][None])
-        novelty_BN[row, index_T], similarity_BN[row, index_T] = found[0][0], found[1][0]
-    return novelty_BN, similarity_BN
+        novelty_BN[row, index_T], similarity_BN[row, index_T], mean_BH[row] = (x[0] for x in found)
+    return novelty_BN, similarity_BN, mean_BH
 
 
 def find_encoded_scenes(

@@ -122,14 +122,14 @@ def scan_tokens(
         PromptError: the features hold NaN or infinity.
     """
     at, frame, cell, first = read(at_T, frame_T, cell_T, first_F)
-    novelty_T, similarity_F, value_T = _scan_frames(embeds_NH, at, frame, cell, first)
-    return finite_or_nan(novelty_T, value_T, frame, cell), similarity_F
+    novelty_T, similarity_F, norm_T, _ = _scan_frames(embeds_NH, at, frame, cell, first)
+    return finite_or_nan(novelty_T, norm_T, frame, cell), similarity_F
 
 
 def _scan_frames(
     embeds_NH: Tensor, at_T: Array, frame_T: Array, cell_T: Array, first_F: Array
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What :func:`scan_tokens` returns, and a number of each token that is finite if its features are."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What :func:`scan_tokens` returns, the norm of each token, and the sum of each frame, (F, H)."""
     local_T, first = alone(frame_T, first_F)
     previous_T = previous_cell(local_T, cell_T)
     previous_T[first[local_T]] = -1
@@ -142,11 +142,18 @@ def _scan_frames(
     similarity_F = torch.ones(len(first), device=embeds_NH.device)
     similarity_F[1:] = torch.linalg.vecdot(descriptor_FH[1:], descriptor_FH[:-1])
     similarity_F = similarity_F.masked_fill(give(first, norm_T.device), 1)
-    return novelty_T, similarity_F, norm_T
+    return novelty_T, similarity_F, norm_T, sum_FH
 
 
-def scan_video(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor) -> tuple[Tensor, Tensor]:
-    """Novelty and frame similarity of every video token (CAS, steps 1 and 3).
+def mean_of_rows(sum_FH: Tensor, video: VideoTokens, rows: int) -> Tensor:
+    """Mean of the features of each row's video tokens, from the sums of their frames, (B, H); 0 where it has none."""
+    frames_B = give(np.bincount(video.row_F, minlength=rows), sum_FH.device)
+    tokens_B = give(np.bincount(video.row_F[video.frame_T], minlength=rows), sum_FH.device)
+    return torch.segment_reduce(sum_FH, "sum", lengths=frames_B, unsafe=True) / tokens_B.clamp(min=1)[:, None]
+
+
+def scan_video(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Novelty and frame similarity of every video token (CAS, steps 1 and 3), and their mean feature.
 
     Args:
         embeds_BNH: token embeddings after the merge, (B, N, H).
@@ -157,6 +164,7 @@ def scan_video(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor) -> tuple[T
         as in the first frame of each video; 0 for text.
         ``similarity`` (B, N) fp32: cosine between the descriptor (mean feature) of the token's frame and the
         previous frame's; 1 for the first frame of each video and for text.
+        ``mean`` (B, H) fp32: of the features of each row's video tokens; 0 for a row without.
 
     Raises:
         PromptError: the features hold NaN or infinity (on a device novelty is NaN there).
@@ -164,14 +172,16 @@ def scan_video(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor) -> tuple[T
     video = VideoTokens.of(frame_BN, cell_BN)
     shape, device = frame_BN.shape, embeds_BNH.device
     if not len(video.at_T):
-        return torch.zeros(shape, device=device), torch.ones(shape, device=device)
-    novelty_T, similarity_F, value_T = _scan_frames(
+        mean_BH = torch.zeros(shape[0], embeds_BNH.shape[2], device=device)
+        return torch.zeros(shape, device=device), torch.ones(shape, device=device), mean_BH
+    novelty_T, similarity_F, norm_T, sum_FH = _scan_frames(
         embeds_BNH.flatten(0, 1), video.at_T, video.frame_T, video.cell_T, video.first_F
     )
-    novelty_T = finite_or_nan(novelty_T, value_T, video.number_T, video.cell_T)
+    novelty_T = finite_or_nan(novelty_T, norm_T, video.number_T, video.cell_T)
     similarity_T = similarity_F[give(video.frame_T, device)]
     length = frame_BN.numel()
     return (
         place(novelty_T, video.at_T, length, 0).view(shape),
         place(similarity_T, video.at_T, length, 1).view(shape),
+        mean_of_rows(sum_FH, video, shape[0]),
     )

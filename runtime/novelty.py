@@ -89,7 +89,7 @@ def _first_frames(embeds_NH: Tensor, at_SC: Tensor, known_SC: Tensor, real_SC: T
         known_SC: distance of each to the scenes before, ``FARTHEST`` where there is none.
         real_SC: False where a frame has no such cell; the position is that of any other video token.
     """
-    x_SCH = take(embeds_NH, at_SC.flatten()).float().unflatten(0, at_SC.shape).mul_(real_SC[..., None])
+    x_SCH = torch.unflatten(take(embeds_NH, at_SC.flatten()).float(), 0, at_SC.shape).mul_(real_SC[..., None])
     whole_SH = torch.nn.functional.normalize(x_SCH.sum(dim=1), dim=-1)
     unit_SCH = x_SCH.div_(torch.linalg.vector_norm(x_SCH, dim=-1, keepdim=True).clamp_(min=1e-12))
     unlike_SC = 1 - torch.linalg.vecdot(unit_SCH, whole_SH[:, None])

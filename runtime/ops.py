@@ -223,7 +223,7 @@ def scan_kernel(embeds_BNH: Tensor) -> str:
 @operator("scan_video")
 def scan_video(
     embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor, encoded_BN: Tensor | None, implementation: str
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`segmo.runtime.features.scan_video`; ``encoded_BN`` tells which tokens are there at all."""
     generated = runs_generated(implementation, lambda: scan_kernel(embeds_BNH))
     scan = generated_scan.scan_video if generated else features.scan_video
@@ -233,9 +233,10 @@ def scan_video(
 
 
 @fake(scan_video)
-def _(embeds_BNH: Tensor, frame_BN: Tensor) -> tuple[Tensor, Tensor]:
-    shape = frame_BN.shape
-    return embeds_BNH.new_empty(shape, dtype=torch.float32), embeds_BNH.new_empty(shape, dtype=torch.float32)
+def _(embeds_BNH: Tensor, frame_BN: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = (frame_BN.shape, frame_BN.shape, (frame_BN.shape[0], embeds_BNH.shape[2]))
+    novelty_BN, similarity_BN, mean_BH = (embeds_BNH.new_empty(shape, dtype=torch.float32) for shape in shapes)
+    return novelty_BN, similarity_BN, mean_BH
 
 
 @operator("scene_novelty")
@@ -287,9 +288,12 @@ def embedding_relevance(
     question_BN: Tensor,
     max_scenes: int,
     frame_BN: Tensor | None = None,
+    mean_BH: Tensor | None = None,
 ) -> Tensor:
     """See :func:`segmo.runtime.relevance.embedding_relevance`."""
-    return relevance.embedding_relevance(embeds_BNH, scene_BN, cell_BN, question_BN, max_scenes, frame_BN=frame_BN)
+    return relevance.embedding_relevance(
+        embeds_BNH, scene_BN, cell_BN, question_BN, max_scenes, frame_BN=frame_BN, mean_BH=mean_BH
+    )
 
 
 @fake(embedding_relevance)

@@ -9,6 +9,7 @@ Every scorer returns (B, S) fp32 with -inf for scenes that do not exist.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -104,11 +105,13 @@ def embedding_relevance(
     max_scenes: int,
     fit: Fit = whole_fit,
     frame_BN: Tensor | None = None,
+    mean_BH: Tensor | None = None,
 ) -> Tensor:
     """How well a scene's best frame fits the question's words, before the first decoder layer.
 
     ``question_BN`` tells the question's tokens, wherever they stand (:mod:`segmo.runtime.question`). ``frame_BN`` is
-    the frame of each token; without it a frame begins at its cell 0.
+    the frame of each token; without it a frame begins at its cell 0. ``mean_BH`` is the mean of each row's features,
+    from :func:`segmo.runtime.features.scan_video`; without it they are read once more.
 
     A frame fits a word by the mean cosine between the word's embedding and the frame's features, without what all of
     the video's features have in common; a scene fits as its best frame does; and a word counts by how much it tells
@@ -131,7 +134,8 @@ def embedding_relevance(
             continue
         question = embeds_BNH[row].index_select(0, give(asked_Q, embeds_BNH.device))
         frame_V = first_V.cumsum() - 1
-        fit_QF = fit(question, embeds_BNH[row], video_V, frame_V, int(frame_V[-1]) + 1)
+        fit_row = fit if mean_BH is None else partial(frame_fit, common_H=mean_BH[row])
+        fit_QF = fit_row(question, embeds_BNH[row], video_V, frame_V, int(frame_V[-1]) + 1)
         best_QS = fit_QF.new_full((len(asked_Q), scenes), -torch.inf)
         best_QS.scatter_reduce_(1, scene_F.expand_as(fit_QF), fit_QF, "amax").masked_fill_(~there_S, 0)
         spread_Q = _spread(best_QS, there_S)

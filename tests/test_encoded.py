@@ -50,8 +50,9 @@ def test_missing_frames_change_nothing_for_the_others(case: tuple[list[bool], in
     left = encoded[0] & ((cell[0] >= 0) | (frame[0] < 0))  # without timestamps, which have no features
     alone_frame, alone_cell = _row(list(range(sum(there))), cells, 0)
     alone = scan_video(embeds[:, left], alone_frame, alone_cell)
-    for mine, theirs in zip(found, alone, strict=True):
+    for mine, theirs in zip(found[:2], alone[:2], strict=True):
         torch.testing.assert_close(mine[:, left], theirs)
+    torch.testing.assert_close(found[2], alone[2])
     assert found[0][inside].eq(0).all()
     assert found[1][inside].eq(1).all()
     assert torch.equal(scene[:, left], find_scenes(alone[1], alone_frame, alone_cell, 8))

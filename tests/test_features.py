@@ -44,10 +44,12 @@ def test_scan_is_its_definition(prompt: Prompt, dtype: torch.dtype, scale: float
     frames, cells, _ = prompt.expected
     generator = torch.Generator().manual_seed(len(frames))
     embeds_BNH = (torch.randn(1, len(frames), 32, generator=generator) * scale).to(dtype)
-    novelty_BN, similarity_BN = scan_video(embeds_BNH, torch.tensor([frames]), torch.tensor([cells]))
+    novelty_BN, similarity_BN, mean_BH = scan_video(embeds_BNH, torch.tensor([frames]), torch.tensor([cells]))
     novelty, similarity = expected_scan(embeds_BNH[0], prompt)
     torch.testing.assert_close(novelty_BN[0], torch.tensor(novelty), rtol=0, atol=2e-6)
     torch.testing.assert_close(similarity_BN[0], torch.tensor(similarity), rtol=0, atol=2e-6)
+    mean_H = embeds_BNH[0][torch.tensor(cells) >= 0].double().mean(0)
+    torch.testing.assert_close(mean_BH[0].double(), mean_H, rtol=1e-5, atol=1e-6 * scale)
 
 
 def test_chunks_do_not_show() -> None:
@@ -56,7 +58,7 @@ def test_chunks_do_not_show() -> None:
     frames, cells, _ = prompt.expected
     assert len(frames) > CHUNK
     embeds_BNH = torch.randn(1, len(frames), 8)
-    novelty_BN, similarity_BN = scan_video(embeds_BNH, torch.tensor([frames]), torch.tensor([cells]))
+    novelty_BN, similarity_BN, _ = scan_video(embeds_BNH, torch.tensor([frames]), torch.tensor([cells]))
     novelty, similarity = expected_scan(embeds_BNH[0], prompt)
     torch.testing.assert_close(novelty_BN[0], torch.tensor(novelty), rtol=0, atol=2e-6)
     torch.testing.assert_close(similarity_BN[0], torch.tensor(similarity), rtol=0, atol=2e-6)
@@ -77,7 +79,7 @@ def test_repeated_frames_are_not_new_and_black_ones_do_not_divide_by_zero() -> N
     frame_BN, cell_BN = torch.tensor([[0, 0, 1, 1, 2, 2]]), torch.tensor([[0, 1, 0, 1, 0, 1]])
     embeds_BNH = torch.randn(1, 2, 8).repeat(1, 3, 1)
     embeds_BNH[:, 4:] = 0
-    novelty_BN, similarity_BN = scan_video(embeds_BNH, frame_BN, cell_BN)
+    novelty_BN, similarity_BN, _ = scan_video(embeds_BNH, frame_BN, cell_BN)
     torch.testing.assert_close(novelty_BN[0], torch.tensor([1.0, 1, 0, 0, 1, 1]), rtol=0, atol=1e-6)
     torch.testing.assert_close(similarity_BN[0], torch.tensor([1.0, 1, 1, 1, 0, 0]), rtol=0, atol=1e-6)
 
@@ -93,7 +95,7 @@ def test_features_that_are_not_finite_are_refused_with_their_place(bad: float) -
 
 def test_a_prompt_without_video_has_nothing_new() -> None:
     text = torch.full((1, 3), -2)
-    novelty_BN, similarity_BN = scan_video(torch.full((1, 3, 4), torch.nan), text, torch.full((1, 3), -1))
+    novelty_BN, similarity_BN, _ = scan_video(torch.full((1, 3, 4), torch.nan), text, torch.full((1, 3), -1))
     assert not novelty_BN.any()
     assert (similarity_BN == 1).all()
 

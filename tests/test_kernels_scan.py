@@ -40,12 +40,13 @@ def test_equals_the_torch_implementation(
     frame_N, cell_N = layout(frames, text_between)
     frame_BN, cell_BN = frame_N.expand(batch, -1), cell_N.expand(batch, -1)
     x = torch.randn(batch, len(frame_N), hidden, generator=torch.Generator().manual_seed(hidden)).to(dtype)
-    novelty, similarity = interpret(
+    novelty, similarity, mean = interpret(
         scan_video, x, frame_BN, cell_BN, ScanSpec(hidden, dtype_name(dtype), Config(16, 32, 4, 2))
     )
-    expected_novelty, expected_similarity = features.scan_video(x, frame_BN, cell_BN)
+    expected_novelty, expected_similarity, expected_mean = features.scan_video(x, frame_BN, cell_BN)
     torch.testing.assert_close(novelty, expected_novelty, rtol=1e-5, atol=2e-6)
     torch.testing.assert_close(similarity, expected_similarity, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(mean, expected_mean, rtol=1e-5, atol=2e-6)
 
 
 @settings(max_examples=10, deadline=None)
@@ -70,7 +71,7 @@ def test_some_frames_alone_equal_the_torch_implementation(
 
 def test_text_alone() -> None:
     frame_BN, cell_BN = torch.full((1, 5), SINK), torch.full((1, 5), -1)
-    novelty, similarity = interpret(scan_video, torch.randn(1, 5, 16), frame_BN, cell_BN)
+    novelty, similarity, _ = interpret(scan_video, torch.randn(1, 5, 16), frame_BN, cell_BN)
     assert torch.equal(novelty, torch.zeros(1, 5))
     assert torch.equal(similarity, torch.ones(1, 5))
 

@@ -46,7 +46,7 @@ def prefill(frames: int) -> tuple[int, int]:
     q = torch.randn(1, 2, length, 16)
     with _Allocations() as allocations:
         frame, cell = video_layout(video_BN, None, CELLS, 0)
-        novelty, similarity = scan_video(embeds_BNH, frame, cell)
+        novelty, similarity, _ = scan_video(embeds_BNH, frame, cell)
         scene = find_scenes(similarity, frame, cell, MAX_SCENES)
         novelty = scene_novelty(embeds_BNH, novelty, frame, cell, scene)
         asked = (frame == QUERY) & (cell < 0)

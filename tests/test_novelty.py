@@ -70,7 +70,7 @@ def measured(x_BNH: Tensor, prompt: Prompt) -> tuple[Tensor, list[int]]:
     """Novelty (N,) and scene of every token."""
     frames, cells, _ = prompt.expected
     frame_BN, cell_BN = torch.tensor([frames]), torch.tensor([cells])
-    novelty_BN, similarity_BN = scan_video(x_BNH, frame_BN, cell_BN)
+    novelty_BN, similarity_BN, _ = scan_video(x_BNH, frame_BN, cell_BN)
     scene_BN = find_scenes(similarity_BN, frame_BN, cell_BN, 4)
     return scene_novelty(x_BNH, novelty_BN, frame_BN, cell_BN, scene_BN)[0], scene_BN[0].tolist()
 
@@ -118,7 +118,7 @@ def test_what_comes_back_is_not_new() -> None:
     video[2, 1] = thing
     frame, cell = torch.arange(4).repeat_interleave(4), torch.arange(4).repeat(4)
     x, scene = video.reshape(1, 16, 6), torch.zeros(1, 16, dtype=torch.long)
-    novelty, _ = scan_video(x, frame[None], cell[None])
+    novelty, _, _ = scan_video(x, frame[None], cell[None])
     assert novelty[0, 13] == 1
     found = scene_novelty(x, novelty, frame[None], cell[None], scene)[0]
     assert found[9] == 1
@@ -132,7 +132,7 @@ def test_a_scene_that_goes_on_after_an_interruption_is_not_new() -> None:
     x = torch.stack([first, first, between, first, first]).reshape(1, 20, 12)
     frame, cell = torch.arange(5).repeat_interleave(4)[None], torch.arange(4).repeat(5)[None]
     scene = torch.tensor([0, 0, 1, 2, 2]).repeat_interleave(4)[None]
-    novelty, _ = scan_video(x, frame, cell)
+    novelty, _, _ = scan_video(x, frame, cell)
     found = scene_novelty(x, novelty, frame, cell, scene)[0]
     assert found[:4].tolist() == [FARTHEST, 1, 1, 1]
     assert found[8:12].eq(1).all()
@@ -142,12 +142,12 @@ def test_a_scene_that_goes_on_after_an_interruption_is_not_new() -> None:
     assert budgets[2] == 0
     x, frame, cell, scene = (torch.cat([t[:, :12], t[:, :1], t[:, 12:]], 1) for t in (x, frame, cell, scene))
     cell[0, 12], frame[0, 12], scene[0, 12] = -1, QUERY, QUERY  # a turn in front of the fourth frame: another video
-    novelty, _ = scan_video(x, frame, cell)
+    novelty, _, _ = scan_video(x, frame, cell)
     assert scene_novelty(x, novelty, frame, cell, scene)[0, 13:17].tolist() == [FARTHEST, 1, 1, 1]
 
 
 def _kept(x_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor, keep: float) -> Tensor:
-    novelty_BN, similarity_BN = scan_video(x_BNH, frame_BN, cell_BN)
+    novelty_BN, similarity_BN, _ = scan_video(x_BNH, frame_BN, cell_BN)
     scene_BN = find_scenes(similarity_BN, frame_BN, cell_BN, 8)
     novelty_BN = scene_novelty(x_BNH, novelty_BN, frame_BN, cell_BN, scene_BN)
     kept = kept_count(frame_BN.shape[1], frame_BN.shape[1] - 2, 1, keep)

@@ -60,8 +60,8 @@ def test_inject_context_adds_one_input_to_the_schedule() -> None:
     found = records({"keep": 1.0, "segments": 2, "pipeline": "segment-attention,inject-context"})
     record = found["inject-context"]
     assert record.matches == 1
-    # The host's look at the scenes takes the relevance along, which is one more item of it.
-    expected = {"segmo.context_tokens.default": 1, "segmo.embedding_relevance.default": 1, "getitem": 1}
+    # The relevance takes the scan's mean, and the host's look at the scenes takes the relevance along: one item each.
+    expected = {"segmo.context_tokens.default": 1, "segmo.embedding_relevance.default": 1, "getitem": 2}
     assert change(record) == expected
 
 

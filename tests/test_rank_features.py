@@ -38,7 +38,7 @@ videos = st.builds(
 def test_spread_features_give_the_numbers_of_one_process(crew, video):
     results = crew.run(numbers, video)
     (frame, cell), embeds = video.layout(), video.embeddings()
-    novelty, similarity = scan_video(embeds[None], frame[None], cell[None])
+    novelty, similarity, _ = scan_video(embeds[None], frame[None], cell[None])
     novelty = scene_novelty(embeds[None], novelty, frame[None], cell[None], video.scene()[None])
     at = (cell >= 0).nonzero()[:, 0]
     fit = whole_fit(embeds[-video.question :], embeds, at.numpy(), frame[at].numpy(), len(video.frames))

@@ -49,7 +49,7 @@ def planted(lengths: list[int], seed: int, noise: float, drift: float) -> tuple[
 def test_planted_cuts_are_found_and_no_others(lengths: list[int], seed: int, drift: float, dtype: torch.dtype) -> None:
     embeds_BNH, video_BN = planted(lengths, seed, noise=0.05, drift=drift)
     frame_BN, cell_BN = video_layout(video_BN, None, CELLS, 0)
-    _, similarity_BN = scan_video(embeds_BNH.to(dtype), frame_BN, cell_BN)
+    _, similarity_BN, _ = scan_video(embeds_BNH.to(dtype), frame_BN, cell_BN)
     scene_BN = find_scenes(similarity_BN, frame_BN, cell_BN, MAX_SCENES)
     expected = [scene for scene, length in enumerate(lengths) for _ in range(length * CELLS)]
     assert scene_BN.tolist() == [[-1, -1, *expected, -2, -2]]
@@ -118,7 +118,7 @@ def test_no_scene_spans_videos(prompt: Prompt, limit: int) -> None:
     frames, cells, videos = prompt.expected
     frame_BN, cell_BN = torch.tensor([frames]), torch.tensor([cells])
     embeds_BNH = torch.ones(1, len(frames), 4)
-    novelty_BN, similarity_BN = scan_video(embeds_BNH, frame_BN, cell_BN)
+    novelty_BN, similarity_BN, _ = scan_video(embeds_BNH, frame_BN, cell_BN)
     scene = find_scenes(similarity_BN, frame_BN, cell_BN, limit)[0].tolist()
     assert [s for s, v in zip(scene, videos, strict=True) if v >= 0] == [v for v in videos if v >= 0]
     for token, (frame, video) in enumerate(zip(frames, videos, strict=True)):

@@ -123,7 +123,7 @@ def choose(prompt: Prompt, keep: float, seed: int) -> tuple[Tensor, Tensor, Tens
     frame_BN, cell_BN = torch.tensor([frames]), torch.tensor([cells])
     generator = torch.Generator().manual_seed(seed)
     embeds_BNH = torch.randint(-1, 2, (1, len(frames), 3), generator=generator).float() + 0.25
-    novelty_BN, similarity_BN = scan_video(embeds_BNH, frame_BN, cell_BN)
+    novelty_BN, similarity_BN, _ = scan_video(embeds_BNH, frame_BN, cell_BN)
     scene_BN = find_scenes(similarity_BN, frame_BN, cell_BN, 4)
     novelty_BN = scene_novelty(embeds_BNH, novelty_BN, frame_BN, cell_BN, scene_BN)
     relevance_BS = torch.randn(1, 4, generator=generator)

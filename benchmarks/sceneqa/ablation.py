@@ -164,7 +164,7 @@ def variants() -> list[Variant]:
 def chosen(video: Video, keep: float, variant: Variant) -> Tensor:
     """Indices of the kept video tokens for each prompt, (Q, K) ascending."""
     embeds, frame, cell = video.embeds, video.frame, video.cell
-    first, similarity = scan_video(embeds[:1], frame, cell)
+    first, similarity, _ = scan_video(embeds[:1], frame, cell)
     scene = find_scenes(similarity, frame, cell, MAX_SCENES)
     known = video.moved() if variant.motion else first
     novel = novelty.scene_novelty(embeds[:1], known, frame, cell, scene)
@@ -187,7 +187,7 @@ def chosen(video: Video, keep: float, variant: Variant) -> Tensor:
 def merged(video: Video, kept_QK: Tensor) -> Tensor:
     """Features of the kept tokens, each averaged with the dropped tokens of its scene nearest to it, (Q, K, H)."""
     features = video.prompts.features
-    _, similarity = scan_video(video.embeds[:1], video.frame, video.cell)
+    _, similarity, _ = scan_video(video.embeds[:1], video.frame, video.cell)
     scene = find_scenes(similarity, video.frame, video.cell, MAX_SCENES)[0, video.inside]
     unit, out = normalize(features, dim=-1), []
     for kept_K in kept_QK:

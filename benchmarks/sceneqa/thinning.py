@@ -32,7 +32,7 @@ def thin_out(features_VH: Tensor, cells: int, kept: int, question_RTH: Tensor) -
     embeds = torch.cat([features_VH.expand(rows, -1, -1), question_RTH], dim=1).float()
     place, text = torch.arange(video), torch.full((words,), QUERY)
     frame, cell = torch.cat([place // cells, text])[None], torch.cat([place % cells, torch.full_like(text, -1)])[None]
-    first, similarity = scan_video(embeds[:1], frame, cell)
+    first, similarity, _ = scan_video(embeds[:1], frame, cell)
     scene = find_scenes(similarity, frame, cell, MAX_SCENES)
     novel = scene_novelty(embeds[:1], first, frame, cell, scene)
     novel, frame, cell, scene = (part.expand(rows, -1) for part in (novel, frame, cell, scene))

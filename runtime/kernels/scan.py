@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmo.runtime.features import alone, finite_or_nan, previous_cell
+from segmo.runtime.features import alone, finite_or_nan, mean_of_rows, previous_cell
 from segmo.runtime.host import Array, give, read
 from segmo.runtime.kernels.configs import scan_spec
 from segmo.runtime.kernels.device import architecture
@@ -66,8 +66,8 @@ def spec_for(embeds_BNH: Tensor) -> ScanSpec:
 
 def scan_video(
     embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor, spec: ScanSpec | None = None
-) -> tuple[Tensor, Tensor]:
-    """Novelty and frame similarity of every video token, (B, N) fp32 each; text has 0 and 1.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Novelty and frame similarity of every video token, (B, N) fp32 each; text has 0 and 1. Each row's mean, (B, H).
 
     Args:
         embeds_BNH: token embeddings after the merge.
@@ -80,12 +80,14 @@ def scan_video(
     """
     video, device = VideoTokens.of(frame_BN, cell_BN), embeds_BNH.device
     if not len(video.at_T):
-        return torch.zeros(frame_BN.shape, device=device), torch.ones(frame_BN.shape, device=device)
+        mean_BH = torch.zeros(len(frame_BN), embeds_BNH.shape[2], device=device)
+        return torch.zeros(frame_BN.shape, device=device), torch.ones(frame_BN.shape, device=device), mean_BH
     table = _table(video.at_T, video.frame_T, video.cell_T, video.first_F, device)
-    novelty_R, similarity_R = _launch(embeds_BNH.flatten(0, 1), table, spec or spec_for(embeds_BNH))
+    novelty_R, similarity_R, sum_FH = _launch(embeds_BNH.flatten(0, 1), table, spec or spec_for(embeds_BNH))
     novelty_V = novelty_R[table.position_V]
     novelty_R[table.position_V] = finite_or_nan(novelty_V, novelty_V, video.number_T, video.cell_T)
-    return novelty_R.view(frame_BN.shape), similarity_R.view(frame_BN.shape)
+    mean_BH = mean_of_rows(sum_FH, video, len(frame_BN))
+    return novelty_R.view(frame_BN.shape), similarity_R.view(frame_BN.shape), mean_BH
 
 
 def scan_tokens(
@@ -100,7 +102,7 @@ def scan_tokens(
     at, frame, cell, first_of_all = read(at_T, frame_T, cell_T, first_F)
     local, first = alone(frame, first_of_all)
     table = _table(at, local, cell, first, embeds_NH.device)
-    novelty_N, similarity_N = _launch(embeds_NH, table, spec_for(embeds_NH[None]))
+    novelty_N, similarity_N, _ = _launch(embeds_NH, table, spec_for(embeds_NH[None]))
     novelty_T = novelty_N[table.position_V]
     head_F = table.position_V[table.first_F[:-1].long()]
     return finite_or_nan(novelty_T, novelty_T, frame, cell), similarity_N[head_F]
@@ -118,8 +120,8 @@ def distance_to(embeds_NH: Tensor, at_T: Array, other_T: Tensor, frame_T: Array)
     return _launch(embeds_NH, table, spec_for(embeds_NH[None]))[0][table.position_V]
 
 
-def _launch(x_RH: Tensor, table: FrameTable, spec: ScanSpec) -> tuple[Tensor, Tensor]:
-    """Novelty and frame similarity in the rows of the table's tokens, 0 and 1 in others; (R,) fp32 each."""
+def _launch(x_RH: Tensor, table: FrameTable, spec: ScanSpec) -> tuple[Tensor, Tensor, Tensor]:
+    """Novelty and frame similarity in rows of the table's tokens, 0 and 1 in others, (R,); sums of frames, (F, H)."""
     x_RH = x_RH if x_RH.stride(1) == 1 else x_RH.contiguous()
     rows, hidden = x_RH.shape
     device = x_RH.device
@@ -148,4 +150,4 @@ def _launch(x_RH: Tensor, table: FrameTable, spec: ScanSpec) -> tuple[Tensor, Te
         tokens,
         **launch,
     )
-    return novelty_R, similarity_R
+    return novelty_R, similarity_R, sum_FH

@@ -78,10 +78,10 @@ def _choose(
     asked_N[text : text + question_QH.shape[0]] = True
 
     frame_BN, cell_BN = frame_N[None], cell_N[None]
-    novelty_BN, similarity_BN = scan_video(embeds_BNH, frame_BN, cell_BN)
+    novelty_BN, similarity_BN, mean_BH = scan_video(embeds_BNH, frame_BN, cell_BN)
     scene_BN = find_scenes(similarity_BN, frame_BN, cell_BN, MAX_SCENES)
     novelty_BN = scene_novelty(embeds_BNH, novelty_BN, frame_BN, cell_BN, scene_BN)
-    relevance_BS = embedding_relevance(embeds_BNH, scene_BN, cell_BN, asked_N[None], MAX_SCENES)
+    relevance_BS = embedding_relevance(embeds_BNH, scene_BN, cell_BN, asked_N[None], MAX_SCENES, mean_BH=mean_BH)
     index_BK = select_tokens(novelty_BN, frame_BN, cell_BN, scene_BN, relevance_BS, kept + text_TH.shape[0], balance)
     index_K = index_BK[0]
     inside_K = (index_K >= first) & (index_K < first + video)
