@@ -30,6 +30,7 @@ FARTHEST = 2.0  # the largest 1 - cosine
 BACK = 2  # scenes before, whose first frames are looked at: one that goes on, and one that came between
 PICKS = 64  # tokens of a frame that are taken one after the other; what is left counts by its distance to these
 PAIRS = 2**22  # distances between tokens of first frames that are held at a time
+STRIP = 64  # tokens of a first frame whose distances are computed at a time
 
 # (N, H) embeddings, (T,) positions, (T,) index of another of these tokens or -1, (T,) frames ->
 # (T,) distance 1 - cosine to that token, 1 where there is none. What is an array the host knows.
@@ -81,6 +82,18 @@ def farthest_first(distance_SCC: Tensor, known_SC: Tensor, start_SC: Tensor, rea
     return torch.maximum(nearest_SC, radius_SC).masked_fill(~real_SC, 0)
 
 
+def _distances(unit_SCH: Tensor) -> Tensor:
+    """1 - cosine between the tokens of each frame, (S, C, C): strip by strip from the diagonal on, and mirrored."""
+    scenes, cells, _ = unit_SCH.shape
+    distance_SCC = unit_SCH.new_empty(scenes, cells, cells)
+    for start in range(0, cells, STRIP):
+        strip, right = slice(start, start + STRIP), slice(start, cells)
+        part = 1 - unit_SCH[:, strip] @ unit_SCH[:, right].transpose(1, 2)
+        distance_SCC[:, strip, right] = part
+        distance_SCC[:, right, strip] = part.transpose(1, 2)
+    return distance_SCC
+
+
 def _first_frames(embeds_NH: Tensor, at_SC: Tensor, known_SC: Tensor, real_SC: Tensor) -> Tensor:
     """Novelty of the tokens of some scenes' first frames, (S, C).
 
@@ -93,8 +106,7 @@ def _first_frames(embeds_NH: Tensor, at_SC: Tensor, known_SC: Tensor, real_SC: T
     whole_SH = torch.nn.functional.normalize(x_SCH.sum(dim=1), dim=-1)
     unit_SCH = x_SCH.div_(torch.linalg.vector_norm(x_SCH, dim=-1, keepdim=True).clamp_(min=1e-12))
     unlike_SC = 1 - torch.linalg.vecdot(unit_SCH, whole_SH[:, None])
-    distance_SCC = 1 - unit_SCH @ unit_SCH.transpose(1, 2)
-    return farthest_first(distance_SCC, known_SC, unlike_SC, real_SC)
+    return farthest_first(_distances(unit_SCH), known_SC, unlike_SC, real_SC)
 
 
 def novel_tokens(
