@@ -95,14 +95,14 @@ def _chunk(
 ) -> None:
     """One chunk of rows, by one call or by two and a merge."""
     rows, count = q_GRnD.shape[2], keys[0].shape[1]
-    q_GHmD = q_GRnD.unflatten(1, (-1, inside)).transpose(2, 3).flatten(2, 3)
+    q_GHmD = torch.unflatten(q_GRnD, 1, (-1, inside)).transpose(2, 3).flatten(2, 3)
     if count <= MASKED_KEYS or count == rows:
         out_GHmD, _ = _flash(q_GHmD, keys, scale, _own_mask(own_nn, rows, count, inside))
     else:
-        (k_GpD, k_GnD), (v_GpD, v_GnD) = (x.split((count - rows, rows), dim=1) for x in keys)
+        (k_GpD, k_GnD), (v_GpD, v_GnD) = (torch.split(x, [count - rows, rows], dim=1) for x in keys)
         near = _flash(q_GHmD, (k_GnD, v_GnD), scale, _own_mask(own_nn, rows, rows, inside))
         out_GHmD = merge(*_flash(q_GHmD, (k_GpD, v_GpD), scale), *near)
-    out_GRnD.unflatten(1, (-1, inside)).copy_(out_GHmD.unflatten(2, (rows, inside)).transpose(2, 3))
+    torch.unflatten(out_GRnD, 1, (-1, inside)).copy_(torch.unflatten(out_GHmD, 2, (rows, inside)).transpose(2, 3))
 
 
 def _flash(q_GHmD: Tensor, keys: Keys, scale: float, mask_mp: Tensor | None = None) -> tuple[Tensor, Tensor]:
