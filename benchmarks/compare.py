@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=4, help="of the model whose first call is timed")
     parser.add_argument("--tokens", type=int, default=4096, help="of the prefill that is timed; 0 for none")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--ways", nargs="+", default=["LSP+GCI, tails", "CAS+LSP 0.25, tails"])
+    parser.add_argument("--ways", nargs="+", default=["LSP+GCI", "CAS+LSP 0.25"])
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as folder:
         checkouts = (given.before, HERE.parent)

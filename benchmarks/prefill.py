@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +30,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 import segmo
 from segmo.compat import flags
+from segmo.runtime.cost.gain import processor
 from segmo.runtime.schedule import attention_schedule, visible_pairs
 
 LAYERS, HIDDEN, INNER, HEADS, GROUPS, VOCABULARY = 4, 896, 4864, 14, 2, 1024
@@ -45,14 +45,12 @@ WAYS: dict[str, Mapping[str, Any] | None] = {
     "eager": None,
     "inductor": None,
     "LSP": {"keep": 1.0, "segments": SEGMENTS, "disable": ["inject-context"]},
-    "LSP+GCI": {"keep": 1.0, "segments": SEGMENTS, "tails": 0},
-    "LSP+GCI, tails": {"keep": 1.0, "segments": SEGMENTS},
+    "LSP+GCI": {"keep": 1.0, "segments": SEGMENTS},
     "CAS 0.5": {"keep": 0.5, **LSP_OFF},
     "CAS 0.25": {"keep": 0.25, **LSP_OFF},
-    "CAS+LSP 0.5": {"keep": 0.5, "segments": SEGMENTS, "tails": 0},
-    "CAS+LSP 0.25": {"keep": 0.25, "segments": SEGMENTS, "tails": 0},
-    "CAS+LSP 0.25, tails": {"keep": 0.25, "segments": SEGMENTS},
-    "CAS+LSP 0.25, untrimmed": {"keep": 0.25, "segments": SEGMENTS, "tails": 0, "disable": [TRIM]},
+    "CAS+LSP 0.5": {"keep": 0.5, "segments": SEGMENTS},
+    "CAS+LSP 0.25": {"keep": 0.25, "segments": SEGMENTS},
+    "CAS+LSP 0.25, untrimmed": {"keep": 0.25, "segments": SEGMENTS, "disable": [TRIM]},
 }
 
 
@@ -270,13 +268,14 @@ def main() -> None:
     flags.hold()  # for inductor's row: one graph there too, and no word of breaks
     console = Console(width=130)
     rows: list[dict[str, Any]] = []
-    machine = {"processor": platform.processor() or platform.machine(), "threads": arguments.threads}
+    machine = {"processor": processor(), "threads": arguments.threads}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for name in arguments.dtypes:
         dtype = getattr(torch, name)
         model = build_model(dtype)
         rates = gemm_rate(dtype), flash_rate(dtype)
         machine[f"gflops_{name}"] = [round(rate / 1e9) for rate in rates]
+        console.print(f"{machine['processor']}, {arguments.threads} threads")
         console.print(f"{name}: GEMM {rates[0] / 1e9:.0f} GFLOP/s, flash attention {rates[1] / 1e9:.0f} GFLOP/s")
         for length in arguments.lengths:
             prompt = build_prompt(model, length, dtype)
