@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import build, prompt
+from packaging.version import Version
 from torch import Tensor
 from torch.fx import GraphModule
 from torch.nn.functional import scaled_dot_product_attention as attention
@@ -22,6 +23,10 @@ from segmo.passes.graph import count_ops
 from segmo.passes.group_heads import GroupHeads
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+
+# For a torch before 2.14 transformers makes a mask for every decode step.
+MASKS_STEPS = Version(torch.__version__) < Version("2.14")
 
 
 def rewritten(function: Any, *inputs: Tensor | None) -> tuple[Any, Any, GraphModule, Outcome]:
@@ -121,7 +126,7 @@ def test_other_copies_stay(copy: Any) -> None:
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.families("qwen3_vl")
 def test_a_decode_step_copies_no_keys(family: str, padded: bool) -> None:
-    """With a mask, keys are repeated in every layer of the traced step; without one, heads are rows of their own."""
+    """With a mask, keys are repeated in every layer of the traced step; without one nothing is."""
     tokens = []
     for disable in ("group-heads", ()):
         torch._dynamo.reset()
@@ -137,7 +142,7 @@ def test_a_decode_step_copies_no_keys(family: str, padded: bool) -> None:
             layers = model.config.get_text_config().num_hidden_layers
             assert record.matches == layers
             expands = [ops.get(".expand", 0) for ops in (record.ops_before, record.ops_after)]
-            assert expands[0] - expands[1] == (2 * layers if padded else 0)
+            assert expands[0] - expands[1] == (2 * layers if padded or MASKS_STEPS else 0)
     assert torch.equal(*tokens)
 
 

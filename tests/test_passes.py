@@ -82,7 +82,9 @@ def test_each_pass_can_be_switched_off(off: str) -> None:
     assert off not in found
     for name, record in found.items():
         follows = {"segment-attention": {"inject-context", "lower-kernels"}}.get(off, set())
-        assert bool(record.matches) == (name not in follows | {"shard-segments", "group-heads"}), name
+        masked = off == "segment-attention" and Version(torch.__version__) < Version("2.14")  # so keys are repeated
+        idle = follows | {"shard-segments"} | (set() if masked else {"group-heads"})
+        assert bool(record.matches) == (name not in idle), name
 
 
 def test_the_signature_of_the_model_stays() -> None:
