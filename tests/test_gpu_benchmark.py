@@ -57,7 +57,7 @@ def test_all_parts_run_all_checks_pass_and_what_is_left_out_is_named(tmp_path: P
     code, result, output = interpret(_measure, str(tmp_path), "yy" + "yyyyy" + "ynnnn" + "n")
     assert [check for check in result["checks"] if not check["ok"]] == []
     assert code == 0
-    assert len(result["checks"]) == 1 * 3 * 2 + 6 + 2
+    assert len(result["checks"]) == 1 * 3 * 2 + 7 + 2
     assert len(list((tmp_path / "tuned").iterdir())) == len(result["tuned"]) == 1
     assert [row["way"] for row in result["prefill"]] == ["eager", "CAS+LSP 0.25", "LSP+GCI", "CAS 0.25"]
     kept = {row["way"]: row["kept"] for row in result["prefill"]}
@@ -65,7 +65,7 @@ def test_all_parts_run_all_checks_pass_and_what_is_left_out_is_named(tmp_path: P
     assert any("segment_attention" not in note and "triton@" in note for note in result["prefill"][1]["notes"])
     (attention,) = result["attention"]
     assert attention["differs_from_flex"] < 1e-5
-    assert "14 of 14 checks of numerics passed" in output
+    assert "15 of 15 checks of numerics passed" in output
     for row in ("prefill, 2 layers, CAS+LSP 0.25", "attention, one layer", "attention, 2 layers"):
         assert row in output
     left = [f"prefill: {way}, 12 frames" for way in ("eager", "CAS+LSP 0.25", "LSP+GCI", "CAS 0.25")]
@@ -82,7 +82,7 @@ def test_what_fails_is_named_and_the_rest_is_measured(tmp_path: Path) -> None:
     (failed,) = result["failed"]
     assert failed.startswith("checks: head size 72: KernelError: head size 72 is not a multiple of 16")
     assert "failed: checks: head size 72" in output
-    assert len(result["checks"]) == 6 + 2
+    assert len(result["checks"]) == 7 + 2
     assert len(result["left_out"]) == 5
 
 

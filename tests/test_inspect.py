@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -114,13 +115,13 @@ def test_json_holds_the_report_graph_and_diff() -> None:
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Fills with an entry for each call of a compiled graph."""
     calls: list[Any] = []
-    lower = backend._lower
+    lower = backend.lower
 
     def lower_counted(*args: Any) -> Any:
-        run = lower(*args)
-        return lambda *inputs: (calls.append(run), run(*inputs))[1]
+        lowered = lower(*args)
+        return replace(lowered, run=lambda *inputs: (calls.append(lowered), lowered.run(*inputs))[1])
 
-    monkeypatch.setattr(backend, "_lower", lower_counted)
+    monkeypatch.setattr(backend, "lower", lower_counted)
     return calls
 
 
