@@ -79,7 +79,7 @@ def run(args: argparse.Namespace, console: Console) -> None:
     """Build the set, run every method, write table, CSV and pictures."""
     out, difficulty = Path(args.out), DIFFICULTIES[args.difficulty]
     out.mkdir(parents=True, exist_ok=True)
-    weights = Path(args.model) if args.model else weights_for(difficulty)
+    weights = args.model or weights_for(difficulty)
     model, processor = load_model(weights)
     questions = build_set(model, processor, args.split, difficulty, args.videos, PER_KIND)
     console.print(questions.label)
@@ -118,7 +118,9 @@ def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="out/sceneqa-eval", help="folder for results")
-    parser.add_argument("--model", help="folder of the trained model (default: the one that ships for the difficulty)")
+    parser.add_argument(
+        "--model", type=Path, help="folder of the trained model (default: the one that ships for the difficulty)"
+    )
     parser.add_argument("--split", default="test", choices=("validation", "test"))
     parser.add_argument("--difficulty", default="standard", choices=tuple(DIFFICULTIES))
     parser.add_argument("--videos", type=int, default=135, help="up to 26 questions about each")

@@ -61,7 +61,7 @@ def selection(report: Any, asked_F: torch.Tensor) -> Selection:
 
 def run(args: argparse.Namespace, console: Console) -> None:
     """Ask in both orders and print what agrees."""
-    model, processor = load_model(Path(args.model) if args.model else weights_for(DIFFICULTIES[args.difficulty]))
+    model, processor = load_model(args.model or weights_for(DIFFICULTIES[args.difficulty]))
     table = Table(title=f"{args.videos} validation videos, {sum(PER_KIND.values())} questions each, keep {args.keep:g}")
     for name in ("scorer", "question", "selections a video", "asked scene on top", "of its tokens kept", "as behind"):
         table.add_column(name, justify="left" if name in ("scorer", "question") else "right")
@@ -102,7 +102,9 @@ def asked(model: Any, processor: Any, args: argparse.Namespace, text_first: bool
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="folder of the trained model (default: the one that ships for the difficulty)")
+    parser.add_argument(
+        "--model", type=Path, help="folder of the trained model (default: the one that ships for the difficulty)"
+    )
     parser.add_argument("--difficulty", default="standard", choices=tuple(DIFFICULTIES))
     parser.add_argument("--videos", type=int, default=4)
     parser.add_argument("--keep", type=float, default=0.125)

@@ -156,14 +156,16 @@ def _duel(mine: Sequence[Said], other: Sequence[Said] | None) -> str:
 def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", help="folder of the trained model (default: the one that ships for the difficulty)")
+    parser.add_argument(
+        "--model", type=Path, help="folder of the trained model (default: the one that ships for the difficulty)"
+    )
     parser.add_argument("--split", default="validation", choices=("validation", "test"))
     parser.add_argument("--difficulty", default="standard", choices=tuple(DIFFICULTIES))
     parser.add_argument("--videos", type=int, default=8, help="up to 25 questions about each")
     args = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(width=200)
-    model, processor = load_model(Path(args.model) if args.model else weights_for(DIFFICULTIES[args.difficulty]))
+    model, processor = load_model(args.model or weights_for(DIFFICULTIES[args.difficulty]))
     asked, label = ask(model, processor, args.split, args.difficulty, args.videos)
     console.print(table(measure(model, processor, asked, console), label))
 
