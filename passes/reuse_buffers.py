@@ -1,33 +1,44 @@
-"""``reuse-buffers``: elementwise results take the memory of an operand that nobody reads again."""
+"""``reuse-buffers``: results take memory of values that nobody reads again."""
 
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch.fx import Graph, Node
+from torch.fx import Node
 
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.graph import example
 from segmo.passes.reasons import Miss
+from segmo.runtime.buffers import linear_into, scatter_rows, scatter_rows_
 
 _IN_PLACE = {operator.mul: operator.imul, operator.add: operator.iadd}
 _ACTIVATIONS = {torch.nn.functional.silu}
-# Ops whose result is memory of its own, and whose backward pass nobody will ask for.
-_FRESH = {torch.nn.functional.linear, operator.imul, operator.iadd, operator.mul, operator.add, *_ACTIVATIONS}
+_LINEAR = torch.nn.functional.linear
+# Calls whose result is memory of its own, and whose backward pass nobody will ask for.
+_FRESH = {
+    _LINEAR, torch.nn.functional.embedding, torch.cat, torch.rsqrt, operator.mul, operator.add, operator.neg,
+    *_ACTIVATIONS,
+}  # fmt: skip
+_FRESH_METHODS = {"pow", "mean"}
+_CONVERSIONS = {"to", "float"}  # fresh where the dtype changes
 
 
 @dataclass(frozen=True)
 class ReuseBuffers:
-    """Turns ``a * b``, ``a + b`` and ``silu(a)`` into their in-place forms where ``a`` is used there and nowhere else.
+    """Lets results take memory that is there already.
+
+    ``a * b``, ``a + b`` and ``silu(a)`` overwrite an operand that is read for the last time. A linear layer without
+    bias writes into the result of an earlier one of the same size that is dead by then, so of the feed-forward layers
+    only the first takes memory. The video's features are copied into the text's embeddings token by token.
 
     Eager PyTorch takes new memory for each result; on a CPU the page faults of that cost several times the arithmetic.
     Exact. Only where the graph is run as it is: inductor plans its buffers itself.
 
-    Trap avoided: a view of the operand would see the change, so only results of ops that always give new memory are
-    overwritten, and never where gradients are recorded.
+    Trap avoided: a view of the operand would see the change. So memory is overwritten only if this call is the last one
+    to read it and everyone else who read it has a result of its own, and never where gradients are recorded.
     """
 
     name: ClassVar[str] = "reuse-buffers"
@@ -43,32 +54,98 @@ class ReuseBuffers:
         embeds = example(facts.merge.node) if facts.merge else None
         if facts.by_inductor or embeds is None or embeds.device.type != "cpu":
             return Outcome(misses=(Miss.of("own-buffers"),))
-        return Outcome(matches=sum(_reuse(rewrite.graph, node) for node in list(rewrite.graph.nodes)))
+        memory = _Memory()
+        return Outcome(matches=sum(memory.visit(node) for node in list(rewrite.graph.nodes)))
 
 
-def _reuse(graph: Graph, node: Node) -> bool:
-    if node.op != "call_function":
-        return False
-    if node.target in _ACTIVATIONS and _is_free(node.args[0], node):
-        node.kwargs = {**node.kwargs, "inplace": True}
-        return True
-    if node.target not in _IN_PLACE or len(node.args) != 2:
-        return False
-    free = [place for place in (0, 1) if _is_free(node.args[place], node)]
-    if not free:
-        return False
-    operand, other = node.args[free[0]], node.args[1 - free[0]]
-    node.target, node.args = _IN_PLACE[node.target], (operand, other)
-    return True
+@dataclass
+class _Memory:
+    """Whose values lie in one piece of memory, among the nodes visited so far.
+
+    Attributes:
+        sharers: all nodes of a piece of memory, by each of them. What is missing may lie anywhere.
+        results: the first node of each piece that a linear layer without bias has filled.
+    """
+
+    sharers: dict[Node, list[Node]] = field(default_factory=dict)
+    results: list[Node] = field(default_factory=list)
+
+    def visit(self, node: Node) -> bool:
+        """Lets a node take memory that is free, if there is any; nodes are visited in order."""
+        if node.op not in ("call_function", "call_method"):
+            return False
+        taken = self._overwritten(node) or self._refilled(node)
+        if taken is not None:
+            self.sharers[node] = self.sharers[taken]
+            self.sharers[node].append(node)
+        elif _is_fresh(node):
+            self.sharers[node] = [node]
+            if _is_plain_linear(node):
+                self.results.append(node)
+        return taken is not None
+
+    def _overwritten(self, node: Node) -> Node | None:
+        """The operand that an elementwise call overwrites from now on."""
+        if _is_scatter(node):
+            return self._scattered(node)
+        if node.target not in _ACTIVATIONS and (node.target not in _IN_PLACE or len(node.args) != 2):
+            return None
+        operand = next((arg for arg in node.args if self._is_free(arg, node) and _alike(arg, node)), None)
+        if operand is None:
+            return None
+        if node.target in _ACTIVATIONS:
+            node.kwargs = {**node.kwargs, "inplace": True}
+        else:
+            left, right = node.args
+            node.target, node.args = _IN_PLACE[node.target], (operand, right if left is operand else left)
+        return operand
+
+    def _scattered(self, node: Node) -> Node | None:
+        embeds = node.args[0]
+        free = self._is_free(embeds, node)
+        node.op, node.target = "call_function", scatter_rows_ if free else scatter_rows
+        return embeds if free else None
+
+    def _refilled(self, node: Node) -> Node | None:
+        """The dead result of an earlier linear layer that this one's is written into."""
+        if not _is_plain_linear(node):
+            return None
+        old = next((old for old in self.results if _alike(old, node) and self._is_free(old)), None)
+        if old is not None:
+            node.target, node.args, node.kwargs = linear_into, (*node.args[:2], old), {}
+        return old
+
+    def _is_free(self, operand: Any, reader: Node | None = None) -> bool:
+        """Whether nobody but ``reader``, once, reads a node's memory from now on, directly or by a view.
+
+        A node that was visited and is known reads it before, and has a result of its own or lies there itself.
+        """
+        if operand not in self.sharers or (reader and sum(arg is operand for arg in reader.args) != 1):
+            return False
+        users = (user for sharer in self.sharers[operand] for user in sharer.users)
+        return all(user is reader or user in self.sharers for user in users)
 
 
-def _is_free(operand: Any, node: Node) -> bool:
-    """Whether ``operand`` is memory of its own, of the result's size and dtype, that is read by ``node`` alone."""
-    if not isinstance(operand, Node) or operand.target not in _FRESH or len(operand.users) != 1:
-        return False
-    if sum(arg is operand for arg in node.args) != 1:
-        return False
-    old, new = example(operand), example(node)
+def _is_scatter(node: Node) -> bool:
+    return node.op == "call_method" and node.target == "masked_scatter" and len(node.args) == 3
+
+
+def _is_plain_linear(node: Node) -> bool:
+    return node.target is _LINEAR and not any(node.args[2:]) and not node.kwargs
+
+
+def _is_fresh(node: Node) -> bool:
+    if node.op == "call_function":
+        return node.target in _FRESH or node.target is scatter_rows
+    if node.target not in _CONVERSIONS:
+        return node.target in _FRESH_METHODS
+    old, new = (example(each) for each in (node.args[0], node))
+    return isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor) and old.dtype != new.dtype
+
+
+def _alike(a: Node, b: Node) -> bool:
+    """Whether two values have one size and one dtype, as far as was traced."""
+    old, new = example(a), example(b)
     return isinstance(old, torch.Tensor) and old.dtype == new.dtype and _same_size(old, new)
 
 

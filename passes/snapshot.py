@@ -17,6 +17,7 @@ class _Row(NamedTuple):
 
     node: Node
     name: str
+    op: str
     target: Any
     args: Any
     kwargs: Any
@@ -24,7 +25,7 @@ class _Row(NamedTuple):
 
 
 def _rows_of(graph: Graph) -> list[_Row]:
-    return [_Row(n, n.name, n.target, n.args, n.kwargs, n.meta.copy()) for n in graph.nodes]
+    return [_Row(n, n.name, n.op, n.target, n.args, n.kwargs, n.meta.copy()) for n in graph.nodes]
 
 
 class Snapshot:
@@ -54,9 +55,9 @@ class Snapshot:
         graph = Graph(self._gm, self._gm.graph._tracer_cls)
         made: dict[Node, Node] = {}
         find: Callable[[Node], Node] = made.__getitem__
-        for node, name, target, args, kwargs, meta in self._rows:
+        for node, name, op, target, args, kwargs, meta in self._rows:
             args, kwargs = map_arg((args, kwargs), find)
-            new = made[node] = graph.create_node(node.op, target, args, kwargs, name, node.type)
+            new = made[node] = graph.create_node(op, target, args, kwargs, name, node.type)
             new.meta = meta.copy()
             if hasattr(node, "_dynamo_source"):  # which AOT autograd wants on every input
                 new._dynamo_source = node._dynamo_source

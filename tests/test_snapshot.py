@@ -43,7 +43,7 @@ def scramble(rewrite: Rewrite) -> None:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
         elif node.op == "call_method":
-            node.args = (node.args[0], 3)
+            node.op, node.target, node.args = "call_function", torch.mul, (node.args[0], 3)
             node.meta.clear()
     rewrite.notes.append("scrambled")
     rewrite.nodes["last"] = next(iter(graph.nodes))
@@ -120,7 +120,7 @@ def test_the_code_of_every_stage_is_that_of_its_moment() -> None:
     for text in (first.text_before, first.text_before):
         assert "mul(2)" in text
         assert "relu" in text
-    assert "mul(3)" in first.text_after
+    assert "torch.mul(x, 3)" in first.text_after
     assert "relu" not in first.text_after
     assert second.text_before is first.text_after is second.text_after
 

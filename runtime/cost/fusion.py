@@ -60,14 +60,19 @@ class _Layer(nn.Module):
 
 def _norm(x_1nH: Tensor, weight_H: Tensor) -> Tensor:
     wide = x_1nH.float()
-    return weight_H * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x_1nH.dtype)
+    wide *= torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-6)
+    normed = wide.to(x_1nH.dtype)
+    normed *= weight_H
+    return normed
 
 
 def _rotate(x_1AnD: Tensor, cos_1nD: Tensor, sin_1nD: Tensor) -> Tensor:
     cos, sin = cos_1nD.unsqueeze(1), sin_1nD.unsqueeze(1)
     left, right = x_1AnD.chunk(2, dim=-1)
     turned = x_1AnD * cos
-    turned += torch.cat([-right, left], dim=-1) * sin
+    crossed = torch.cat([-right, left], dim=-1)
+    crossed *= sin
+    turned += crossed
     return turned
 
 
