@@ -4,8 +4,9 @@
     python benchmarks/prefill.py --lengths 16384 --dtypes bfloat16 --runs 5
 
 Everything is timed in one process and one run, way after way, after a warm-up; medians are given. The roofline is the
-time of the FLOPs that remain at rates measured in the same run: linear layers at the GEMM rate of the dtype, visible
-pairs of tokens at the rate of flash attention. "untrimmed" computes every row of the last layer, as a model of many
+time of the FLOPs that remain at rates measured right before and after each prefill, because they differ from minute to
+minute where others use the machine: linear layers at the GEMM rate of the dtype, visible pairs of tokens at the rate of
+flash attention. "untrimmed" computes every row of the last layer, as a model of many
 layers does almost wholly: of its four layers, this one saves most of one. ``own`` is the share of
 SegMo's own operators (scenes, scores, selection, gathering) in the prefill that they leave; ``--profile`` shows each.
 Results are saved after every row.
@@ -52,6 +53,10 @@ WAYS: dict[str, Mapping[str, Any] | None] = {
     "CAS+LSP 0.25": {"keep": 0.25, "segments": SEGMENTS},
     "CAS+LSP 0.25, untrimmed": {"keep": 0.25, "segments": SEGMENTS, "disable": [TRIM]},
 }
+
+
+Rates = tuple[float, float]  # FLOP/s of matrix products, of flash attention
+Timed = tuple[float, Rates]  # seconds of a prefill, the rates around it
 
 
 def build_model(dtype: torch.dtype) -> Any:
@@ -115,7 +120,7 @@ def gemm_rate(dtype: torch.dtype) -> float:
     x, weight = torch.randn(4096, HIDDEN, dtype=dtype), torch.randn(INNER, HIDDEN, dtype=dtype)
     flops = 2 * x.numel() * INNER
     torch.nn.functional.linear(x, weight)
-    return flops / median_seconds(lambda: torch.nn.functional.linear(x, weight), 9)
+    return flops / median_seconds(lambda: torch.nn.functional.linear(x, weight), 7)
 
 
 def flash_rate(dtype: torch.dtype) -> float:
@@ -127,6 +132,22 @@ def flash_rate(dtype: torch.dtype) -> float:
     attention = torch.nn.functional.scaled_dot_product_attention
     attention(q, k, k, is_causal=True, enable_gqa=True)
     return flops / median_seconds(lambda: attention(q, k, k, is_causal=True, enable_gqa=True), 5)
+
+
+def rates_now(dtype: torch.dtype) -> Rates:
+    """FLOP/s of matrix products and of flash attention."""
+    return gemm_rate(dtype), flash_rate(dtype)
+
+
+def timed_prefills(run: Callable[[], Any], runs: int, dtype: torch.dtype, enough: float = 60.0) -> list[Timed]:
+    """Seconds of each prefill and the rates around it, ``runs`` times or as often as fits into ``enough`` seconds."""
+    timed: list[Timed] = []
+    before = rates_now(dtype)
+    while not timed or (len(timed) < runs and sum(seconds for seconds, _ in timed) < enough):
+        seconds, after = seconds_of(run), rates_now(dtype)
+        timed.append((seconds, ((before[0] + after[0]) / 2, (before[1] + after[1]) / 2)))
+        before = after
+    return timed
 
 
 def pair_flops(pairs: int) -> int:
@@ -144,7 +165,7 @@ def token_flops() -> int:
     return projection_flops() + 2 * HIDDEN * (HIDDEN + 3 * INNER)
 
 
-def roofline_seconds(kept: int, pairs: int, trimmed: bool, rates: tuple[float, float]) -> float:
+def roofline_seconds(kept: int, pairs: int, trimmed: bool, rates: Rates) -> float:
     """Time of the FLOPs of a prefill at the rates of matrix products and of flash attention."""
     whole = LAYERS - 1 if trimmed else LAYERS
     linear = whole * kept * token_flops()
@@ -164,7 +185,7 @@ def own_operators(run: Callable[[], Any]) -> dict[str, tuple[int, float]]:
     return {event.key.removeprefix("segmo::"): (event.count, event.cpu_time_total / 1e6) for event in events}
 
 
-def measure(model: Any, prompt: dict[str, Any], name: str, runs: int, rates: tuple[float, float]) -> dict[str, Any]:
+def measure(model: Any, prompt: dict[str, Any], name: str, runs: int) -> dict[str, Any]:
     """One way at one length."""
     torch._dynamo.reset()
     segmo.uncompile(model)
@@ -181,7 +202,8 @@ def measure(model: Any, prompt: dict[str, Any], name: str, runs: int, rates: tup
     first = seconds_of(run)  # compiles, and warms up
     reset_peak()
     before = memory("VmRSS")
-    seconds = median_seconds(run, runs)
+    timed = timed_prefills(run, runs, model.dtype)
+    seconds = statistics.median(seconds for seconds, _ in timed)
     peak = memory("VmHWM") - before
     length = kept = prompt["input_ids"].shape[1]
     operators: dict[str, tuple[int, float]] = {}
@@ -195,14 +217,16 @@ def measure(model: Any, prompt: dict[str, Any], name: str, runs: int, rates: tup
         trimmed = any(each.name == TRIM and each.matches for each in segmo.last_report().graphs[0].passes)
         operators = own_operators(run)
     own = sum(taken for name, (_, taken) in operators.items() if "segment_attention" not in name)
-    roofline = roofline_seconds(kept, pairs, trimmed, rates)
+    ratios = [seconds / roofline_seconds(kept, pairs, trimmed, rates) for seconds, rates in timed]
+    gemm, flash = (statistics.median(rates[each] for _, rates in timed) for each in (0, 1))
     return {
         "way": name,
         "tokens": length,
         "kept": kept,
         "seconds": seconds,
         "first_run_extra": max(0.0, first - seconds),
-        "roofline_ratio": seconds / roofline,
+        "roofline_ratio": statistics.median(ratios),
+        "gflops": [round(gemm / 1e9), round(flash / 1e9)],
         "own_share": own / seconds,
         "peak_mib": peak / 2**20,
         "operators": operators,
@@ -233,6 +257,7 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
         "own",
         "MiB",
         "compile s",
+        "GFLOP/s",
     ):
         table.add_column(column, justify="left" if column in ("dtype", "way") else "right")
     eager = {(row["dtype"], row["length"]): row["seconds"] for row in rows if row["way"] == "eager"}
@@ -249,6 +274,7 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
             f"{row['own_share']:.1%}",
             f"{row['peak_mib']:,.0f}",
             f"{row['first_run_extra']:.1f}",
+            "{}, {}".format(*row["gflops"]),
         )
     console.print(table)
 
@@ -273,16 +299,15 @@ def main() -> None:
     for name in arguments.dtypes:
         dtype = getattr(torch, name)
         model = build_model(dtype)
-        rates = gemm_rate(dtype), flash_rate(dtype)
-        machine[f"gflops_{name}"] = [round(rate / 1e9) for rate in rates]
         console.print(f"{machine['processor']}, {arguments.threads} threads")
-        console.print(f"{name}: GEMM {rates[0] / 1e9:.0f} GFLOP/s, flash attention {rates[1] / 1e9:.0f} GFLOP/s")
         for length in arguments.lengths:
             prompt = build_prompt(model, length, dtype)
             for way in arguments.ways:
-                row = measure(model, prompt, way, arguments.runs, rates)
+                row = measure(model, prompt, way, arguments.runs)
                 rows.append({"dtype": name, "length": length, **row})
-                console.print(f"{name} {length} {way}: {row['seconds']:.3f} s")
+                gemm, flash = row["gflops"]
+                rates = f"at {gemm} GFLOP/s in products and {flash} in attention"
+                console.print(f"{name} {length} {way}: {row['seconds']:.3f} s, {rates}")
                 if arguments.profile and row["operators"]:
                     show_operators(row, console)
                 arguments.out.write_text(
