@@ -15,10 +15,11 @@ from torch import Tensor
 from segmo.errors import PromptError
 from segmo.runtime.host import Array, give, here, read
 from segmo.runtime.video_runs import places
-from segmo.runtime.video_tokens import VideoTokens, place, take
+from segmo.runtime.video_tokens import Room, VideoTokens, place, take
 
 # Tokens that are widened to fp32 at a time: a chunk of 512 x 1024 fp32 values stays in a core's cache.
 CHUNK = 512
+PAIRED = CHUNK // 2  # tokens of whole frames that are put together where as many others lie beside them
 
 
 def previous_cell(frame_T: Array, cell_T: Array) -> Array:
@@ -40,14 +41,26 @@ def alone(frame_T: Array, first_F: Array) -> tuple[Array, Array]:
     return frame_T - frame_T[0], first
 
 
-def blocks(frame_T: Array) -> Iterator[slice]:
+def frame_parts(frame_T: Array) -> Iterator[tuple[int, int]]:
+    """Start and end of each frame's tokens among some in order, of which there is at least one."""
+    if frame_T[0] == frame_T[-1]:
+        return iter([(0, len(frame_T))])
+    edges = places(frame_T[1:] != frame_T[:-1]) + 1
+    return pairwise([0, *edges.tolist(), len(frame_T)])
+
+
+def blocks(frame_T: Array, joined: int = CHUNK) -> Iterator[slice]:
     """Neighbouring tokens to work on together: some whole frames, or a part of a large one.
 
     A frame is cut at the same tokens wherever it stands, so that its sums are the same.
+
+    Args:
+        frame_T: frame of each token, in order.
+        joined: frames of together no more tokens are put into one block.
     """
     start, tokens = 0, len(frame_T)
-    for head, end in pairwise([*places(np.diff(frame_T, prepend=-1)).tolist(), tokens]):
-        if end - start > CHUNK and head > start:
+    for head, end in frame_parts(frame_T) if tokens else ():
+        if end - start > joined and head > start:
             yield slice(start, head)
             start = head
         while end - start > CHUNK:
@@ -57,26 +70,33 @@ def blocks(frame_T: Array) -> Iterator[slice]:
         yield slice(start, tokens)
 
 
-def add_frames(total_FH: Tensor, x_TH: Tensor, frame_T: Array) -> None:
-    """Adds tokens to the sums of their frames."""
+def add_frames(total_FH: Tensor, x_TH: Tensor, frame_T: Array, weight_T: Tensor | None = None) -> None:
+    """Adds tokens, times their weights if they have some, to the sums of their frames."""
     if not here(x_TH):
-        total_FH.index_add_(0, give(frame_T, x_TH.device), x_TH)
+        weighted_TH = x_TH if weight_T is None else x_TH * weight_T[:, None]
+        total_FH.index_add_(0, give(frame_T, x_TH.device), weighted_TH)
         return
-    for start, end in pairwise([*places(np.diff(frame_T, prepend=-1)).tolist(), len(frame_T)]):
-        total_FH[frame_T[start]] += x_TH[start:end].sum(0)
+    for start, end in frame_parts(frame_T):
+        part_TH = x_TH[start:end]
+        total_FH[frame_T[start]].add_(part_TH.sum(0) if weight_T is None else weight_T[start:end] @ part_TH)
 
 
 def _scan(embeds_NH: Tensor, at_T: Array, frame_T: Array, before_T: Array) -> tuple[Tensor, Tensor, Tensor]:
     """Norm of each token (T,), its dot product with the one at ``before_T``, each frame's sum (F, H)."""
-    norm_T = torch.empty(len(at_T), device=embeds_NH.device)
-    dot_T = torch.empty_like(norm_T)
     sum_FH = torch.zeros(int(frame_T[-1]) + 1, embeds_NH.shape[1], device=embeds_NH.device)
-    for block in blocks(frame_T):
-        now = take(embeds_NH, at_T[block]).float()
-        norm_T[block] = torch.linalg.vector_norm(now, dim=-1)
-        dot_T[block] = torch.linalg.vecdot(now, take(embeds_NH, before_T[block]).float())
-        add_frames(sum_FH, now, frame_T[block])
-    return norm_T, dot_T, sum_FH
+    norms, dots = list[Tensor](), list[Tensor]()
+    now_room, before_room = Room(embeds_NH), Room(embeds_NH)
+    last, last_TH = at_T[:0], embeds_NH[:0]
+    for block in blocks(frame_T, PAIRED):
+        at, before = at_T[block], before_T[block]
+        now_TH = now_room.widen(take(embeds_NH, at))
+        # Where a block is one whole frame, the one before it was the last block.
+        before_TH = last_TH if np.array_equal(before, last) else before_room.widen(take(embeds_NH, before))
+        norms.append(torch.linalg.vector_norm(now_TH, dim=-1))
+        dots.append(before_room.dot(now_TH, before_TH))
+        add_frames(sum_FH, now_TH, frame_T[block])
+        last, last_TH, now_room, before_room = at, now_TH, before_room, now_room
+    return torch.cat(norms), torch.cat(dots), sum_FH
 
 
 def check_finite(value_T: Array, frame_T: Array, cell_T: Array) -> None:

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmo.runtime.features import blocks
+from segmo.runtime.features import CHUNK, PAIRED, blocks
 from segmo.runtime.host import Array, give, here, send
 from segmo.runtime.scenes import MAX_SCENES, head_frames
-from segmo.runtime.video_tokens import VideoTokens, place, take
+from segmo.runtime.video_tokens import Room, VideoTokens, place, take
 
 FARTHEST = 2.0  # the largest 1 - cosine
 BACK = 2  # scenes before, whose first frames are looked at: one that goes on, and one that came between
@@ -49,15 +49,16 @@ def distance_to(embeds_NH: Tensor, at_T: Array, other_T: Tensor, frame_T: Array)
     # What a device alone knows is not waited for: there, tokens without another one are compared with the first.
     set_K = np.flatnonzero(there_T.numpy()) if known else np.arange(len(at_T))
     beside_K = at_T[other_T.numpy()[set_K]] if known else give(at_T, other_T.device)[other_T.clamp(min=0)]
-    cosine_K, last = torch.empty(len(set_K), device=embeds_NH.device), None
-    for block in blocks(frame_T[set_K]):
-        now_TH, at = take(embeds_NH, at_T[set_K[block]]).float(), beside_K[block]
+    now_room, other_room = Room(embeds_NH), Room(embeds_NH)
+    cosines, last = [torch.empty(0, device=embeds_NH.device)], None
+    for block in blocks(frame_T[set_K], PAIRED):
+        now_TH, at = now_room.widen(take(embeds_NH, at_T[set_K[block]])), beside_K[block]
         if last is None or not known or not np.array_equal(last, at):
-            other_TH = take(embeds_NH, at).float()
+            other_TH = other_room.widen(take(embeds_NH, at))
             length_T, last = torch.linalg.vector_norm(other_TH, dim=-1), at
-        norm_T = torch.linalg.vector_norm(now_TH, dim=-1) * length_T
-        cosine_K[block] = torch.linalg.vecdot(now_TH, other_TH) / norm_T.clamp_(min=1e-12)
-    return 1 - place(cosine_K, set_K, len(at_T), 0).masked_fill(~there_T, 0)
+        norm_T = torch.linalg.vector_norm(now_TH, dim=-1).mul_(length_T).clamp_(min=1e-12)
+        cosines.append(now_room.dot(now_TH, other_TH).div_(norm_T))
+    return 1 - place(torch.cat(cosines), set_K, len(at_T), 0).masked_fill(~there_T, 0)
 
 
 def farthest_first(distance_SCC: Tensor, known_SC: Tensor, start_SC: Tensor, real_SC: Tensor) -> Tensor:
@@ -75,23 +76,22 @@ def farthest_first(distance_SCC: Tensor, known_SC: Tensor, start_SC: Tensor, rea
     nearest_SC = known_SC.masked_fill(~real_SC, -torch.inf)  # and so is what was taken, which is not taken again
     radius_SC = torch.full_like(known_SC, -torch.inf)
     taken_S1 = (nearest_SC + start_SC).argmax(dim=1, keepdim=True)
+    far_S1 = nearest_SC.gather(1, taken_S1)
     for _ in range(min(cells, PICKS)):
-        radius_SC.scatter_reduce_(1, taken_S1, nearest_SC.gather(1, taken_S1), "amax")
+        radius_SC.scatter_reduce_(1, taken_S1, far_S1, "amax")
         nearest_SC = torch.minimum(nearest_SC, distance_SCC[every_S, taken_S1[:, 0]])
-        taken_S1 = nearest_SC.scatter_(1, taken_S1, -torch.inf).argmax(dim=1, keepdim=True)
+        far_S1, taken_S1 = nearest_SC.scatter_(1, taken_S1, -torch.inf).max(dim=1, keepdim=True)
     return torch.maximum(nearest_SC, radius_SC).masked_fill(~real_SC, 0)
 
 
-def _distances(unit_SCH: Tensor) -> Tensor:
+def _distances(unit_SCH: Tensor, out_SCC: Tensor) -> None:
     """1 - cosine between the tokens of each frame, (S, C, C): strip by strip from the diagonal on, and mirrored."""
-    scenes, cells, _ = unit_SCH.shape
-    distance_SCC = unit_SCH.new_empty(scenes, cells, cells)
+    cells = unit_SCH.shape[1]
     for start in range(0, cells, STRIP):
         strip, right = slice(start, start + STRIP), slice(start, cells)
         part = 1 - unit_SCH[:, strip] @ unit_SCH[:, right].transpose(1, 2)
-        distance_SCC[:, strip, right] = part
-        distance_SCC[:, right, strip] = part.transpose(1, 2)
-    return distance_SCC
+        out_SCC[:, strip, right] = part
+        out_SCC[:, right, strip] = part.transpose(1, 2)
 
 
 def _first_frames(embeds_NH: Tensor, at_SC: Tensor, known_SC: Tensor, real_SC: Tensor) -> Tensor:
@@ -102,11 +102,20 @@ def _first_frames(embeds_NH: Tensor, at_SC: Tensor, known_SC: Tensor, real_SC: T
         known_SC: distance of each to the scenes before, ``FARTHEST`` where there is none.
         real_SC: False where a frame has no such cell; the position is that of any other video token.
     """
-    x_SCH = torch.unflatten(take(embeds_NH, at_SC.flatten()).float(), 0, at_SC.shape).mul_(real_SC[..., None])
-    whole_SH = torch.nn.functional.normalize(x_SCH.sum(dim=1), dim=-1)
-    unit_SCH = x_SCH.div_(torch.linalg.vector_norm(x_SCH, dim=-1, keepdim=True).clamp_(min=1e-12))
-    unlike_SC = 1 - torch.linalg.vecdot(unit_SCH, whole_SH[:, None])
-    return farthest_first(_distances(unit_SCH), known_SC, unlike_SC, real_SC)
+    scenes, cells = at_SC.shape
+    unlike_SC, distance_SCC = torch.empty_like(known_SC), known_SC.new_empty(scenes, cells, cells)
+    step = max(1, CHUNK // cells) if here(embeds_NH) else scenes  # a device does all of them at once
+    room = Room(embeds_NH)
+    for start in range(0, scenes, step):
+        part = slice(start, start + step)
+        at_T = at_SC[part].flatten()
+        x_TH = room.copy(take(embeds_NH, at_T.numpy() if here(at_T) else at_T))
+        x_SCH = torch.unflatten(x_TH, 0, (-1, cells)).mul_(real_SC[part, :, None])
+        whole_SH = torch.nn.functional.normalize(x_SCH.sum(dim=1), dim=-1)
+        unit_SCH = x_SCH.div_(torch.linalg.vector_norm(x_SCH, dim=-1, keepdim=True).clamp_(min=1e-12))
+        _distances(unit_SCH, distance_SCC[part])
+        unlike_SC[part] = 1 - unit_SCH.mul_(whole_SH[:, None]).sum(dim=-1)
+    return farthest_first(distance_SCC, known_SC, unlike_SC, real_SC)
 
 
 def novel_tokens(

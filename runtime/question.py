@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
+from itertools import compress, pairwise
 
 import numpy as np
 from torch import Tensor
@@ -92,9 +92,12 @@ def _places(ids: Sequence[int], wanted: Ids, start: int = 0) -> list[int]:
     size = len(wanted)
     if not size:
         return []
-    return [
-        at for at in range(start, len(ids) - size + 1) if ids[at] == wanted[0] and tuple(ids[at : at + size]) == wanted
-    ]
+    found, at = list[int](), start
+    for _ in range(ids[start:].count(wanted[0])):
+        at = ids.index(wanted[0], at) + 1
+        if tuple(ids[at - 1 : at - 1 + size]) == wanted:
+            found.append(at - 1)
+    return found
 
 
 def _last_turn(ids: Sequence[int], text: Sequence[bool], chat: ChatTokens) -> tuple[int, int]:
@@ -136,13 +139,13 @@ def find_question(ids: Sequence[int], text: Sequence[bool], chat: ChatTokens, de
         default: where the last turn of the user says nothing, all text is the question, so that there is one.
     """
     start, end = _last_turn(ids, text, chat)
-    words = [at for at in range(len(ids)) if text[at] and ids[at] not in chat.special]
+    words = [at for at in compress(range(len(ids)), text) if ids[at] not in chat.special]
     inside = [at for at in words if start <= at < end]
     while inside and ids[inside[0]] in chat.blank:
         inside = inside[1:]
     while inside and ids[inside[-1]] in chat.blank:
         inside = inside[:-1]
-    return inside if inside or not default else words or [at for at in range(len(ids)) if text[at]]
+    return inside if inside or not default else words or list(compress(range(len(ids)), text))
 
 
 def question_tokens(

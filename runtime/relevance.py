@@ -20,7 +20,7 @@ from segmo.runtime.features import CHUNK, add_frames, blocks
 from segmo.runtime.host import Array, array, give, here, read
 from segmo.runtime.layout import heads_of
 from segmo.runtime.video_runs import places
-from segmo.runtime.video_tokens import take
+from segmo.runtime.video_tokens import Room, take
 
 ROWS = 64  # question tokens scored at a time, so that memory stays linear in the prompt's length
 
@@ -79,10 +79,11 @@ def frame_fit(
         common_H: what all features of the video have in common, and is taken off them.
     """
     total_FH = torch.zeros(frames, embeds_NH.shape[1], device=embeds_NH.device)
+    room = Room(embeds_NH)
     for block in blocks(frame_T):
-        x_TH = take(embeds_NH, at_T[block]).to(torch.float32, copy=True).sub_(common_H)
-        norm_T1 = torch.linalg.vector_norm(x_TH, dim=-1, keepdim=True)
-        add_frames(total_FH, x_TH.div_(norm_T1.clamp_(min=1e-12)), frame_T[block])
+        x_TH = room.copy(take(embeds_NH, at_T[block])).sub_(common_H)
+        norm_T = torch.linalg.vector_norm(x_TH, dim=-1)
+        add_frames(total_FH, x_TH, frame_T[block], norm_T.clamp_(min=1e-12).reciprocal_())
     mean_FH = total_FH / give(np.bincount(frame_T, minlength=frames), total_FH.device)[:, None]
     return torch.nn.functional.normalize(question_QH.float(), dim=-1) @ mean_FH.T
 

@@ -61,9 +61,36 @@ def take(x_NH: Tensor, at: Array | Tensor) -> Tensor:
     """Rows of a tensor: a view of them where the host knows that they are neighbours."""
     if isinstance(at, Tensor):
         return x_NH.index_select(0, at)
-    if len(at) and bool((np.diff(at) == 1).all()):
+    if len(at) and bool((at[1:] - at[:-1] == 1).all()):
         return x_NH[int(at[0]) : int(at[-1]) + 1]
     return x_NH.index_select(0, give(at, x_NH.device))
+
+
+class Room:
+    """Memory in which one block of rows after another is widened to fp32: fresh pages cost as much as the work on them.
+
+    What it gave is lost with the next block.
+    """
+
+    def __init__(self, x_NH: Tensor) -> None:
+        self._room_TH = x_NH.new_empty((0, x_NH.shape[1]), dtype=torch.float32)
+
+    def _of(self, x_TH: Tensor) -> Tensor:
+        if x_TH.shape[0] > self._room_TH.shape[0]:
+            self._room_TH = self._room_TH.new_empty(x_TH.shape)
+        return self._room_TH[: x_TH.shape[0]]
+
+    def copy(self, x_TH: Tensor) -> Tensor:
+        """A copy of the rows, which may be written to."""
+        return self._of(x_TH).copy_(x_TH)
+
+    def widen(self, x_TH: Tensor) -> Tensor:
+        """The rows themselves where they are fp32, and otherwise a copy."""
+        return x_TH if x_TH.dtype == torch.float32 else self.copy(x_TH)
+
+    def dot(self, a_TH: Tensor, b_TH: Tensor) -> Tensor:
+        """Dot product of each two rows, (T,); rows that were widened here are overwritten."""
+        return torch.mul(a_TH, b_TH, out=self._of(a_TH)).sum(dim=-1)
 
 
 def place(value_T: Tensor, at: Array, length: int, rest: float) -> Tensor:
