@@ -1,15 +1,15 @@
 """Prefill times of a decoder of Qwen2-0.5B's shape: eager, inductor, LSP, CAS, CAS+LSP, beside the roofline.
 
     python benchmarks/prefill.py                      # make bench
-    python benchmarks/prefill.py --lengths 16384 --dtypes bfloat16 --runs 5
+    python benchmarks/prefill.py --lengths 16384 --dtypes bfloat16 --rounds 9
 
-Everything is timed in one process and one run, way after way, after a warm-up; medians are given. The roofline is the
-time of the FLOPs that remain at rates measured right before and after each prefill, because they differ from minute to
-minute where others use the machine: linear layers at the GEMM rate of the dtype, visible pairs of tokens at the rate of
-flash attention. "untrimmed" computes every row of the last layer, as a model of many
-layers does almost wholly: of its four layers, this one saves most of one. ``own`` is the share of
-SegMo's own operators (scenes, scores, selection, gathering) in the prefill that they leave; ``--profile`` shows each.
-Results are saved after every row.
+Everything is timed in one process. All ways are compiled first, and then take turns, because rates differ from minute
+to minute where others use a machine; medians are given, of ratios within a round. The roofline is the time of the
+FLOPs that remain at rates measured after each prefill, medians of a round: linear layers at the GEMM rate of the dtype,
+visible pairs of tokens at the rate of flash attention. "untrimmed" computes every row of the last layer, as a model of
+many layers does almost wholly: of its four layers, this one saves most of one. ``own`` is the share of SegMo's own
+operators (scenes, scores, selection, gathering) in the prefill that they leave; ``--profile`` shows each. Results are
+saved after every length.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,6 @@ WAYS: dict[str, Mapping[str, Any] | None] = {
 
 
 Rates = tuple[float, float]  # FLOP/s of matrix products, of flash attention
-Timed = tuple[float, Rates]  # seconds of a prefill, the rates around it
 
 
 def build_model(dtype: torch.dtype) -> Any:
@@ -139,17 +139,6 @@ def rates_now(dtype: torch.dtype) -> Rates:
     return gemm_rate(dtype), flash_rate(dtype)
 
 
-def timed_prefills(run: Callable[[], Any], runs: int, dtype: torch.dtype, enough: float = 60.0) -> list[Timed]:
-    """Seconds of each prefill and the rates around it, ``runs`` times or as often as fits into ``enough`` seconds."""
-    timed: list[Timed] = []
-    before = rates_now(dtype)
-    while not timed or (len(timed) < runs and sum(seconds for seconds, _ in timed) < enough):
-        seconds, after = seconds_of(run), rates_now(dtype)
-        timed.append((seconds, ((before[0] + after[0]) / 2, (before[1] + after[1]) / 2)))
-        before = after
-    return timed
-
-
 def pair_flops(pairs: int) -> int:
     """FLOPs of one layer's attention over so many visible pairs of tokens."""
     return 4 * pairs * SIZE * HEADS
@@ -176,19 +165,68 @@ def roofline_seconds(kept: int, pairs: int, trimmed: bool, rates: Rates) -> floa
     return linear / rates[0] + attention / rates[1]
 
 
-def own_operators(run: Callable[[], Any]) -> dict[str, tuple[int, float]]:
-    """Calls and seconds of each of SegMo's operators in one run, those that took longest first."""
+def own_operators(run: Callable[[], Any]) -> tuple[dict[str, tuple[int, float]], float]:
+    """Calls and seconds of each of SegMo's operators in one run, those that took longest first; seconds of that run."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        run()
+        seconds = seconds_of(run)
     events = [event for event in profile.key_averages() if event.key.startswith("segmo::")]
     events.sort(key=lambda event: -event.cpu_time_total)
-    return {event.key.removeprefix("segmo::"): (event.count, event.cpu_time_total / 1e6) for event in events}
+    found = {event.key.removeprefix("segmo::"): (event.count, event.cpu_time_total / 1e6) for event in events}
+    return found, seconds
 
 
-def measure(model: Any, prompt: dict[str, Any], name: str, runs: int) -> dict[str, Any]:
-    """One way at one length."""
-    torch._dynamo.reset()
-    segmo.uncompile(model)
+@dataclass
+class Way:
+    """A compiled model that waits for its turns.
+
+    Attributes:
+        run: one prefill.
+        first: seconds of the first one, which compiled.
+        kept, pairs, trimmed: tokens and visible pairs that are left, and whether the last layer does one row only.
+        turns: seconds of each.
+        peak: bytes above what the process held before a turn.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    first: float
+    kept: int
+    pairs: int
+    trimmed: bool
+    turns: list[float] = field(default_factory=list)
+    peak: int = 0
+
+    def take_turn(self) -> None:
+        """One prefill."""
+        reset_peak()
+        held = memory("VmRSS")
+        self.turns.append(seconds_of(self.run))
+        self.peak = max(self.peak, memory("VmHWM") - held)
+
+    def result(self, rates: Sequence[Rates]) -> dict[str, Any]:
+        """The row of the table, with the rates of each round."""
+        seconds = statistics.median(self.turns)
+        ratios = [
+            turn / roofline_seconds(self.kept, self.pairs, self.trimmed, rate)
+            for turn, rate in zip(self.turns, rates, strict=True)
+        ]
+        operators, profiled = own_operators(self.run) if WAYS[self.name] is not None else ({}, seconds)
+        own = sum(taken for name, (_, taken) in operators.items() if "segment_attention" not in name)
+        return {
+            "way": self.name,
+            "kept": self.kept,
+            "seconds": seconds,
+            "turns": self.turns,
+            "first_run_extra": max(0.0, self.first - seconds),
+            "roofline_ratio": statistics.median(ratios),
+            "own_share": own / profiled,
+            "peak_mib": self.peak / 2**20,
+            "operators": {name: (calls, taken / profiled, taken) for name, (calls, taken) in operators.items()},
+        }
+
+
+def prepare(model: Any, prompt: dict[str, Any], name: str) -> Way:
+    """A model compiled in one way, by its first prefill."""
     options = WAYS[name]
     if name == "inductor":
         model.compile(dynamic=True)
@@ -199,47 +237,49 @@ def measure(model: Any, prompt: dict[str, Any], name: str, runs: int) -> dict[st
         with torch.no_grad():
             return model(**prompt, use_cache=True)
 
-    first = seconds_of(run)  # compiles, and warms up
-    reset_peak()
-    before = memory("VmRSS")
-    timed = timed_prefills(run, runs, model.dtype)
-    seconds = statistics.median(seconds for seconds, _ in timed)
-    peak = memory("VmHWM") - before
-    length = kept = prompt["input_ids"].shape[1]
-    operators: dict[str, tuple[int, float]] = {}
-    pairs, trimmed = length * (length + 1) // 2, False
+    first = seconds_of(run)
+    kept = prompt["input_ids"].shape[1]
+    pairs, trimmed = kept * (kept + 1) // 2, False
     if options is not None:
-        prefill = segmo.last_report().prefill
-        kept = len(prefill.kept())
+        report = segmo.last_report()
+        kept = len(report.prefill.kept())
         pairs = kept * (kept + 1) // 2
-        if prefill.segment is not None:
-            pairs = visible_pairs(attention_schedule(prefill.segment, prefill.context, None))
-        trimmed = any(each.name == TRIM and each.matches for each in segmo.last_report().graphs[0].passes)
-        operators = own_operators(run)
-    own = sum(taken for name, (_, taken) in operators.items() if "segment_attention" not in name)
-    ratios = [seconds / roofline_seconds(kept, pairs, trimmed, rates) for seconds, rates in timed]
-    gemm, flash = (statistics.median(rates[each] for _, rates in timed) for each in (0, 1))
-    return {
-        "way": name,
-        "tokens": length,
-        "kept": kept,
-        "seconds": seconds,
-        "first_run_extra": max(0.0, first - seconds),
-        "roofline_ratio": statistics.median(ratios),
-        "gflops": [round(gemm / 1e9), round(flash / 1e9)],
-        "own_share": own / seconds,
-        "peak_mib": peak / 2**20,
-        "operators": operators,
-    }
+        if report.prefill.segment is not None:
+            pairs = visible_pairs(attention_schedule(report.prefill.segment, report.prefill.context, None))
+        trimmed = any(each.name == TRIM and each.matches for each in report.graphs[0].passes)
+    return Way(name, run, first, kept, pairs, trimmed)
+
+
+def measure(names: Sequence[str], length: int, dtype: torch.dtype, rounds: int, enough: float) -> list[dict[str, Any]]:
+    """All ways at one length, in turns: ``rounds`` of them, or as many as fit into ``enough`` seconds."""
+    torch._dynamo.reset()
+    prompt = build_prompt(build_model(dtype), length, dtype)
+    ways = [prepare(build_model(dtype), prompt, name) for name in names]
+    rates: list[Rates] = []
+    start = time.perf_counter()
+    while not rates or (len(rates) < rounds and time.perf_counter() - start < enough):
+        measured = [rates_now(dtype)]
+        for way in ways:
+            way.take_turn()
+            measured.append(rates_now(dtype))
+        gemm, flash = (statistics.median(each) for each in zip(*measured, strict=True))
+        rates.append((gemm, flash))
+    return [{**way.result(rates), "gflops": _gflops(rates)} for way in ways]
+
+
+def _gflops(rates: Sequence[Rates]) -> list[int]:
+    return [round(statistics.median(each) / 1e9) for each in zip(*rates, strict=True)]
 
 
 def show_operators(row: Mapping[str, Any], console: Console) -> None:
     """SegMo's own operators in one prefill, and their share of it; attention takes the place of the model's own."""
-    table = Table(title=f"{row['way']}, {row['tokens']:,} tokens: SegMo's operators", title_justify="left")
+    if not row["operators"]:
+        return
+    table = Table(title=f"{row['way']}, {row['length']:,} video tokens: SegMo's operators", title_justify="left")
     for column in ("operator", "calls", "ms", "of the prefill"):
         table.add_column(column, justify="left" if column == "operator" else "right")
-    for name, (calls, taken) in row["operators"].items():
-        table.add_row(name, str(calls), f"{1e3 * taken:.2f}", f"{taken / row['seconds']:.1%}")
+    for name, (calls, share, taken) in row["operators"].items():
+        table.add_row(name, str(calls), f"{1e3 * taken:.2f}", f"{share:.1%}")
     console.print(table)
 
 
@@ -257,26 +297,27 @@ def show(rows: list[dict[str, Any]], console: Console) -> None:
         "own",
         "MiB",
         "compile s",
-        "GFLOP/s",
     ):
         table.add_column(column, justify="left" if column in ("dtype", "way") else "right")
-    eager = {(row["dtype"], row["length"]): row["seconds"] for row in rows if row["way"] == "eager"}
+    eager = {(row["dtype"], row["length"]): row["turns"] for row in rows if row["way"] == "eager"}
     for row in rows:
-        base = eager.get((row["dtype"], row["length"]))
+        turns = zip(eager.get((row["dtype"], row["length"]), ()), row["turns"], strict=False)
+        base = [a / b for a, b in turns]
         table.add_row(
             row["dtype"],
             f"{row['length']:,}",
             row["way"],
             f"{row['kept']:,}",
             f"{row['seconds']:.3f}",
-            "" if base is None else f"{base / row['seconds']:.1f}x",
+            f"{statistics.median(base):.1f}x" if base else "",
             f"{row['roofline_ratio']:.2f}x",
             f"{row['own_share']:.1%}",
             f"{row['peak_mib']:,.0f}",
             f"{row['first_run_extra']:.1f}",
-            "{}, {}".format(*row["gflops"]),
         )
     console.print(table)
+    gemm, flash = rows[0]["gflops"]
+    console.print(f"matrix products at {gemm} GFLOP/s, flash attention at {flash}")
 
 
 def main() -> None:
@@ -285,7 +326,8 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768])
     parser.add_argument("--dtypes", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each way")
+    parser.add_argument("--seconds", type=float, default=240, help="after which no further round of a length begins")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--profile", action="store_true", help="show the time of each of SegMo's operators")
     parser.add_argument("--out", type=Path, default=Path("out/prefill.json"))
@@ -293,27 +335,21 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     flags.hold()  # for inductor's row: one graph there too, and no word of breaks
     console = Console(width=130)
+    console.print(f"{processor()}, {arguments.threads} threads")
     rows: list[dict[str, Any]] = []
     machine = {"processor": processor(), "threads": arguments.threads}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     for name in arguments.dtypes:
         dtype = getattr(torch, name)
-        model = build_model(dtype)
-        console.print(f"{machine['processor']}, {arguments.threads} threads")
         for length in arguments.lengths:
-            prompt = build_prompt(model, length, dtype)
-            for way in arguments.ways:
-                row = measure(model, prompt, way, arguments.runs)
-                rows.append({"dtype": name, "length": length, **row})
-                gemm, flash = row["gflops"]
-                rates = f"at {gemm} GFLOP/s in products and {flash} in attention"
-                console.print(f"{name} {length} {way}: {row['seconds']:.3f} s, {rates}")
-                if arguments.profile and row["operators"]:
-                    show_operators(row, console)
-                arguments.out.write_text(
-                    json.dumps({"torch": torch.__version__, "machine": machine, "rows": rows}, indent=1)
-                )
-    show(rows, console)
+            found = measure(arguments.ways, length, dtype, arguments.rounds, arguments.seconds)
+            rows += [{"dtype": name, "length": length, **row} for row in found]
+            arguments.out.write_text(
+                json.dumps({"torch": torch.__version__, "machine": machine, "rows": rows}, indent=1)
+            )
+            show(rows[-len(found) :], console)
+            for row in found if arguments.profile else ():
+                show_operators({"length": length, **row}, console)
 
 
 if __name__ == "__main__":
