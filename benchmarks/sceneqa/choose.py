@@ -1,5 +1,7 @@
 """Choose SegMo's defaults on the validation split: python benchmarks/sceneqa/choose.py --out out/sceneqa-choose
 
+    python benchmarks/sceneqa/choose.py --difficulty hard --videos 12 --keep 0.125 --out out/choose-hard
+
 One option at a time, the others at their defaults. Results are saved as they come, and a run that was broken off goes
 on. The table gives each value's difference to the present default over the same questions; a value is worth changing
 to where the interval of that difference is above zero.
@@ -20,7 +22,7 @@ from rich.table import Table
 from segmo.options import Options
 from segmo.sceneqa.evaluate import build_set, evaluate
 from segmo.sceneqa.methods import Method, both_method, cas_method
-from segmo.sceneqa.model import load_model
+from segmo.sceneqa.model import load_model, weights_for
 from segmo.sceneqa.questions import KINDS
 from segmo.sceneqa.results import OVERALL, paired_difference, summarise
 from segmo.sceneqa.task import DIFFICULTIES
@@ -28,7 +30,7 @@ from segmo.sceneqa.task import DIFFICULTIES
 LAYERS = (0, 1, 2, 3)
 BALANCES = (0.0, 0.25, 0.75, 1.0)
 CONTEXTS = (0, 1, 4)
-TAILS = (0, 2)
+TAILS = (0, 1, 4)
 SEGMENTS = (2, 4, 8)
 
 
@@ -65,13 +67,15 @@ def main() -> None:
     """Read the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="out/sceneqa-choose", help="folder for results")
+    parser.add_argument("--difficulty", default="standard", choices=tuple(DIFFICULTIES))
     parser.add_argument("--videos", type=int, default=60)
     parser.add_argument("--keep", type=float, nargs="+", default=[0.25, 0.125], help="budgets")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model, processor = load_model()
-    questions = build_set(model, processor, "validation", DIFFICULTIES["standard"], args.videos, PER_KIND)
+    difficulty = DIFFICULTIES[args.difficulty]
+    model, processor = load_model(weights_for(difficulty))
+    questions = build_set(model, processor, "validation", difficulty, args.videos, PER_KIND)
     methods = [method for keep in args.keep for method in candidates(keep)]
     records = evaluate(model, methods, questions, Path(args.out) / "results.jsonl")
     default = Options()
