@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from segmo.runtime.host import here
+
 
 def linear_into(x_BNH: Tensor, weight_XH: Tensor, buffer_BNX: Tensor) -> Tensor:
     """A linear layer without bias whose result (B, N, X) takes the memory of a tensor that nobody reads again.
@@ -52,7 +54,7 @@ def scatter_rows_(embeds_BNH: Tensor, mask: Tensor, features: Tensor) -> Tensor:
 
 
 def _tokens(mask: Tensor) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
-    """Tokens that the mask tells, counted through all rows; None where it may tell parts of a token."""
-    if mask.dim() != 3 or (mask.shape[-1] != 1 and mask.stride(-1) != 0) or mask.dtype != torch.bool:
+    """Tokens that the mask tells, counted through all rows; None where it may tell parts of one, or a device knows."""
+    if not here(mask) or mask.dim() != 3 or (mask.shape[-1] != 1 and mask.stride(-1) != 0) or mask.dtype != torch.bool:
         return None
     return np.flatnonzero(mask[..., 0].numpy())

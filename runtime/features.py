@@ -20,6 +20,7 @@ from segmo.runtime.video_tokens import Room, VideoTokens, place, take
 # Tokens that are widened to fp32 at a time: a chunk of 512 x 1024 fp32 values stays in a core's cache.
 CHUNK = 512
 PAIRED = CHUNK // 2  # tokens of whole frames that are put together where as many others lie beside them
+DEVICE_VALUES = 2**24  # fp32 values that a device holds at a time: 64 MB, so that its queue gets few calls
 
 
 def previous_cell(frame_T: Array, cell_T: Array) -> Array:
@@ -58,14 +59,14 @@ def blocks(frame_T: Array, joined: int = CHUNK) -> Iterator[slice]:
         frame_T: frame of each token, in order.
         joined: frames of together no more tokens are put into one block.
     """
-    start, tokens = 0, len(frame_T)
+    start, tokens, most = 0, len(frame_T), max(CHUNK, joined)
     for head, end in frame_parts(frame_T) if tokens else ():
         if end - start > joined and head > start:
             yield slice(start, head)
             start = head
-        while end - start > CHUNK:
-            yield slice(start, start + CHUNK)
-            start += CHUNK
+        while end - start > most:
+            yield slice(start, start + most)
+            start += most
     if start < tokens:
         yield slice(start, tokens)
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from segmo.errors import PromptError
-from segmo.runtime.features import CHUNK, add_frames, blocks
+from segmo.runtime.features import CHUNK, DEVICE_VALUES, add_frames, blocks
 from segmo.runtime.host import Array, array, give, here, read
 from segmo.runtime.layout import heads_of
 from segmo.runtime.video_runs import places
@@ -80,7 +80,7 @@ def frame_fit(
     """
     total_FH = torch.zeros(frames, embeds_NH.shape[1], device=embeds_NH.device)
     room = Room(embeds_NH)
-    for block in blocks(frame_T):
+    for block in blocks(frame_T, CHUNK if here(embeds_NH) else DEVICE_VALUES // embeds_NH.shape[1]):
         x_TH = room.copy(take(embeds_NH, at_T[block])).sub_(common_H)
         norm_T = torch.linalg.vector_norm(x_TH, dim=-1)
         add_frames(total_FH, x_TH, frame_T[block], norm_T.clamp_(min=1e-12).reciprocal_())
