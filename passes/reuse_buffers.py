@@ -90,7 +90,8 @@ class _Memory:
             return self._scattered(node)
         if node.target not in _ACTIVATIONS and (node.target not in _IN_PLACE or len(node.args) != 2):
             return None
-        operand = next((arg for arg in node.args if self._is_free(arg, node) and _alike(arg, node)), None)
+        nodes = (arg for arg in node.args if isinstance(arg, Node))
+        operand = next((arg for arg in nodes if self._is_free(arg, node) and _alike(arg, node)), None)
         if operand is None:
             return None
         if node.target in _ACTIVATIONS:
@@ -101,7 +102,7 @@ class _Memory:
         return operand
 
     def _scattered(self, node: Node) -> Node | None:
-        embeds = node.args[0]
+        embeds: Any = node.args[0]
         free = self._is_free(embeds, node)
         node.op, node.target = "call_function", scatter_rows_ if free else scatter_rows
         return embeds if free else None
@@ -115,7 +116,7 @@ class _Memory:
             node.target, node.args, node.kwargs = linear_into, (*node.args[:2], old), {}
         return old
 
-    def _is_free(self, operand: Any, reader: Node | None = None) -> bool:
+    def _is_free(self, operand: Node, reader: Node | None = None) -> bool:
         """Whether nobody but ``reader``, once, reads a node's memory from now on, directly or by a view.
 
         A node that was visited and is known reads it before, and has a result of its own or lies there itself.
@@ -139,7 +140,8 @@ def _is_fresh(node: Node) -> bool:
         return node.target in _FRESH or node.target is scatter_rows
     if node.target not in _CONVERSIONS:
         return node.target in _FRESH_METHODS
-    old, new = (example(each) for each in (node.args[0], node))
+    operand: Any = node.args[0]
+    old, new = example(operand), example(node)
     return isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor) and old.dtype != new.dtype
 
 

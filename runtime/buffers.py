@@ -20,7 +20,7 @@ def linear_into(x_BNH: Tensor, weight_XH: Tensor, buffer_BNX: Tensor) -> Tensor:
     fits = buffer_BNX.shape == (*x_BNH.shape[:-1], weight_XH.shape[0]) and buffer_BNX.dtype == x_BNH.dtype
     if not fits or not buffer_BNX.is_contiguous():
         return torch.nn.functional.linear(x_BNH, weight_XH)
-    into: Tensor = torch._C._nn.linear(x_BNH, weight_XH, None, out=buffer_BNX)
+    into: Tensor = torch.ops.aten.linear.out(x_BNH, weight_XH, None, out=buffer_BNX)
     return into
 
 
