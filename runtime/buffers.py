@@ -15,10 +15,11 @@ from segmo.runtime.host import here
 def linear_into(x_BNH: Tensor, weight_XH: Tensor, buffer_BNX: Tensor) -> Tensor:
     """A linear layer without bias whose result (B, N, X) takes the memory of a tensor that nobody reads again.
 
-    A graph's sizes are known when it runs: where the buffer's are others, the result gets memory of its own.
+    A graph's sizes are known when it runs: where the buffer's are others, the result gets memory of its own. So it does
+    where autocast has dtypes to bring together, of which a given result knows nothing.
     """
-    fits = buffer_BNX.shape == (*x_BNH.shape[:-1], weight_XH.shape[0]) and buffer_BNX.dtype == x_BNH.dtype
-    if not fits or not buffer_BNX.is_contiguous():
+    fits = buffer_BNX.shape == (*x_BNH.shape[:-1], weight_XH.shape[0]) and buffer_BNX.is_contiguous()
+    if not fits or not buffer_BNX.dtype == x_BNH.dtype == weight_XH.dtype:
         return torch.nn.functional.linear(x_BNH, weight_XH)
     into: Tensor = torch.ops.aten.linear.out(x_BNH, weight_XH, None, out=buffer_BNX)
     return into

@@ -50,3 +50,9 @@ def test_a_linear_layer_fills_a_buffer_that_fits(dtype: torch.dtype, buffer: tup
     found = linear_into(x, weight, into)
     assert torch.equal(found, torch.nn.functional.linear(x, weight))
     assert (found.data_ptr() == into.data_ptr()) == (buffer == (1, 3, 4))
+
+
+def test_under_autocast_a_linear_layer_takes_memory_of_its_own() -> None:
+    x, weight, into = torch.randn(1, 3, 8).bfloat16(), torch.randn(4, 8), torch.zeros(1, 3, 4).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(linear_into(x, weight, into), torch.nn.functional.linear(x, weight))
