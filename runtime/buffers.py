@@ -28,7 +28,7 @@ def linear_into(x_BNH: Tensor, weight_XH: Tensor, buffer_BNX: Tensor) -> Tensor:
 def scatter_rows(embeds_BNH: Tensor, mask: Tensor, features: Tensor) -> Tensor:
     """``embeds.masked_scatter(mask, features)`` for a mask of whole tokens, which are copied as such.
 
-    PyTorch's own goes element by element on one core: 39 ms for 16,384 tokens of 896 features, this 8 ms.
+    PyTorch's own goes element by element on one core, which takes several times as long.
 
     Args:
         embeds_BNH: of the prompt.
