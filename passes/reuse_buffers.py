@@ -25,6 +25,8 @@ _FRESH = {
 _FRESH_METHODS = {"pow", "mean"}
 _CONVERSIONS = {"to", "float"}  # fresh where the dtype changes
 
+Like = tuple[torch.dtype, tuple[str, ...]]
+
 
 @dataclass(frozen=True)
 class ReuseBuffers:
@@ -64,11 +66,11 @@ class _Memory:
 
     Attributes:
         sharers: all nodes of a piece of memory, by each of them. What is missing may lie anywhere.
-        results: the first node of each piece that a linear layer without bias has filled.
+        results: the first node of each piece that a linear layer without bias has filled, by what it is like.
     """
 
     sharers: dict[Node, list[Node]] = field(default_factory=dict)
-    results: list[Node] = field(default_factory=list)
+    results: dict[Like, list[Node]] = field(default_factory=dict)
 
     def visit(self, node: Node) -> bool:
         """Lets a node take memory that is free, if there is any; nodes are visited in order."""
@@ -80,8 +82,8 @@ class _Memory:
             self.sharers[node].append(node)
         elif _is_fresh(node):
             self.sharers[node] = [node]
-            if _is_plain_linear(node):
-                self.results.append(node)
+            if _is_plain_linear(node) and (like := _like(node)):
+                self.results.setdefault(like, []).append(node)
         return taken is not None
 
     def _overwritten(self, node: Node) -> Node | None:
@@ -90,9 +92,9 @@ class _Memory:
             return self._scattered(node)
         if node.target not in _ACTIVATIONS and (node.target not in _IN_PLACE or len(node.args) != 2):
             return None
-        nodes = (arg for arg in node.args if isinstance(arg, Node))
-        operand = next((arg for arg in nodes if self._is_free(arg, node) and _alike(arg, node)), None)
-        if operand is None:
+        nodes, like = (arg for arg in node.args if isinstance(arg, Node)), _like(node)
+        operand = next((arg for arg in nodes if self._is_free(arg, node) and _like(arg) == like), None)
+        if operand is None or like is None:
             return None
         if node.target in _ACTIVATIONS:
             node.kwargs = {**node.kwargs, "inplace": True}
@@ -111,7 +113,8 @@ class _Memory:
         """The dead result of an earlier linear layer that this one's is written into."""
         if not _is_plain_linear(node):
             return None
-        old = next((old for old in self.results if _alike(old, node) and self._is_free(old)), None)
+        like = _like(node)
+        old = next(filter(self._is_free, self.results.get(like, ())), None) if like else None
         if old is not None:
             node.target, node.args, node.kwargs = linear_into, (*node.args[:2], old), {}
         return old
@@ -145,11 +148,7 @@ def _is_fresh(node: Node) -> bool:
     return isinstance(old, torch.Tensor) and isinstance(new, torch.Tensor) and old.dtype != new.dtype
 
 
-def _alike(a: Node, b: Node) -> bool:
-    """Whether two values have one size and one dtype, as far as was traced."""
-    old, new = example(a), example(b)
-    return isinstance(old, torch.Tensor) and old.dtype == new.dtype and _same_size(old, new)
-
-
-def _same_size(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dim() == b.dim() and all(x is y or str(x) == str(y) for x, y in zip(a.shape, b.shape, strict=True))
+def _like(node: Node) -> Like | None:
+    """Dtype and size of a value, as far as was traced; None of what is not a tensor."""
+    value = example(node)
+    return (value.dtype, tuple(map(str, value.shape))) if isinstance(value, torch.Tensor) else None
