@@ -10,10 +10,17 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols
 
+from segmo.compat.operators import FakeTensor
+
 
 def example(node: Node) -> Any:
     """The value Dynamo traced for a node: a fake tensor, a number, or a tuple of them."""
     return node.meta.get("example_value")
+
+
+def is_plain(value: object) -> bool:
+    """Whether a traced value is a tensor that takes every call of PyTorch's, as no subclass has to."""
+    return type(value) in (torch.Tensor, torch.nn.Parameter, FakeTensor)
 
 
 def concrete(value: Any) -> Any:

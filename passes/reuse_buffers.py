@@ -10,7 +10,7 @@ import torch
 from torch.fx import Node
 
 from segmo.passes.base import Outcome, Rewrite, Tier
-from segmo.passes.graph import example
+from segmo.passes.graph import example, is_plain
 from segmo.passes.reasons import Miss
 from segmo.runtime.buffers import linear_into, scatter_rows, scatter_rows_
 
@@ -135,7 +135,9 @@ def _is_scatter(node: Node) -> bool:
 
 
 def _is_plain_linear(node: Node) -> bool:
-    return node.target is _LINEAR and not any(node.args[2:]) and not node.kwargs
+    if node.target is not _LINEAR or any(node.args[2:]) or node.kwargs:
+        return False
+    return all(isinstance(arg, Node) and _like(arg) is not None for arg in node.args[:2])
 
 
 def _is_fresh(node: Node) -> bool:
@@ -149,6 +151,9 @@ def _is_fresh(node: Node) -> bool:
 
 
 def _like(node: Node) -> Like | None:
-    """Dtype and size of a value, as far as was traced; None of what is not a tensor."""
+    """Dtype and size of a value, as far as was traced; None of what is not a plain tensor.
+
+    Quantised weights and the tensors of tensor parallelism are subclasses that know which calls they can take.
+    """
     value = example(node)
-    return (value.dtype, tuple(map(str, value.shape))) if isinstance(value, torch.Tensor) else None
+    return (value.dtype, tuple(map(str, value.shape))) if is_plain(value) else None

@@ -8,6 +8,8 @@ from segmo.calls.backend import segmo
 from segmo.calls.frames import choose_nowhere
 from segmo.calls.inner import inner_model, inner_models
 from segmo.calls.standing import leave, standing_call
+from segmo.compat.dynamo import SWITCHED_OFF, switched_off
+from segmo.errors import NotRewrittenError
 from segmo.options import Options, check_frames
 from segmo.report.history import forget
 
@@ -30,8 +32,11 @@ def compile(model: _Given, *, dynamic: bool | None = True, **options: Any) -> _G
 
     Raises:
         OptionError: a wrong option, or a model that takes no video.
+        NotRewrittenError: under ``strict=True``, torch.compile is switched off.
     """
     parsed = Options.parse(options)
+    if parsed.strict and switched_off():
+        raise NotRewrittenError(SWITCHED_OFF)
     check_frames(parsed.frames, parsed.scorer)
     inner: Any = inner_model(model)
     uncompile(inner)

@@ -100,7 +100,9 @@ class Program:
             return value
         name = f"constant_{len(self.root._buffers)}"
         self.root.register_buffer(name, value)
-        return self.graph.get_attr(name)
+        node = self.graph.get_attr(name)
+        node.meta["example_value"] = torch.empty_like(value)
+        return node
 
     def call(self, target: Any, operands: list[int], rest: tuple[Any, ...] = ()) -> None:
         """A call of values by their numbers, with what else it needs."""

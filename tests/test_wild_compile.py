@@ -7,17 +7,22 @@ import functools
 import inspect
 import io
 import logging
+import os
 import pickle
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
 import torch
 from models import CELLS, LAYERS, build, prompt
 from torch._dynamo.utils import counters
+from torch.utils.flop_counter import FlopCounterMode
 
 import segmo
-from segmo.errors import CompileError, OptionError
+from segmo.errors import CompileError, NotRewrittenError, OptionError
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
@@ -239,3 +244,50 @@ def test_more_graphs_than_there_is_room_for_is_an_error_and_no_eager_run() -> No
     with pytest.raises(CompileError, match="dynamic=True"):
         logits(opt, prompt("qwen2_vl", frames=8))
     logits(opt, prompt("qwen2_vl", frames=4))
+
+
+LEFT_ALONE: dict[str, tuple[Callable[[], AbstractContextManager[Any]], str]] = {
+    "stance": (lambda: torch.compiler.set_stance("force_eager"), r"set_stance\(\"force_eager\"\)"),
+    "config": (lambda: torch._dynamo.config.patch(disable=True), "TORCH_COMPILE_DISABLE=1"),
+    "mode": (lambda: FlopCounterMode(display=False), "FlopCounterMode"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "before"), [("stance", False), ("stance", True), ("mode", False), ("mode", True), ("config", False)]
+)
+def test_a_call_that_torch_leaves_alone_is_told(name: str, before: bool) -> None:
+    """torch.compile says nothing of it, and the model would run whole."""
+    left_alone, why = LEFT_ALONE[name]
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl", frames=FRAMES)
+    expected = logits(model, inputs)
+    segmo.compile(model, keep=0.5)
+    if before:
+        logits(model, inputs)
+    with left_alone(), pytest.warns(UserWarning, match=f"ran the call as it was: .*{why}"):
+        assert torch.equal(logits(model, inputs), expected)
+    segmo.compile(model, keep=0.5, strict=True)
+    with left_alone(), pytest.raises(NotRewrittenError, match=why):
+        logits(model, inputs)
+    with left_alone(), torch.no_grad():  # nothing is lost where there is no video
+        model(input_ids=torch.tensor([[1, 2, 3]]))
+    if name != "config":  # by that Dynamo gives functions up for good
+        assert not torch.equal(logits(model, inputs), expected)
+        assert any(rewritten())
+
+
+def test_frames_that_were_left_out_are_not_read_where_torch_leaves_a_call_alone() -> None:
+    model, inputs = build("qwen2_5_vl"), prompt("qwen2_5_vl", frames=FRAMES)
+    segmo.compile(model, keep=0.25, frames=0.5)
+    with torch.compiler.set_stance("force_eager"), pytest.raises(NotRewrittenError, match="frames were left out"):
+        logits(model, inputs)
+
+
+def test_torch_compile_that_is_switched_off_for_the_process_is_told() -> None:
+    program = (
+        "import warnings; warnings.simplefilter('error', UserWarning)\n"
+        "import segmo\ntry:\n segmo.compile\nexcept UserWarning as warning:\n print(warning)"
+    )
+    environment = {**os.environ, "TORCHDYNAMO_DISABLE": "1"}
+    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert "TORCHDYNAMO_DISABLE=1 switches torch.compile off" in said.stdout

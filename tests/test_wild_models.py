@@ -92,11 +92,24 @@ def test_accelerate_s_hooks_and_offloaded_weights() -> None:
         generate(model, prompt(FAMILY))
 
 
-def test_weights_that_torchao_quantised() -> None:
+@pytest.mark.parametrize(
+    "how", ["Int8WeightOnlyConfig", "Int8DynamicActivationInt8WeightConfig", "Float8WeightOnlyConfig"]
+)
+def test_weights_that_torchao_quantised(how: str) -> None:
+    """They are tensors of other classes, each of which takes some of PyTorch's calls only."""
     quantization = pytest.importorskip("torchao.quantization")
     model = build(FAMILY)
-    quantization.quantize_(model.model.language_model, quantization.Int8WeightOnlyConfig())
+    quantization.quantize_(model.model.language_model, getattr(quantization, how)())
     equal_and_cut(model)
+
+
+def test_weights_that_are_quantised_behind_a_compiled_call() -> None:
+    quantization = pytest.importorskip("torchao.quantization")
+    model, inputs = segmo.compile(build(FAMILY), keep=1.0, segments=1, strict=True), prompt(FAMILY)
+    generate(model, inputs)
+    quantization.quantize_(model.model.language_model, quantization.Int8WeightOnlyConfig())
+    found = generate(model, inputs).sequences
+    assert torch.equal(found, generate(segmo.uncompile(model), inputs).sequences)
 
 
 class Registered(torch.nn.Module):

@@ -5,6 +5,7 @@ torch imports this module when it looks the backend up (entry point group ``torc
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from segmo.calls.optimized import optimized, reaching
 from segmo.calls.standing import stand_in_place
 from segmo.compat import flags
 from segmo.compat.chunk_loops import make_loops_opaque
+from segmo.compat.dynamo import SWITCHED_OFF, switched_off
 from segmo.compat.joining import Asked, join
 from segmo.compiler.backend import inductor_settings, segmo
 from segmo.errors import OptionError
@@ -82,3 +84,5 @@ def _given(target: Any) -> tuple[torch.nn.Module | None, str | None]:
 
 
 join(segmo, _compiled)
+if switched_off():
+    warnings.warn(SWITCHED_OFF, stacklevel=1)

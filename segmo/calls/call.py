@@ -12,21 +12,23 @@ import torch
 
 from segmo.calls.attention import attention_of
 from segmo.calls.hooks import Hooks
-from segmo.calls.inputs import by_name, encoded, joined
+from segmo.calls.inputs import by_name, encoded, joined, pictures_of
 from segmo.calls.length import look_at_length
 from segmo.calls.pictures import no_video, refuse_gaps
 from segmo.calls.shards import Shards
 from segmo.calls.videos import cells_of, frames_of
 from segmo.compat.cache_name import cache_name, cache_of, with_cache_as
 from segmo.compat.collector import collector_spared
-from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit, trace_again
+from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit, trace_again, why_left_alone
 from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
 from segmo.compat.joining import Asked
 from segmo.compiler.capture import called
 from segmo.compiler.left import leave_prefill
+from segmo.compiler.ran import graphs_noted
 from segmo.errors import CompileError, SegMoError
 from segmo.options import Options
 from segmo.passes.pipeline import build_pipeline
+from segmo.passes.reasons import Miss
 from segmo.passes.shard_segments import spreads_cache
 from segmo.runtime.cuts import call_and_mark
 from segmo.runtime.distributed.session import check_dealt, going_on, memory_explained, words_known
@@ -128,12 +130,22 @@ class Call:
 
     def _marked(self, **inputs: Any) -> Any:
         try:
-            with collector_spared():
-                return call_and_mark(self.compiled, inputs)
+            with collector_spared(), graphs_noted() as graphs:
+                result = call_and_mark(self.compiled, inputs)
         except BaseException as error:
             if trace_again(error):
                 self.start_afresh()
             raise
+        if not graphs and pictures_of(inputs):
+            self.left_alone(inputs)
+        return result
+
+    def left_alone(self, inputs: dict[str, Any]) -> None:
+        """Says that torch.compile ran a prompt as it was."""
+        miss = Miss.of("not-compiled", why_left_alone())
+        if self.encoder is not None:
+            refuse_gaps(inputs, miss)
+        leave_prefill(self.model, self.options, miss)
 
     def before(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The steps before the graph: the arguments that it is called with.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,6 +29,13 @@ def by_name(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[s
     if twice:
         raise TypeError(f"{type(model).__name__}: {', '.join(sorted(twice))} given by place and by name")
     return {**given, **kwargs}
+
+
+def pictures_of(inputs: Mapping[str, Any]) -> set[str]:
+    """The kinds of pictures that a call brings, as pixels or encoded: "video", "image"."""
+    outputs = inputs.get("mm_encoder_outputs")
+    known = outputs if isinstance(outputs, Mapping) else {}
+    return {kind for kind, name in _PIXELS.items() if inputs.get(name) is not None or known.get(kind) is not None}
 
 
 def encoded(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from segmo.calls.inputs import pictures_of
 from segmo.calls.videos import frames_of
 from segmo.compiler.chat import chat_of
 from segmo.errors import NotRewrittenError
@@ -23,7 +24,7 @@ def no_video(model: Any, inputs: Mapping[str, Any]) -> Miss | None:
         inputs: of its forward by name.
     """
     ids = inputs.get("input_ids")
-    if not isinstance(ids, Tensor) or ids.shape[-1] == 1 or not _only_images(inputs):
+    if not isinstance(ids, Tensor) or ids.shape[-1] == 1 or pictures_of(inputs) != {"image"}:
         return None
     token = _shared_placeholder(model)
     if token is None:
@@ -51,9 +52,9 @@ def refuse_gaps(inputs: Mapping[str, Any], miss: Miss) -> None:
         NotRewrittenError: frames were left out of the vision encoder, when the prompt looked like one of a video.
     """
     outputs = inputs.get("mm_encoder_outputs")
-    image = outputs.get("image") if isinstance(outputs, Mapping) else None
-    features = getattr(image, "pooler_output", None)
-    parts = [features] if isinstance(features, Tensor) else list(features or ())
+    encoded = outputs.values() if isinstance(outputs, Mapping) else ()
+    features = [getattr(output, "pooler_output", None) for output in encoded]
+    parts = [part for each in features for part in ([each] if isinstance(each, Tensor) else each or ())]
     if any(bool((part == 0).all(-1).any()) for part in parts):
         raise NotRewrittenError(
             f"frames were left out of the vision encoder, and then the prompt could not be cut: {miss.reason}. Set "
@@ -68,14 +69,6 @@ def _shared_placeholder(model: Any) -> int | None:
         return None
     names = ("image_token_id", "image_token_index")
     return next((getattr(config, name) for name in names if getattr(config, name, None) is not None), None)
-
-
-def _only_images(inputs: Mapping[str, Any]) -> bool:
-    outputs = inputs.get("mm_encoder_outputs")
-    encoded = outputs if isinstance(outputs, Mapping) else {}
-    if inputs.get("pixel_values_videos") is not None or encoded.get("video") is not None:
-        return False  # the arguments tell a video
-    return inputs.get("pixel_values") is not None or encoded.get("image") is not None
 
 
 def _cells(inputs: Mapping[str, Any], token: int) -> int | None:

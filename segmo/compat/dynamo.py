@@ -1,7 +1,8 @@
-"""Dynamo's exceptions, the module it makes of a module, its log for tlparse, its clock, and what it gave up."""
+"""Dynamo's exceptions, the module it makes of a module, its log for tlparse, its clock, and what it leaves alone."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch._dynamo.utils
@@ -10,8 +11,10 @@ from torch._dynamo.convert_frame import input_codes, output_codes
 from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.exc import BackendCompilerFailed, FailOnRecompileLimitHit, RestartAnalysis
 from torch._logging._internal import trace_structured_artifact
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 __all__ = [
+    "SWITCHED_OFF",
     "BackendCompilerFailed",
     "FailOnRecompileLimitHit",
     "OptimizedModule",
@@ -19,8 +22,10 @@ __all__ = [
     "compile_seconds",
     "fits",
     "is_compiled",
+    "switched_off",
     "trace_again",
     "trace_structured_artifact",
+    "why_left_alone",
 ]
 
 WHAT = "torch._dynamo.exc, torch._dynamo.utils and torch._logging"
@@ -62,15 +67,38 @@ def trace_again(error: BaseException) -> bool:
     return found
 
 
+SWITCHED_OFF = "TORCHDYNAMO_DISABLE=1 switches torch.compile off: models run as they are. Unset it to use SegMo"
+
+
+def switched_off() -> bool:
+    """Whether torch.compile gives back what it was given, without a word to the backend."""
+    return os.environ.get("TORCHDYNAMO_DISABLE") == "1"
+
+
+def why_left_alone() -> str:
+    """Why Dynamo ran a call as it was, as far as it can be told from outside."""
+    if torch._dynamo.config.disable:
+        return "torch._dynamo.config.disable is set, or TORCH_COMPILE_DISABLE=1"
+    stance = torch._dynamo.eval_frame._stance.stance
+    if stance != "default":
+        return f'torch.compiler.set_stance("{stance}") is in force'
+    mode = _get_current_dispatch_mode()
+    if mode is not None:
+        return f"inside {type(mode).__name__}, as inside most dispatch modes, it compiles nothing"
+    return 'TORCH_LOGS="dynamo" says why'
+
+
 _TRACED = eval_frame._FrameExecStrategy(eval_frame._FrameAction.DEFAULT, eval_frame._FrameAction.DEFAULT)
 
 
 def fits() -> str | None:
-    """A failure of a backend must carry what was raised in it, and the clock and the way to trace again be there."""
+    """A failure of a backend must carry what was raised in it; clock, stance and the way to trace again be there."""
     if "inner_exception" not in BackendCompilerFailed.__init__.__annotations__:
         return "BackendCompilerFailed carries no inner_exception"
     if not hasattr(torch._dynamo.utils, "cumulative_time_spent_ns"):
         return "torch._dynamo.utils has no cumulative_time_spent_ns"
+    if not hasattr(getattr(torch._dynamo.eval_frame, "_stance", None), "stance"):
+        return "torch._dynamo.eval_frame has no stance"
     if not hasattr(eval_frame, "set_code_exec_strategy"):
         return "torch._C._dynamo.eval_frame has no set_code_exec_strategy"
     return None

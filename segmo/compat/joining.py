@@ -16,6 +16,8 @@ import torch._dynamo
 from torch._dynamo import eval_frame
 from torch._dynamo.eval_frame import OptimizeContext, innermost_backend
 
+from segmo.compat.dynamo import switched_off
+
 WHAT = "torch._dynamo.eval_frame.OptimizeContext.__call__"
 VERSIONS = "torch 2.11 to 2.15"
 
@@ -110,6 +112,8 @@ def fits() -> str | None:
         return gm
 
     context = torch._dynamo.optimize(torch._TorchCompileWrapper(backend, None, {"keep": 1}, None))
+    if switched_off():
+        return None
     if not isinstance(context, OptimizeContext):
         return "torch.compile makes another kind of context"
     found = _wrapper(context)

@@ -10,6 +10,7 @@ from torch._library.custom_ops import CustomOpDef
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
+    FakeTensor,
     FakeTensorMode,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = [
     "UNKNOWN_SIZE",
     "CustomOpDef",
+    "FakeTensor",
     "FakeTensorMode",
     "TorchDispatchMode",
     "fits",

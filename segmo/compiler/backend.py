@@ -19,6 +19,7 @@ from segmo.compat.stored_tensors import stored_tensors
 from segmo.compiler.capture import calling_line, calling_model, calling_notes, chooses_frames, set_up_dynamo
 from segmo.compiler.chat import Chat, chat_of
 from segmo.compiler.lower import device_and_dtype, lower
+from segmo.compiler.ran import noting
 from segmo.errors import CompileError, NotRewrittenError, OptionError, PromptError, SegMoError
 from segmo.options import Options
 from segmo.passes.analyse import Facts, analyse
@@ -88,7 +89,7 @@ def _compile(
     _trace(graph)
     report.save()
     complain(graph, options)
-    return _recording(lowered.run, result, report, passes, Asked(chat.source, chat.decode))
+    return noting(_recording(lowered.run, result, report, passes, Asked(chat.source, chat.decode)), facts.kind)
 
 
 def _trace(graph: GraphReport) -> None:

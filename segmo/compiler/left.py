@@ -32,7 +32,7 @@ def leave_prefill(model: Any, options: Options, miss: Miss) -> None:
     none = Written("")
     records = [PassRecord(each.name, each.tier.value, 0, (miss,), 0.0, {}, {}, none, none) for each in passes]
     report = report_for(model, options, SETUP)
-    known = [graph for graph in report.graphs if any(m.code == miss.code for r in graph.passes for m in r.misses)]
+    known = [graph for graph in report.graphs if any(m.reason == miss.reason for r in graph.passes for m in r.misses)]
     graph = known[0] if known else report.add("prefill", Result(records))
     report.save()
     complain(graph, options)
