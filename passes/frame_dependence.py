@@ -318,7 +318,7 @@ def _convolution(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], val
     if transposed:
         raise DoesNotApply(Miss.of("unknown-operator", str(target)))
     places = source.flags.any(1, keepdim=True).float()
-    kernel = torch.ones(1, 1, *weight.value.shape[2:])
+    kernel = torch.ones(1, 1, *weight.value.shape[2:], dtype=torch.float32)
     reached = torch.convolution(places, kernel, None, stride, padding, dilation, False, [0] * len(stride), 1)
     return (reached > 0).expand(value.shape)
 

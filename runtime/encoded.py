@@ -100,8 +100,9 @@ def scan_encoded(
     """
     if bool(encoded_BN.all()):
         return scan(embeds_BNH, frame_BN, cell_BN)
-    novelty_BN = torch.zeros(frame_BN.shape, device=embeds_BNH.device)
-    similarity_BN, mean_BH = torch.ones_like(novelty_BN), torch.zeros(embeds_BNH[:, 0].shape, device=embeds_BNH.device)
+    novelty_BN = torch.zeros(frame_BN.shape, device=embeds_BNH.device, dtype=torch.float32)
+    similarity_BN = torch.ones_like(novelty_BN)
+    mean_BH = torch.zeros_like(embeds_BNH[:, 0], dtype=torch.float32)
     for row in range(frame_BN.shape[0]):
         index_T, frame_T, _ = without_gaps(frame_BN[row], cell_BN[row], encoded_BN[row])
         found = scan(embeds_BNH[row, index_T][None], frame_T[None], cell_BN[row, index_T][None])

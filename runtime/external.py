@@ -23,7 +23,7 @@ def external_scores(scores: Any) -> Iterator[None]:
         scores: one per frame or one per scene of the video, (F,) or (S,), or (B, F) or (B, S) for a batch; anything
             that ``torch.as_tensor`` takes. A frame is a temporal patch (two sampled frames for Qwen-VL).
     """
-    with _SCORES.block(torch.as_tensor(scores).detach().to(torch.float32)):
+    with _SCORES.block(torch.as_tensor(scores, dtype=torch.float32).detach()):
         yield
 
 
@@ -39,4 +39,4 @@ def current_scores() -> Tensor:
             f"{len(scores)} blocks of segmo.external_scores are open in other threads, and this one has none: it is "
             "not known whose scores are meant. Open the block in the thread that calls the model"
         )
-    return scores[0] if scores else torch.empty(0)
+    return scores[0] if scores else torch.empty(0, dtype=torch.float32)

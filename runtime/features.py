@@ -84,7 +84,7 @@ def add_frames(total_FH: Tensor, x_TH: Tensor, frame_T: Array, weight_T: Tensor 
 
 def _scan(embeds_NH: Tensor, at_T: Array, frame_T: Array, before_T: Array) -> tuple[Tensor, Tensor, Tensor]:
     """Norm of each token (T,), its dot product with the one at ``before_T``, each frame's sum (F, H)."""
-    sum_FH = torch.zeros(int(frame_T[-1]) + 1, embeds_NH.shape[1], device=embeds_NH.device)
+    sum_FH = torch.zeros(int(frame_T[-1]) + 1, embeds_NH.shape[1], device=embeds_NH.device, dtype=torch.float32)
     norms, dots = list[Tensor](), list[Tensor]()
     now_room, before_room = Room(embeds_NH), Room(embeds_NH)
     last, last_TH = at_T[:0], embeds_NH[:0]
@@ -160,7 +160,7 @@ def _scan_frames(
     cosine_T = dot_T / (norm_T * norm_T[give(before_T, norm_T.device)]).clamp(min=1e-12)
     novelty_T = (1 - cosine_T).masked_fill(give(previous_T < 0, norm_T.device), 1)
     descriptor_FH = torch.nn.functional.normalize(sum_FH, dim=-1)
-    similarity_F = torch.ones(len(first), device=embeds_NH.device)
+    similarity_F = torch.ones(len(first), device=embeds_NH.device, dtype=torch.float32)
     similarity_F[1:] = torch.linalg.vecdot(descriptor_FH[1:], descriptor_FH[:-1])
     similarity_F = similarity_F.masked_fill(give(first, norm_T.device), 1)
     return novelty_T, similarity_F, norm_T, sum_FH
@@ -193,8 +193,9 @@ def scan_video(embeds_BNH: Tensor, frame_BN: Tensor, cell_BN: Tensor) -> tuple[T
     video = VideoTokens.of(frame_BN, cell_BN)
     shape, device = frame_BN.shape, embeds_BNH.device
     if not len(video.at_T):
-        mean_BH = torch.zeros(shape[0], embeds_BNH.shape[2], device=device)
-        return torch.zeros(shape, device=device), torch.ones(shape, device=device), mean_BH
+        mean_BH = torch.zeros(shape[0], embeds_BNH.shape[2], device=device, dtype=torch.float32)
+        novelty_BN = torch.zeros(shape, device=device, dtype=torch.float32)
+        return novelty_BN, torch.ones_like(novelty_BN), mean_BH
     novelty_T, similarity_F, norm_T, sum_FH = _scan_frames(
         embeds_BNH.flatten(0, 1), video.at_T, video.frame_T, video.cell_T, video.first_F
     )

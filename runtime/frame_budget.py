@@ -55,7 +55,7 @@ def frame_budgets(share: list[float], size: list[int], total: int) -> list[int]:
 
 def frame_distance(descriptor_FD: Tensor) -> Tensor:
     """How much a frame differs from the one before, mean absolute difference, (F,) fp32; 0 for the first."""
-    distance_F = torch.zeros(descriptor_FD.shape[0], device=descriptor_FD.device)
+    distance_F = torch.zeros(descriptor_FD.shape[0], device=descriptor_FD.device, dtype=torch.float32)
     distance_F[1:] = (descriptor_FD[1:].float() - descriptor_FD[:-1].float()).abs().mean(dim=1)
     return distance_F
 
@@ -95,13 +95,13 @@ def scene_dynamics(descriptor_FD: Tensor, scene_F: Tensor) -> Tensor:
     cuts = distance_F[1:][head_F[1:]]
     scale = cuts.median() if cuts.numel() else distance_F.max()
     novelty_F = (distance_F / scale.clamp(min=1e-12)).clamp(max=1).masked_fill(head_F, 1)
-    return torch.zeros(int(scene_F[-1]) + 1).index_add_(0, scene_F, novelty_F)
+    return torch.zeros(int(scene_F[-1]) + 1, dtype=torch.float32).index_add_(0, scene_F, novelty_F)
 
 
 def spread_frames(descriptor_FD: Tensor, first: int, count: int) -> list[int]:
     """``count`` frames that stand for all: ``first``, then always the frame least like any taken, ties by order."""
     taken = [first]
-    apart_F = torch.full((descriptor_FD.shape[0],), torch.inf, device=descriptor_FD.device)
+    apart_F = torch.full((descriptor_FD.shape[0],), torch.inf, device=descriptor_FD.device, dtype=torch.float32)
     while len(taken) < count:
         away_F = (descriptor_FD.float() - descriptor_FD[taken[-1]].float()).abs().mean(dim=1)
         apart_F = torch.minimum(apart_F, away_F)
@@ -145,5 +145,5 @@ def choose_frames(
 def scene_means(score_F: Tensor, scene_F: Tensor) -> Tensor:
     """Scores of frames averaged over each scene, (S,) fp32."""
     scenes = int(scene_F[-1]) + 1
-    total_S = torch.zeros(scenes).index_add_(0, scene_F, score_F.float().cpu())
+    total_S = torch.zeros(scenes, dtype=torch.float32).index_add_(0, scene_F, score_F.float().cpu())
     return total_S / torch.bincount(scene_F, minlength=scenes)

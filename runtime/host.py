@@ -7,7 +7,8 @@ the host's memory from then on; reading those as arrays waits for nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,16 @@ Array = np.ndarray[Any, Any]
 def here(x: Tensor) -> bool:
     """Whether a tensor's values lie in the host's memory, so that a look at them waits for nothing."""
     return x.device.type == "cpu"
+
+
+@contextmanager
+def made_here() -> Iterator[None]:
+    """Tensors that are made without a device lie in the host's memory, whatever ``torch.set_default_device`` says."""
+    if torch.get_default_device().type == "cpu":
+        yield
+        return
+    with torch.device("cpu"):
+        yield
 
 
 def fetch(tensors: Sequence[Tensor]) -> list[Tensor]:

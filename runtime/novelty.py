@@ -50,7 +50,7 @@ def distance_to(embeds_NH: Tensor, at_T: Array, other_T: Tensor, frame_T: Array)
     set_K = np.flatnonzero(there_T.numpy()) if known else np.arange(len(at_T))
     beside_K = at_T[other_T.numpy()[set_K]] if known else give(at_T, other_T.device)[other_T.clamp(min=0)]
     now_room, other_room = Room(embeds_NH), Room(embeds_NH)
-    cosines, last = [torch.empty(0, device=embeds_NH.device)], None
+    cosines, last = [torch.empty(0, device=embeds_NH.device, dtype=torch.float32)], None
     for block in blocks(frame_T[set_K], PAIRED):
         now_TH, at = now_room.widen(take(embeds_NH, at_T[set_K[block]])), beside_K[block]
         if last is None or not known or not np.array_equal(last, at):

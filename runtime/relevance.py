@@ -26,7 +26,7 @@ ROWS = 64  # question tokens scored at a time, so that memory stays linear in th
 
 
 def _empty(scene_BN: Tensor, max_scenes: int) -> Tensor:
-    return torch.full((scene_BN.shape[0], max_scenes), -torch.inf, device=scene_BN.device)
+    return torch.full((scene_BN.shape[0], max_scenes), -torch.inf, device=scene_BN.device, dtype=torch.float32)
 
 
 def rows_with_video(cell_BN: Tensor) -> Iterator[tuple[int, Array]]:
@@ -61,7 +61,7 @@ def scene_mean(score_V: Tensor, scene_V: Tensor, scenes: int | None = None) -> T
 
 def feature_sum(embeds_NH: Tensor, at_T: Array) -> Tensor:
     """Sum of the features of these tokens, (H,) fp32."""
-    total_H = torch.zeros(embeds_NH.shape[1], device=embeds_NH.device)
+    total_H = torch.zeros(embeds_NH.shape[1], device=embeds_NH.device, dtype=torch.float32)
     for start in range(0, at_T.shape[0], CHUNK):
         total_H += take(embeds_NH, at_T[start : start + CHUNK]).sum(0, dtype=torch.float32)
     return total_H
@@ -78,7 +78,7 @@ def frame_fit(
         at_T, frame_T: where the frames' tokens stand in ``embeds_NH``, and the frame of each, counted from 0.
         common_H: what all features of the video have in common, and is taken off them.
     """
-    total_FH = torch.zeros(frames, embeds_NH.shape[1], device=embeds_NH.device)
+    total_FH = torch.zeros(frames, embeds_NH.shape[1], device=embeds_NH.device, dtype=torch.float32)
     room = Room(embeds_NH)
     for block in blocks(frame_T, CHUNK if here(embeds_NH) else DEVICE_VALUES // embeds_NH.shape[1]):
         x_TH = room.copy(take(embeds_NH, at_T[block])).sub_(common_H)
@@ -177,7 +177,7 @@ def attention_paid(q_ARD: Tensor, k_GND: Tensor, hidden_RN: Tensor, scale: float
         hidden_RN: keys that a row does not see.
         scale: of the logits.
     """
-    paid_N = torch.zeros(k_GND.shape[1], device=q_ARD.device)
+    paid_N = torch.zeros(k_GND.shape[1], device=q_ARD.device, dtype=torch.float32)
     for q_HRD, k_ND in zip(torch.unflatten(q_ARD, 0, (k_GND.shape[0], -1)), k_GND, strict=True):
         logits = (q_HRD @ k_ND.T).float() * scale
         paid_N += logits.masked_fill_(hidden_RN, -torch.inf).softmax(dim=-1).sum(dim=(0, 1))
@@ -205,7 +205,7 @@ def attention_relevance(
     asked, cell, valid = read(question_BN, cell_BN, valid_BN)
     for row, video_V in rows_with_video(cell_BN):
         asking_Q = asking_rows(asked[row], cell[row], None if valid is None else valid[row])
-        score_N = torch.zeros(k_BGND.shape[2], device=device)
+        score_N = torch.zeros(k_BGND.shape[2], device=device, dtype=torch.float32)
         for start in range(0, len(asking_Q), ROWS):
             rows = asking_Q[start : start + ROWS]
             hidden = number_N > give(rows.clip(min=video_V[-1]), device)[:, None]

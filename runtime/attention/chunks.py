@@ -75,7 +75,7 @@ def _staircase(rows: int, inside: int) -> Tensor:
     """Mask of rows of which the last one sees all keys and each one before it one key less, (m, p) float32."""
     keys = max(rows, MASKED_KEYS)
     hidden = torch.ones(rows, keys, dtype=torch.bool).triu_(keys - rows + 1)
-    return torch.zeros(rows, keys).masked_fill_(hidden, -torch.inf).repeat_interleave(inside, 0)
+    return torch.zeros(rows, keys, dtype=torch.float32).masked_fill_(hidden, -torch.inf).repeat_interleave(inside, 0)
 
 
 def _triangle(rows: int, keys: int, inside: int) -> Tensor:

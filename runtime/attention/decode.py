@@ -83,8 +83,8 @@ def decode_attention(
     spec = spec or decode_spec(architecture(device), head_size, dtype_name(q_BAD.dtype), heads // groups)
     kernels: Any = render(spec).load()
     chunks = [-(-piece.k_BGND.shape[2] // spec.chunk) for piece in pieces]
-    parts = torch.empty(sum(chunks), batch, heads, head_size, device=device)
-    parts_lse = torch.empty(sum(chunks), batch, heads, device=device)
+    parts = torch.empty(sum(chunks), batch, heads, head_size, device=device, dtype=torch.float32)
+    parts_lse = torch.empty(sum(chunks), batch, heads, device=device, dtype=torch.float32)
     q_BAD = dense_heads(q_BAD)
     slot = 0
     for piece, count in zip(pieces, chunks, strict=True):

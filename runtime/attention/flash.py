@@ -43,7 +43,7 @@ def _small_mask(ends: tuple[int, ...], context: tuple[int, ...]) -> Tensor:
     Every layer of a prefill asks for the same ones.
     """
     visible = dense_mask(RowSchedule(0, 0, ends, ends[-1], context), ends[-1])
-    return torch.zeros(visible.shape).masked_fill_(~visible, -torch.inf)
+    return torch.zeros(visible.shape, dtype=torch.float32).masked_fill_(~visible, -torch.inf)
 
 
 def _block_mask(row: RowSchedule, start: int, ends: tuple[int, ...]) -> Tensor | None:

@@ -40,7 +40,7 @@ def merge_parts(out_PBAKD: Tensor, lse_PBAK: Tensor, dtype: torch.dtype | None =
     dtype = dtype or out_PBAKD.dtype
     head_size = out_PBAKD.shape[-1]
     merged = torch.empty(out_PBAKD.shape[1:], dtype=dtype, device=out_PBAKD.device)
-    lse = torch.empty(lse_PBAK.shape[1:], device=out_PBAKD.device)
+    lse = torch.empty(lse_PBAK.shape[1:], device=out_PBAKD.device, dtype=torch.float32)
     if lse.numel() == 0:
         return merged, lse
     spec = MergeSpec(head_size, dtype_name(out_PBAKD.dtype), dtype_name(dtype))

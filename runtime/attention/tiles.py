@@ -204,7 +204,7 @@ def _table(values: Sequence[object], device: torch.device, *columns: int) -> Ten
 
 @functools.lru_cache(maxsize=16)
 def _cached(packed: bytes, length: int, tiling: Tiling, device: torch.device) -> TileSchedule:
-    schedule = torch.frombuffer(bytearray(packed), dtype=torch.int64) if packed else torch.empty(0)
+    schedule = torch.frombuffer(bytearray(packed), dtype=torch.int64) if packed else torch.empty(0, dtype=torch.float32)
     return build(unpack(schedule), length, tiling, device)
 
 

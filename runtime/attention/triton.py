@@ -69,8 +69,8 @@ def launch(
     kernels: Any = render(spec).load()
     groups, length = k_BGKD.shape[1], q_BAKD.shape[2]
     slots = (tiles.slots * groups, spec.config.block_m)
-    split_out = torch.empty(*slots, spec.head_size, device=q_BAKD.device)
-    split_lse = torch.empty(slots, device=q_BAKD.device)
+    split_out = torch.empty(*slots, spec.head_size, device=q_BAKD.device, dtype=torch.float32)
+    split_lse = torch.empty(slots, device=q_BAKD.device, dtype=torch.float32)
     options = {"num_warps": kernels.NUM_WARPS, "num_stages": kernels.NUM_STAGES}
     kernels.segment_attention_kernel[groups, tiles.items.shape[0]](
         q_BAKD,
@@ -124,7 +124,7 @@ def segment_attention_lse(
     tiles = tile_schedule(schedule, length, tiling, device)
     # Laid out as (B, K, A, D): the model transposes to that next, and then has nothing to copy.
     out_BAKD = q_BAKD.new_empty(batch, length, heads, head_size).transpose(1, 2)
-    lse_BAK = torch.empty(batch, heads, length, device=device)
+    lse_BAK = torch.empty(batch, heads, length, device=device, dtype=torch.float32)
     if tiles.padded:
         out_BAKD.zero_()
         lse_BAK.fill_(-torch.inf)

@@ -116,7 +116,7 @@ def measure_fusion(
 
 
 def _trivial() -> tuple[GraphModule, list[Tensor]]:
-    return torch.fx.symbolic_trace(lambda x: (x + 1,)), [torch.ones(64)]
+    return torch.fx.symbolic_trace(lambda x: (x + 1,)), [torch.ones(64, dtype=torch.float32)]
 
 
 def _gain(layer: _Layer, rows: int, timer: Timer, pairs: int) -> Gain:

@@ -24,7 +24,7 @@ def measure_link(ranks: Ranks, device: torch.device) -> tuple[float, float]:
     """Latency (s) and rate (bytes/s) of an all-gather between the ranks of a group; all must call it."""
     seconds = {}
     for size in (_SMALL, _LARGE):
-        value = torch.zeros(size, device=device)
+        value = torch.zeros(size, device=device, dtype=torch.float32)
         taken = []
         for _ in range(_RUNS):
             start = time.perf_counter()

@@ -114,13 +114,13 @@ def scan_spread(
         lent = _lent_frames(embeds_NH, spread, before, "frame before")
         source = torch.cat([lent, embeds_NH[spread.video_V[spread.own()]]])
         at_T = torch.arange(source.shape[0], device=source.device)
-    novelty_T = similarity_F = torch.zeros(0, device=embeds_NH.device)
+    novelty_T = similarity_F = torch.zeros(0, device=embeds_NH.device, dtype=torch.float32)
     if end > start:
         first_F = video_starts(frame_N, cell_N)
         novelty_T, similarity_F = scan(source, at_T, spread.frame_V[tokens], spread.cell_V[tokens], first_F)
         own = spread.own()
         novelty_T, similarity_F = novelty_T[own.start - tokens.start :], similarity_F[start - halo :]
-    novelty_N = torch.zeros(frame_N.shape, device=embeds_NH.device)
+    novelty_N = torch.zeros(frame_N.shape, device=embeds_NH.device, dtype=torch.float32)
     similarity_N = torch.ones_like(novelty_N)
     if spread.frames:
         if selects:
@@ -157,7 +157,7 @@ def scene_novelty_spread(
         source = torch.cat([lent, embeds_NH[spread.video_V[own]]])
         at_T = torch.arange(source.shape[0], device=source.device)
     mine = own.stop - own.start
-    found_T = torch.zeros(0, device=embeds_NH.device)
+    found_T = torch.zeros(0, device=embeds_NH.device, dtype=torch.float32)
     if mine:
         at, frame, cell, first = read(at_T, frame_N[in_row_T], cell_N[in_row_T], video_starts(frame_N, cell_N))
         novelty_T, scene_T = novelty_N[in_row_T], scene_N[in_row_T]

@@ -31,7 +31,9 @@ def weights_fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         flat = value.detach().reshape(-1)
         if flat.numel():
-            index = torch.linspace(0, flat.numel() - 1, min(_SAMPLES, flat.numel()), device=flat.device).long()
+            index = torch.linspace(
+                0, flat.numel() - 1, min(_SAMPLES, flat.numel()), device=flat.device, dtype=torch.float32
+            ).long()
             digest.update(flat[index].double().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]
 

@@ -61,12 +61,12 @@ def key_scores(
     launch = {"num_warps": kernels.NUM_WARPS, "num_stages": kernels.NUM_STAGES}
     strides = (*q_AND.stride()[:2], *k_GND.stride()[:2])
     base2 = scale * math.log2(math.e)
-    lse = torch.empty(chunks, groups, rows, device=q_AND.device)
+    lse = torch.empty(chunks, groups, rows, device=q_AND.device, dtype=torch.float32)
     kernels.question_lse_kernel[groups, row_tiles, chunks](
         q_AND, k_GND, lse, *strides, *question, first_key, keys[1] - 1, base2, **launch
     )
     whole_lse = torch.logsumexp(lse * math.log(2), dim=0) / math.log(2)
-    scores_GN = torch.empty(groups, keys[1] - keys[0], device=q_AND.device)
+    scores_GN = torch.empty(groups, keys[1] - keys[0], device=q_AND.device, dtype=torch.float32)
     kernels.key_scores_kernel[groups, -(-scores_GN.shape[1] // kernels.BLOCK_N)](
         q_AND, k_GND, whole_lse, scores_GN, *strides, *question, *keys, base2, **launch
     )
@@ -104,13 +104,13 @@ def attention_relevance(
     heads = q_BAND.shape[1]
     spec = spec or spec_for(q_BAND, k_BGND)
     q_BAND, k_BGND = dense_heads(q_BAND), dense_heads(k_BGND)
-    out_BS = torch.full((scene_BN.shape[0], max_scenes), -torch.inf, device=q_BAND.device)
+    out_BS = torch.full((scene_BN.shape[0], max_scenes), -torch.inf, device=q_BAND.device, dtype=torch.float32)
     asked, cell, valid = read(question_BN, cell_BN, valid_BN)
     for row, video_V in rows_with_video(cell_BN):
         valid_N = None if valid is None else valid[row]
         asking_Q, first_key = asking_rows(asked[row], cell[row], valid_N), 0 if valid_N is None else valid_N.argmax()
         keys = (int(video_V[0]), int(video_V[-1]) + 1)
-        score_N = torch.zeros(keys[1] - keys[0], device=q_BAND.device)
+        score_N = torch.zeros(keys[1] - keys[0], device=q_BAND.device, dtype=torch.float32)
         for run in runs(asking_Q.tolist()):
             score_N += key_scores(q_BAND[row], k_BGND[row], run, keys, int(first_key), scale, spec)
         at_V = give(video_V, q_BAND.device)

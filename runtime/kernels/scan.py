@@ -80,8 +80,9 @@ def scan_video(
     """
     video, device = VideoTokens.of(frame_BN, cell_BN), embeds_BNH.device
     if not len(video.at_T):
-        mean_BH = torch.zeros(len(frame_BN), embeds_BNH.shape[2], device=device)
-        return torch.zeros(frame_BN.shape, device=device), torch.ones(frame_BN.shape, device=device), mean_BH
+        mean_BH = torch.zeros(len(frame_BN), embeds_BNH.shape[2], device=device, dtype=torch.float32)
+        novelty_BN = torch.zeros(frame_BN.shape, device=device, dtype=torch.float32)
+        return novelty_BN, torch.ones_like(novelty_BN), mean_BH
     table = _table(video.at_T, video.frame_T, video.cell_T, video.first_F, device)
     novelty_R, similarity_R, sum_FH = _launch(embeds_BNH.flatten(0, 1), table, spec or spec_for(embeds_BNH))
     novelty_V = novelty_R[table.position_V]
@@ -126,10 +127,11 @@ def _launch(x_RH: Tensor, table: FrameTable, spec: ScanSpec) -> tuple[Tensor, Te
     rows, hidden = x_RH.shape
     device = x_RH.device
     tokens, frames = table.position_V.shape[0], table.follows_F.shape[0]
-    novelty_R, similarity_R = torch.zeros(rows, device=device), torch.ones(rows, device=device)
-    dot_SV = torch.empty(spec.slices, tokens, device=device)
+    novelty_R = torch.zeros(rows, device=device, dtype=torch.float32)
+    similarity_R = torch.ones_like(novelty_R)
+    dot_SV = torch.empty(spec.slices, tokens, device=device, dtype=torch.float32)
     norm_SV = torch.empty_like(dot_SV)
-    sum_FH = torch.empty(frames, hidden, device=device)
+    sum_FH = torch.empty(frames, hidden, device=device, dtype=torch.float32)
     before_V = torch.where(table.previous_V < 0, -1, table.position_V[table.previous_V.clamp(min=0)])
     first_F = table.first_F
     kernels: Any = render(spec).load()

@@ -26,6 +26,7 @@ from segmo.ask.whole_video import WholeVideo
 from segmo.errors import SegMoError
 from segmo.report.timeline import Timeline
 from segmo.runtime.distributed.ranks import Ranks
+from segmo.runtime.host import made_here
 from segmo.video import fetch
 from segmo.video.given import Given
 from segmo.video.source import readable
@@ -150,6 +151,7 @@ class Asker:
         request.source.check()
         return self._way.prepare(request)
 
+    @made_here()
     def _answer(self, request: Request, ready: Any) -> Answer:
         features, cached = self._way.features(request, ready)
         inputs = features.inputs(self.loaded, checked_question(request.question))

@@ -32,6 +32,7 @@ from segmo.passes.reasons import Miss
 from segmo.passes.shard_segments import spreads_cache
 from segmo.runtime.cuts import call_and_mark
 from segmo.runtime.distributed.session import check_dealt, going_on, memory_explained, words_known
+from segmo.runtime.host import made_here
 from segmo.runtime.rest import surely_inductor
 from segmo.runtime.videos import frames_known
 from segmo.upstream.encoder import FrameEncoder, encoding
@@ -147,6 +148,7 @@ class Call:
             refuse_gaps(inputs, miss)
         leave_prefill(self.model, self.options, miss)
 
+    @made_here()
     def before(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The steps before the graph: the arguments that it is called with.
 

@@ -66,7 +66,7 @@ def any_prompt(model: Any, pictures: Tensor, question: int, words: Words) -> Inp
     taken = inspect.signature(model.forward).parameters
     more = {
         "mm_token_type_ids": torch.where(ids == token, kind, 0),
-        "video_second_per_grid": torch.ones(1),
+        "video_second_per_grid": torch.ones(1, dtype=torch.float32),
     }
     return inputs | {name: value for name, value in more.items() if name in taken and name not in inputs}
 

@@ -32,9 +32,14 @@ def synthetic_prompt(model: Any, frames: int, question: int = 8) -> dict[str, An
 
     generator = torch.Generator().manual_seed(0)
     if not is_narrow(model.config):
-        return any_prompt(model, _still(torch.randn(frames, 3, 64, 64, generator=generator)), question, _words(model))
+        return any_prompt(
+            model,
+            _still(torch.randn(frames, 3, 64, 64, generator=generator, dtype=torch.float32)),
+            question,
+            _words(model),
+        )
     side, pairs = SIDE * PIXELS, _frames_per_step(model)
-    pixels = _still(torch.randn(frames, 3, side, side, generator=generator))
+    pixels = _still(torch.randn(frames, 3, side, side, generator=generator, dtype=torch.float32))
     return _prompt(model, pixels.repeat_interleave(pairs, 0), question, generator)
 
 
@@ -156,7 +161,10 @@ def _prompt(model: Any, pixels: Tensor, question: int, generator: Generator) -> 
     inputs["pixel_values_videos"] = _patches(pixels, frames)
     inputs["video_grid_thw"] = torch.tensor([[frames, SIDE, SIDE]])
     taken = inspect.signature(model.forward).parameters
-    more = {"mm_token_type_ids": torch.where(ids == token, 2, 0), "video_second_per_grid": torch.ones(1)}
+    more = {
+        "mm_token_type_ids": torch.where(ids == token, 2, 0),
+        "video_second_per_grid": torch.ones(1, dtype=torch.float32),
+    }
     return inputs | {name: value for name, value in more.items() if name in taken}
 
 

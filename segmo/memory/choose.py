@@ -24,7 +24,7 @@ from segmo.runtime.selection import FRESH, select_tokens
 
 def find_starts(similarity: Sequence[float]) -> Tensor:
     """First frame of each scene of the whole video as far as it is known, ascending, (S,) int64."""
-    distance_F = 1 - torch.tensor(similarity)
+    distance_F = 1 - torch.tensor(similarity, dtype=torch.float32)
     first_F = torch.zeros(len(similarity), dtype=torch.bool)
     first_F[0] = True
     return torch.tensor(scene_starts(distance_F, first_F, MAX_SCENES))

@@ -28,6 +28,7 @@ from segmo.memory.stale import versions
 from segmo.memory.store import as_folder
 from segmo.memory.undo import all_or_nothing
 from segmo.memory.watcher import Watcher
+from segmo.runtime.host import made_here
 
 Question = str | Sequence[int] | Tensor
 
@@ -59,6 +60,7 @@ class Memory:
 
     # watching
 
+    @made_here()
     def extend(self, video: Video, *, skipped: int = 0) -> None:
         """Watches what comes next in the video. Broken off, the memory is as it was before.
 
@@ -106,6 +108,7 @@ class Memory:
 
     # asking
 
+    @made_here()
     def ask(
         self,
         question: Question | Sequence[str],
@@ -140,6 +143,7 @@ class Memory:
             length = self.watcher.length
         return talk.answer(self, asked, seen, inputs, generation, several, length)
 
+    @made_here()
     def inputs(
         self,
         question: Question | Sequence[Question],
@@ -167,6 +171,7 @@ class Memory:
         layers = self._late(seen, asked[0].said)
         return asked, seen, arguments(self.model, self.watcher, asked, seen, layers)
 
+    @made_here()
     def cache(
         self,
         question: Question,
@@ -195,6 +200,7 @@ class Memory:
 
     # where it lives
 
+    @made_here()
     def save(self, path: Path | str) -> None:
         """Writes the memory into a folder, in place of one that is there; broken off, the old one is still whole.
 
@@ -206,6 +212,7 @@ class Memory:
             write_memory(self, as_folder(path))
 
     @classmethod
+    @made_here()
     def load(cls, model: Any, path: Path | str, processor: Any = None, **options: Any) -> Memory:
         """Reads a memory that :meth:`save` wrote, or that was watched with ``place="disk"``.
 

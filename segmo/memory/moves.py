@@ -147,7 +147,7 @@ def in_one_copy(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]
     for tensor in tensors:
         starts.append(end)
         end += -(-tensor.numel() * tensor.element_size() // _ALIGNED) * _ALIGNED
-    buffer = torch.empty(end, dtype=torch.uint8, pin_memory=device.type == "cuda")
+    buffer = torch.empty(end, dtype=torch.uint8, device="cpu", pin_memory=device.type == "cuda")
 
     def view(buffer: Tensor, start: int, tensor: Tensor) -> Tensor:
         return buffer[start : start + tensor.numel() * tensor.element_size()].view(tensor.dtype).view(tensor.shape)

@@ -103,7 +103,7 @@ class Keeper:
 
     def together(self, step: str) -> None:
         """Waits until all ranks are here."""
-        self.ranks.gather(torch.zeros(1), step)
+        self.ranks.gather(torch.zeros(1, dtype=torch.float32), step)
 
     def _shared(self, block: Block, states: States) -> States:
         if isinstance(states, Packed):

@@ -52,7 +52,7 @@ def _newest(known: Mapping[str, Tensor], features_VH: Tensor, starts: Sequence[i
     total = min(max(total, len(scenes)), len(features_VH))
     novelty = novelty_inside(features_VH, known["novelty"], frame, cell, scene)
     novelty = with_something_new(novelty, scene, len(scenes))
-    return keep_tokens(novelty, frame, cell, scene, torch.zeros(len(scenes)), total, 0.0)
+    return keep_tokens(novelty, frame, cell, scene, torch.zeros(len(scenes), dtype=torch.float32), total, 0.0)
 
 
 def _without_lone_text(index_K: Tensor, frame_T: Tensor, cell_T: Tensor) -> Tensor:

@@ -10,8 +10,10 @@ from segmo.memory.memory import Memory
 from segmo.memory.options import MemoryOptions, Place, parse
 from segmo.memory.prompt import FPS
 from segmo.memory.store import as_folder
+from segmo.runtime.host import made_here
 
 
+@made_here()
 def watch(
     model: Any,
     processor: Any,

@@ -83,7 +83,7 @@ class Watcher:
             ids,
             flat,
             flat,
-            torch.zeros(len(ids)),
+            torch.zeros(len(ids), dtype=torch.float32),
             self.positions.begin(len(ids)),
             hidden.new_empty(0, hidden.shape[1]),
             [],
@@ -175,7 +175,7 @@ class Watcher:
     def _note(self, body: Rows, similarity_F: Tensor, seconds: Sequence[float]) -> None:
         video = body.cell >= 0
         local = body.frame[video] - len(self.similarity)
-        total = torch.zeros(len(similarity_F)).index_add_(0, local, body.novelty[video])
+        total = torch.zeros(len(similarity_F), dtype=torch.float32).index_add_(0, local, body.novelty[video])
         self.freshness += (total / torch.bincount(local)).tolist()
         self.similarity += similarity_F.tolist()
         self.seconds += seconds
@@ -221,7 +221,9 @@ class Watcher:
         frame = known["frame"]
         scene = scene_of(frame, torch.tensor(self.starts))
         segment = scene_of(frame, torch.tensor(self.borders))
-        novelty_S = torch.tensor([self.freshness[start] for start in self.starts[: int(scene[-1]) + 1]])
+        novelty_S = torch.tensor(
+            [self.freshness[start] for start in self.starts[: int(scene[-1]) + 1]], dtype=torch.float32
+        )
         heads = context_tokens(
             frame[None], scene[None], segment[None], novelty_S[None], self.options.options.context, tails=0
         )[0]

@@ -127,7 +127,7 @@ class OwnScorer:
     def score_features(self, features: Tensor, question: str) -> Tensor:
         """The scorer ``embedding`` on one frame for each scene; 0 for all without a question."""
         if not question.strip():
-            return torch.zeros(len(features))
+            return torch.zeros(len(features), dtype=torch.float32)
         ids = self.processor.tokenizer(question, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
         return words_and_scenes(self.tower.embed(ids.to(self.device)), features.to(self.device))
 

@@ -34,6 +34,7 @@ from segmo.report.report import Report, complain
 from segmo.runtime.encoded import place_rows
 from segmo.runtime.external import current_scores
 from segmo.runtime.frame_budget import choose_frames, frame_count, frame_scenes, representative, scene_means
+from segmo.runtime.host import made_here
 from segmo.upstream.prompt import Prompt, current_prompt, prompt_known
 from segmo.upstream.proof import prove_independence
 from segmo.upstream.scores import descriptors, frame_scores, rows_of_videos, words_and_features
@@ -69,6 +70,7 @@ class FrameEncoder:
         self.graph: GraphModule | None = None
         self.pushed = False
 
+    @made_here()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's ``get_video_features``, with zeros in the places of frames that were not chosen."""
         prompt = current_prompt()

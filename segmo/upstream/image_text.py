@@ -106,7 +106,7 @@ class ImageTextScorer:
     def score(self, pictures: Sequence[NDArray[np.uint8]], question: str) -> Tensor:
         """Relevance of each picture to the question, (P,) fp32 on the CPU; 0 for all without a question."""
         if not question.strip():
-            return torch.zeros(len(pictures))
+            return torch.zeros(len(pictures), dtype=torch.float32)
         return self.score_features(self.image_features(pictures), question)
 
     def encode_frames(self, frames: Sequence[NDArray[np.uint8]]) -> Tensor:
@@ -116,7 +116,7 @@ class ImageTextScorer:
     def score_features(self, features: Tensor, question: str) -> Tensor:
         """As :meth:`score`, for pictures whose features (P, D) are known."""
         if not question.strip():
-            return torch.zeros(len(features))
+            return torch.zeros(len(features), dtype=torch.float32)
         text_CD = self.text_features(question)
         return (features.to(text_CD) @ text_CD.T).amax(dim=1).cpu()
 

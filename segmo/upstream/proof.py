@@ -60,7 +60,9 @@ def _trial(tower: Tower, call: VideoCall) -> VideoCall:
     if isinstance(tower.shape, Grid):
         trial = _other_sizes(trial, tower.shape)
     generator = torch.Generator().manual_seed(SEED)
-    return replace(trial, pixels=torch.randn(trial.pixels.shape, generator=generator).to(trial.pixels))
+    return replace(
+        trial, pixels=torch.randn(trial.pixels.shape, generator=generator, dtype=torch.float32).to(trial.pixels)
+    )
 
 
 def _other_sizes(trial: VideoCall, shape: Grid) -> VideoCall:

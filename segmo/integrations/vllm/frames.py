@@ -30,11 +30,11 @@ class NoQuestion:
     """Scores every scene alike."""
 
     def encode_frames(self, frames: Sequence[NDArray[np.uint8]]) -> Tensor:
-        return torch.zeros(len(frames), 1)
+        return torch.zeros(len(frames), 1, dtype=torch.float32)
 
     def score_features(self, features: Tensor, question: str) -> Tensor:
         del question
-        return torch.zeros(len(features))
+        return torch.zeros(len(features), dtype=torch.float32)
 
 
 @VIDEO_LOADER_REGISTRY.register(NAME)

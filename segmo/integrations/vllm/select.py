@@ -58,7 +58,8 @@ def choose(
     try:
         index, scenes = _choose(features_VH, cells, question_QH, kept, balance, ends)
     except PromptError:  # features that are not finite: the answer is lost, the server and other requests are not
-        index, scenes = torch.linspace(0, features_VH.shape[0] - 1, kept, device=features_VH.device).round().long(), 0
+        last, device = features_VH.shape[0] - 1, features_VH.device
+        index, scenes = torch.linspace(0, last, kept, device=device, dtype=torch.float32).round().long(), 0
     return Selection(index, scenes, time.perf_counter() - start)
 
 
