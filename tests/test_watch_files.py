@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
+import shutil
 import signal
 import threading
 import time
@@ -184,6 +186,23 @@ def test_a_memory_comes_back_and_goes_on(loaded: dict[str, Loaded], family: str,
         assert on_disk.ask(question, max_new_tokens=5) == back.turns[1]["content"][0]["text"]
 
 
+def test_a_memory_is_saved_with_its_own_processor(loaded: dict[str, Loaded], tmp_path: Path) -> None:
+    """Also in the place of a memory that had another."""
+    model, processor = loaded["qwen2_vl"]
+    segmo.watch(model, processor, frames_of(2)).save(tmp_path)
+    other = copy.deepcopy(processor)
+    other.chat_template = processor.chat_template + "one word: "
+    memory = segmo.watch(model, other, frames_of(2))
+    memory.save(tmp_path)
+    again = segmo.Memory.load(model, tmp_path)
+    assert again.processor.chat_template == other.chat_template
+    assert again.ask("What?", max_new_tokens=3) == memory.ask("What?", max_new_tokens=3)
+    shutil.rmtree(tmp_path)
+    memory.save(tmp_path)
+    segmo.Memory.load(model, tmp_path, processor).save(tmp_path)
+    assert segmo.Memory.load(model, tmp_path).processor.chat_template == processor.chat_template
+
+
 def test_a_stale_memory_is_refused_by_name(loaded: dict[str, Loaded], tmp_path: Path) -> None:
     model, processor = loaded["qwen2_vl"]
     memory = segmo.watch(model, processor, frames_of(2))
@@ -319,6 +338,23 @@ def test_a_camera_is_asked_now_and_then(loaded: dict[str, Loaded]) -> None:
     assert answers[-1].frames == 48
     assert answers[-1].skipped == 0
     assert answers[-1].memory.summary()["frames"] == 24
+
+
+def test_a_camera_may_fill_the_same_memory_with_every_frame(loaded: dict[str, Loaded]) -> None:
+    model, processor = loaded["qwen2_vl"]
+    frames = frames_of(4)
+
+    def one_buffer() -> Iterator[NDArray[np.uint8]]:
+        buffer = np.empty_like(frames[0])
+        for frame in frames:
+            buffer[:] = frame
+            yield buffer
+
+    novelty = []
+    for camera in (iter(frames), one_buffer()):
+        (answer,) = segmo.live(model, processor, camera, question="What?", every=1e9, fps=2.0, skip=False)
+        novelty.append(torch.cat([block.novelty for block in answer.memory.watcher.held()]))
+    assert torch.equal(*novelty)
 
 
 def test_frames_that_come_too_fast_are_skipped_and_counted(loaded: dict[str, Loaded]) -> None:

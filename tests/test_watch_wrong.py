@@ -107,6 +107,25 @@ def test_what_is_no_model_or_processor(loaded: Loaded) -> None:
 
 
 @pytest.mark.parametrize(
+    "how", [{"prompt_lookup_num_tokens": 2}, {"assistant_model": True}, {"use_cache": False}], ids=str
+)
+def test_decoding_that_would_read_the_video_again(loaded: Loaded, memory: segmo.Memory, how: dict[str, Any]) -> None:
+    """transformers would feed the whole prompt, behind keys that hold it already."""
+    model, processor = loaded
+    how = {name: model if value is True else value for name, value in how.items()}
+    inputs = whole_prompt(processor, frames_of(2), "What?")
+    del inputs["pixel_values_videos"]
+    with pytest.raises(SegMoError, match=r"assisted decoding|use_cache"):
+        memory.ask("What?", **how)
+    with pytest.raises((CacheError, TypeError), match=r"assisted decoding|use_cache"):
+        model.generate(**memory.inputs("What?"), **how)
+    with pytest.raises(CacheError):
+        model.generate(**inputs, past_key_values=memory.cache("What?"), **how)
+    assert memory.ask("What?", max_new_tokens=2, use_cache=True)
+    memory.forget()
+
+
+@pytest.mark.parametrize(
     "question",
     [
         *("", "  ", None, 5, 3.5, b"what", {"a": 1}, [], [[]], [""], ["a", ""], [None], [3.5], [-1], [10**9]),

@@ -43,4 +43,5 @@ def arguments(
         "attention_mask": mask.to(model.device),
         "position_ids": (position if len(position) > 1 else position[0]).to(model.device),
         cache_name(model): cache_of_layers(layers),
+        "use_cache": True,  # without it, what stands in front would have to be read again for each token
     }

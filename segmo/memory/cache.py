@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from segmo.compat.cache_name import cache_of
 from segmo.compat.masks import ask_cut_caches
 from segmo.errors import CacheError
 from segmo.memory.moves import Late, LateLayer
+from segmo.memory.rows import AnswerCache
 from segmo.memory.watcher import Watcher
 from segmo.runtime.cache import CutLayer
 
@@ -32,7 +32,7 @@ class MemoryLayer(Late, CutLayer):  # type: ignore[no-untyped-call]  # of transf
     """A layer of a :class:`MemoryCache`."""
 
 
-class MemoryCache(DynamicCache):
+class MemoryCache(AnswerCache):
     """Keys and values that one question sees of a video.
 
     Args:

@@ -62,7 +62,7 @@ class Camera:
                         f"frame {came} of the camera has the shape {np.shape(frame)}, the one before it "
                         f"{np.shape(held[0])}; a memory is of one video"
                     )
-                held.append(frame)
+                held.append(np.array(frame))  # a copy: many cameras fill the same memory with every frame
                 if len(held) == self._chunk:
                     self._put(Chunk(np.stack(held), came - len(held)), self._wait)
                     held = []

@@ -148,8 +148,8 @@ class Conversation:
         Raises:
             OptionError: ``generate`` refuses an argument, or it is one that a memory hands over itself.
         """
-        for name in generation:
-            if name in inputs or name in _OWN:
+        for name, value in generation.items():
+            if name in _OWN or (name in inputs and value is not inputs[name]):
                 raise OptionError(
                     f"a memory hands {name} to generate itself; leave it out, or use memory.cache(question)"
                 )
@@ -159,7 +159,7 @@ class Conversation:
             defaults.pop("max_new_tokens", None)
         try:
             with torch.no_grad(), without_video():
-                found = memory.model.generate(**inputs, **(defaults | generation))
+                found = memory.model.generate(**(defaults | generation | inputs))
         except SegMoError:
             raise
         except ValueError as error:

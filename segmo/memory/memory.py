@@ -57,6 +57,7 @@ class Memory:
         self._surveyed: Survey | None = None
         self.looked: tuple[Glance, ...] = ()
         self.identity: dict[str, Any] | None = None
+        self.processor_in: Path | None = None  # the folder that holds it, once there is one
 
     # watching
 

@@ -22,6 +22,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from segmo.compat.cache_name import cache_name
+from segmo.errors import CacheError
 
 ROWS = 4096  # rows of a forward, at most
 
@@ -58,9 +59,24 @@ def decoder_of(model: Any) -> Any:
     return model.base_model.language_model
 
 
-def cache_of_layers(layers: Sequence[Any]) -> DynamicCache:
+class AnswerCache(DynamicCache):
+    """A cache that a question is answered behind, token by token."""
+
+    def activate_past_recording(self) -> None:
+        """Assisted decoding begins so, with a call that holds the whole prompt, whatever the cache holds already.
+
+        Raises:
+            CacheError: always.
+        """
+        raise CacheError(
+            "assisted decoding reads the whole prompt again, and of a memory's prompt only what stands behind the "
+            "video can be read: leave out assistant_model and prompt_lookup_num_tokens"
+        )
+
+
+def cache_of_layers(layers: Sequence[Any]) -> AnswerCache:
     """A cache of these layers."""
-    cache = DynamicCache()
+    cache = AnswerCache()
     cache.layers += layers
     return cache
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,7 +14,16 @@ from segmo.memory.block import Block
 from segmo.memory.known import known_family
 from segmo.memory.options import EACH, READ, MemoryOptions, parse
 from segmo.memory.stale import check, identity
-from segmo.memory.store import read_block, read_index, read_tensors, write_block, write_index, write_tensors, writing
+from segmo.memory.store import (
+    PREFIX,
+    read_block,
+    read_index,
+    read_tensors,
+    write_block,
+    write_index,
+    write_tensors,
+    writing,
+)
 from segmo.memory.watcher import Watcher
 
 PROCESSOR = "processor"
@@ -65,8 +75,10 @@ def write_memory(memory: Any, folder: Path) -> None:
             "turns": list(memory.turns),
             "summary": memory.summary(),
         }
-        if script is not None and not (folder / PROCESSOR).exists():
-            script.processor.save_pretrained(folder / PROCESSOR)
+        known = memory.processor_in == folder.resolve() and (folder / PROCESSOR).exists()
+        if script is not None and not known:
+            _write_processor(script.processor, folder)
+            memory.processor_in = folder.resolve()
         write_index(folder, index, [name for group in names.values() for name in group])
     if folder == options.folder:  # what stays beside the model is written once, too
         written = zip(watcher.closed, names["closed"], strict=True)
@@ -95,9 +107,11 @@ def _read(
     here: dict[str, Any],
 ) -> Any:
     options = _options(index, folder, given)
-    if processor is None and index["script"] is not None:
+    own = processor is None and index["script"] is not None
+    if own:
         processor = _processor(folder / PROCESSOR)
     memory: Any = kind(model, processor if index["script"] is not None else None, options, index["fps"])
+    memory.processor_in = folder.resolve() if own else None
     memory.identity = here
     intervals = {name: torch.tensor(value) for name, value in index["intervals"].items()}
     watcher = memory._watcher = Watcher(model, memory.family, options, intervals)
@@ -126,6 +140,16 @@ def _read(
         memory.script.last = state["frames"].clone().numpy() if "frames" in state else None
     memory.talk.turns = index["turns"]
     return memory
+
+
+def _write_processor(processor: Any, folder: Path) -> None:
+    """Puts a processor in the place of the folder's; broken off, that one stays as it was."""
+    with TemporaryDirectory(prefix=PREFIX, dir=folder) as aside:
+        fresh, place = Path(aside) / "fresh", folder / PROCESSOR
+        processor.save_pretrained(fresh)
+        if place.exists():
+            place.rename(Path(aside) / "old")
+        fresh.rename(place)
 
 
 def _processor(folder: Path) -> Any:
