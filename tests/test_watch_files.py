@@ -20,6 +20,7 @@ import torch
 from ask_models import FAMILIES, write_model
 from numpy.typing import NDArray
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from video_files import noise_shots, write_file
 
 import segmo
 from segmo.errors import CacheError, OptionError, PromptError
@@ -201,6 +202,21 @@ def test_a_memory_is_saved_with_its_own_processor(loaded: dict[str, Loaded], tmp
     memory.save(tmp_path)
     segmo.Memory.load(model, tmp_path, processor).save(tmp_path)
     assert segmo.Memory.load(model, tmp_path).processor.chat_template == processor.chat_template
+
+
+def test_files_of_other_rates_keep_their_times_or_are_refused(loaded: dict[str, Loaded], tmp_path: Path) -> None:
+    model, processor = loaded["qwen3_vl"]
+    slow = write_file(tmp_path / "slow.mp4", noise_shots([1] * 12), fps=1)
+    fast = write_file(tmp_path / "fast.mp4", noise_shots([5] * 4), fps=10)
+    memory = segmo.watch(model, processor, slow)
+    memory.extend(fast)  # read at the slow one's rate
+    assert memory.watcher.seconds == [float(at) for at in range(0, 14, 2)]
+    memory = segmo.watch(model, processor, fast)
+    with pytest.raises(PromptError, match="Watch both with fps=1"):
+        memory.extend(slow)
+    assert memory.watcher.seconds == [0.0, 1.0]
+    memory.extend(fast)
+    assert memory.watcher.seconds == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_a_stale_memory_is_refused_by_name(loaded: dict[str, Loaded], tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ class Intake:
             return self._outputs(video, skipped, watcher)
         if self.script is None:
             raise PromptError("frames need a processor; without one, hand in a processor's outputs")
-        frames = self._frames(video)
+        frames = self._frames(video, going_on=watcher is not None)
         self.script.sampled += skipped
         return self.script.first(frames) if watcher is None else self.script.more(frames)
 
@@ -70,15 +70,22 @@ class Intake:
         start += skipped / self.fps
         return replace(part, seconds=tuple(start + at for at in part.seconds))
 
-    def _frames(self, video: Any) -> NDArray[np.uint8]:
-        if isinstance(video, (str, Path)):
-            from segmo.video import read
+    def _frames(self, video: Any, going_on: bool) -> NDArray[np.uint8]:
+        if not isinstance(video, (str, Path)):
+            return as_frames(video)
+        from segmo.video import read
 
-            clip = read(video, self.fps)
-            assert self.script is not None
+        assert self.script is not None
+        rate = self.script.fps if going_on else self.fps
+        clip = read(video, rate)
+        if going_on and not math.isclose(clip.fps, rate, rel_tol=0.01):
+            raise PromptError(
+                f"{video} has {clip.fps:g} frames per second, and this memory was watched at {rate:g}: it would not be "
+                f"known when its frames are shown. Watch both with fps={clip.fps:g}"
+            )
+        if not going_on:
             self.script.fps = clip.fps
-            return clip.frames
-        return as_frames(video)
+        return clip.frames
 
 
 def _check_skipped(skipped: object) -> None:
