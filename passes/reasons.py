@@ -145,6 +145,11 @@ _ALL = (
         "frames are chosen before the vision encoder, and this model's encoder is not SegMo's to call",
         "use segmo.compile(model); every frame was encoded, and keep was at most frames",
     ),
+    Reason(
+        "no-ids",
+        "frames are chosen before the vision encoder by the prompt's token ids, and its embeddings came alone",
+        "pass input_ids beside inputs_embeds; every frame was encoded",
+    ),
     Reason("no-group", "there is one process", "start the program with torchrun and several processes"),
     Reason("not-asked", "there is a process group, and ranks=None", 'set ranks="all", or ranks to a group'),
     Reason(

@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ask_models import write_model
@@ -17,6 +18,7 @@ from video_files import noise_shots, write_file
 
 import segmo.commands.run
 import segmo.commands.warm
+from segmo.ask.ask import Asker
 from segmo.cli import app
 from segmo.demo.clips import clip_path
 from segmo.errors import OptionError
@@ -145,6 +147,8 @@ def test_a_missing_file_is_refused_before_a_model_is_loaded() -> None:
         (("a.mp4", "x", "--keep", "0"), "option 'keep'"),
         (("a.mp4", "x", "--scorer", "external"), "takes scores from a program"),
         (("a.mp4", "x", "--max-frames", "0"), "at least one frame"),
+        (("a.mp4", "x", "--fps", "0"), "more than 0 frames per second"),
+        (("a.mp4", "x", "--fps", "nan"), "more than 0 frames per second"),
         (("a.mp4", "x", "--max-new-tokens", "0"), "at least one token"),
         (("a.mp4", "x", "--dtype", "int8"), "unknown dtype"),
         ((str(clip_path("bikes")), "x", "--model", "nowhere"), "no config.json"),
@@ -154,3 +158,17 @@ def test_a_missing_file_is_refused_before_a_model_is_loaded() -> None:
 def test_what_is_refused(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         CliRunner().invoke(app, ["run", *arguments, "--no-cache"], catch_exceptions=False)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_brackets_are_no_markup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a question's words, and of an answer."""
+    asked = Asker.ask
+
+    def ask(self: Asker, *request: Any) -> Any:
+        return dataclasses.replace(asked(self, *request), text="[/INST] the sign says [stop]")
+
+    monkeypatch.setattr(Asker, "ask", ask)
+    printed = run(str(clip_path("bikes")), "which [/b] digit", "--max-new-tokens", "1", "--no-cache")
+    assert "does not know the word '[/b]'" in printed
+    assert "answer: [/INST] the sign says [stop]" in printed

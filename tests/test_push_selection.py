@@ -252,3 +252,19 @@ def test_the_attention_scorer_and_wrong_scores_are_refused() -> None:
         features(model, inputs, frames=0.5, scorer="external")
     with segmo.external_scores([torch.nan] * 6), pytest.raises(PromptError, match="NaN"):
         features(model, inputs, frames=0.5, scorer="external")
+
+
+def test_embeddings_alone_do_not_tell_where_frames_stand() -> None:
+    model, inputs = build("qwen2_5_vl"), prompt("qwen2_5_vl", frames=8)
+    embeds = model.get_input_embeddings()(inputs["input_ids"]).detach()
+    alone = {**{name: value for name, value in inputs.items() if name != "input_ids"}, "inputs_embeds": embeds}
+    segmo.compile(model, frames=0.5, keep=0.25)
+    with pytest.warns(UserWarning, match="pass input_ids beside inputs_embeds") as said:
+        model.generate(**alone, max_new_tokens=1, do_sample=False)
+    assert any(f"{__file__}:" in str(each.message) for each in said)
+    assert segmo.last_report().frames is None
+    segmo.compile(model, frames=0.5, keep=0.25, strict=True)
+    with pytest.raises(NotRewrittenError, match="pass input_ids beside"):
+        model.generate(**alone, max_new_tokens=1, do_sample=False)
+    model.generate(**inputs, inputs_embeds=embeds, max_new_tokens=1, do_sample=False)
+    assert segmo.last_report().frames.encoded == 4

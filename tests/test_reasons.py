@@ -20,6 +20,8 @@ def test_the_page_lists_every_reason_and_no_other() -> None:
 
 
 def test_every_reason_is_used_and_every_used_one_exists() -> None:
-    sources = [path.read_text() for part in ("passes", "segmo/calls") for path in (ROOT / part).rglob("*.py")]
+    sources = [
+        path.read_text() for part in ("passes", "segmo/calls", "segmo/upstream") for path in (ROOT / part).rglob("*.py")
+    ]
     used = {code for text in sources for code in re.findall(r'Miss\.of\(\s*"([a-z-]+)"', text)}
     assert used == set(REASONS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -381,3 +383,16 @@ def test_what_cannot_be_watched_is_refused() -> None:
         segmo.watch(model, None, prompt("qwen2_vl"), fps=0)
     with pytest.raises(OptionError, match="keep"):
         memory.ask(torch.tensor([11]), keep=0)
+
+
+def test_a_conversation_of_ids_comes_back(tmp_path: Path) -> None:
+    model, inputs = model_of("qwen2_vl"), prompt("qwen2_vl", frames=9)
+    memory = segmo.watch(model, None, inputs, keep=0.4, fps=np.float32(2))
+    memory.ask(question_of(inputs), max_new_tokens=2)
+    memory.save(tmp_path)
+    again = segmo.Memory.load(model, tmp_path)
+    memory.talk.moved()  # a folder holds what was said, and not the keys of it
+    answers = [each.ask([81, 82], max_new_tokens=4) for each in (memory, again)]
+    assert torch.equal(*answers)
+    again.forget()
+    assert not torch.equal(again.ask([81, 82], max_new_tokens=4), answers[0])

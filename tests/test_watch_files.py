@@ -204,6 +204,17 @@ def test_a_memory_is_saved_with_its_own_processor(loaded: dict[str, Loaded], tmp
     assert segmo.Memory.load(model, tmp_path).processor.chat_template == processor.chat_template
 
 
+def test_two_memories_in_one_folder(loaded: dict[str, Loaded], tmp_path: Path) -> None:
+    """The one that was written last is there, as a whole."""
+    model, processor = loaded["qwen2_vl"]
+    one, other = (segmo.watch(model, processor, frames_of(n), place="disk", folder=tmp_path) for n in (4, 6))
+    one.extend(frames_of(2))
+    assert segmo.Memory.load(model, tmp_path).summary()["frames"] == one.summary()["frames"]
+    other.extend(frames_of(2))
+    assert segmo.Memory.load(model, tmp_path).summary()["frames"] == other.summary()["frames"]
+    assert other.ask("What?", max_new_tokens=2)
+
+
 def test_files_of_other_rates_keep_their_times_or_are_refused(loaded: dict[str, Loaded], tmp_path: Path) -> None:
     model, processor = loaded["qwen3_vl"]
     slow = write_file(tmp_path / "slow.mp4", noise_shots([1] * 12), fps=1)

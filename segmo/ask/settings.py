@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from segmo.errors import OptionError
 from segmo.options import Options
 from segmo.video import Clip, SceneOptions
+from segmo.video.sample import check_rate
 
 # Takes a clip and a question; gives the numbers of the sampled frames that are shown to the model, ascending.
 ChooseFrames = Callable[[Clip, str], NDArray[np.int64]]
@@ -48,6 +49,8 @@ class Settings:
     relevance: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.fps is not None:
+            check_rate(self.fps)
         if self.new_tokens < 1:
             raise OptionError(f"an answer has at least one token, got {self.new_tokens}")
         if self.max_frames < 1:

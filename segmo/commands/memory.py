@@ -64,7 +64,7 @@ def ask(
     found = Memory.load(loaded.model, memory, loaded.processor, keep=keep)
     found.forget()
     answer = found.ask(question, max_new_tokens=max_new_tokens)
-    console.print(f"[bold]answer:[/bold] {_plain(answer)}")
+    _say(console, answer)
     console.print(looked_at(found), markup=False)
 
 
@@ -101,7 +101,7 @@ def chat(
         except PromptError as error:
             console.print(str(error), style="red", markup=False)
             continue
-        console.print(f"[bold]answer:[/bold] {_plain(answer)}")
+        _say(console, answer)
         console.print(looked_at(memory), style="dim", markup=False)
 
 
@@ -176,8 +176,10 @@ def _clock(seconds: float) -> str:
     return f"{int(seconds // 60)}:{seconds % 60:04.1f}"
 
 
-def _plain(text: str) -> str:
-    return text.replace("[", "\\[")
+def _say(console: Console, answer: str) -> None:
+    from rich.markup import escape
+
+    console.print(f"[bold]answer:[/bold] {escape(answer)}")
 
 
 def _console() -> Console:

@@ -139,16 +139,18 @@ def _one(
     video: Source,
     question: str,
 ) -> None:
+    from rich.markup import escape
+
     from segmo.ask.console import as_dict, sentences, stage_table
 
     asker, bars = _asker(console, settings, store, model, dtype, launch)
     for word in unknown_words(asker, question):
-        console.print(f"[yellow]It does not know the word {word!r}.[/yellow]", markup=True)
+        console.print(f"[yellow]It does not know the word {escape(repr(word))}.[/yellow]", markup=True)
     with bars.progress:
         answer = asker.ask(video, question)
-    console.print(f"[bold]answer:[/bold] {answer.text}", markup=True)
+    console.print(f"[bold]answer:[/bold] {escape(answer.text)}", markup=True)
     if answer.full is not None:
-        console.print(f"[bold]full attention:[/bold] {answer.full.text}", markup=True)
+        console.print(f"[bold]full attention:[/bold] {escape(answer.full.text)}", markup=True)
     for line in sentences(answer):
         console.print(line, markup=False)
     console.print(stage_table(answer))

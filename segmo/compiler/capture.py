@@ -73,7 +73,7 @@ def calling_notes() -> tuple[str, ...]:
 
 
 # Between a user's line and the backend lies nothing but these.
-_BETWEEN = ("torch", "transformers", "segmo", "typer", "click")
+_BETWEEN = ("torch", "transformers", "segmo", "typer", "click", "contextlib")
 
 
 def calling_line() -> str | None:

@@ -47,9 +47,9 @@ class Memory:
     def __init__(self, model: Any, processor: Any, options: MemoryOptions, fps: float) -> None:
         self.model, self.processor, self.options = model, processor, options
         self.family = known_family(model, processor)
-        self.fps = fps
-        self.script = None if processor is None else Script(processor, video_token(model), fps)
-        self.intake = Intake(model, self.family, self.script, fps)
+        self.fps = float(fps)
+        self.script = None if processor is None else Script(processor, video_token(model), self.fps)
+        self.intake = Intake(model, self.family, self.script, self.fps)
         self._watcher: Watcher | None = None
         self.lock = threading.RLock()
         self.talk = Conversation()

@@ -73,6 +73,7 @@ def write_memory(memory: Any, folder: Path) -> None:
             "intervals": {name: torch.as_tensor(value).tolist() for name, value in watcher.positions.intervals.items()},
             "script": None if script is None else {name: getattr(script, name) for name in _SCRIPT},
             "turns": list(memory.turns),
+            "ids": list(memory.talk.ids),
             "summary": memory.summary(),
         }
         known = memory.processor_in == folder.resolve() and (folder / PROCESSOR).exists()
@@ -138,7 +139,7 @@ def _read(
             setattr(memory.script, name, index["script"][name])
         memory.script.grid = memory.script.grid and tuple(memory.script.grid)
         memory.script.last = state["frames"].clone().numpy() if "frames" in state else None
-    memory.talk.turns = index["turns"]
+    memory.talk.turns, memory.talk.ids = index["turns"], index.get("ids", [])
     return memory
 
 

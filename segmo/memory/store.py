@@ -79,8 +79,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def write_block(folder: Path, block: Block) -> str:
     """A block in a folder; the name of its file."""
-    if block.file is not None and block.file.parent == folder.resolve():
-        return block.file.name
+    if block.file is not None and block.file.parent == folder.resolve() and block.file.exists():
+        return block.file.name  # another memory that was written to the folder has taken it away otherwise
     return write_tensors(folder, _tensors(block))
 
 

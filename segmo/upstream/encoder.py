@@ -27,6 +27,7 @@ from segmo.options import Options
 from segmo.passes.analyse import Facts
 from segmo.passes.pipeline import build_pass
 from segmo.passes.push_selection import PushSelection, vision_graph
+from segmo.passes.reasons import Miss
 from segmo.passes.runner import run_pipeline
 from segmo.report.history import report_for
 from segmo.report.prefill import FrameCounts
@@ -74,8 +75,11 @@ class FrameEncoder:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As the model's ``get_video_features``, with zeros in the places of frames that were not chosen."""
         prompt = current_prompt()
-        call = None if prompt is None else self.tower.read(args, kwargs, prompt)
-        if prompt is None or call is None:
+        if prompt is None:
+            self._leave(Miss.of("no-ids"))
+            return self.tower.original(*args, **kwargs)
+        call = self.tower.read(args, kwargs, prompt)
+        if call is None:
             return self.tower.original(*args, **kwargs)
         if self.graph is None:
             self._build(call)
@@ -118,6 +122,14 @@ class FrameEncoder:
             for old, more in zip(features, self._encode(call, missing), strict=True):
                 old[new] = more[new]
         return kept, features
+
+    def _leave(self, miss: Miss) -> None:
+        """Says that every frame is encoded."""
+        from segmo.compiler.backend import SETUP
+        from segmo.compiler.left import leave
+
+        report_for(self.model, self.options, SETUP).frames = None
+        leave(self.model, self.options, "vision", [build_pass(PushSelection, self.options)], miss)
 
     def _build(self, call: VideoCall) -> None:
         """Proves what can be proved of the encoder, and rewrites its graph accordingly."""
