@@ -137,7 +137,7 @@ def _is_scatter(node: Node) -> bool:
 def _is_plain_linear(node: Node) -> bool:
     if node.target is not _LINEAR or any(node.args[2:]) or node.kwargs:
         return False
-    return all(isinstance(arg, Node) and _like(arg) is not None for arg in node.args[:2])
+    return all(isinstance(arg, Node) and is_plain(example(arg)) for arg in node.args[:2])
 
 
 def _is_fresh(node: Node) -> bool:

@@ -111,9 +111,9 @@ def fits() -> str | None:
         del inputs
         return gm
 
-    context = torch._dynamo.optimize(torch._TorchCompileWrapper(backend, None, {"keep": 1}, None))
-    if switched_off():
+    if switched_off():  # there is no context then
         return None
+    context = torch._dynamo.optimize(torch._TorchCompileWrapper(backend, None, {"keep": 1}, None))
     if not isinstance(context, OptimizeContext):
         return "torch.compile makes another kind of context"
     found = _wrapper(context)

@@ -89,7 +89,7 @@ def _compile(
     _trace(graph)
     report.save()
     complain(graph, options)
-    return noting(_recording(lowered.run, result, report, passes, Asked(chat.source, chat.decode)), facts.kind)
+    return noting(_recording(lowered.run, result, report, passes, Asked(chat.source, chat.decode)))
 
 
 def _trace(graph: GraphReport) -> None:

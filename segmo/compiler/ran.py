@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-_GRAPHS: ContextVar[list[str] | None] = ContextVar("segmo_graphs", default=None)
+_GRAPHS: ContextVar[list[Callable[..., Any]] | None] = ContextVar("segmo_graphs", default=None)
 
 
 @contextmanager
-def graphs_noted() -> Iterator[list[str]]:
-    """The kinds of the graphs that run inside the block, in this thread."""
-    graphs: list[str] = []
+def graphs_noted() -> Iterator[list[Callable[..., Any]]]:
+    """The graphs that run inside the block, in this thread."""
+    graphs: list[Callable[..., Any]] = []
     token = _GRAPHS.set(graphs)
     try:
         yield graphs
@@ -21,13 +21,13 @@ def graphs_noted() -> Iterator[list[str]]:
         _GRAPHS.reset(token)
 
 
-def noting(run: Callable[..., Any], kind: str) -> Callable[..., Any]:
+def noting(run: Callable[..., Any]) -> Callable[..., Any]:
     """A compiled graph that is noted when it runs."""
 
     def call(*args: Any) -> Any:
         graphs = _GRAPHS.get()
         if graphs is not None:
-            graphs.append(kind)
+            graphs.append(run)
         return run(*args)
 
     return call

@@ -76,7 +76,7 @@ class FrameEncoder:
         """As the model's ``get_video_features``, with zeros in the places of frames that were not chosen."""
         prompt = current_prompt()
         if prompt is None:
-            self._leave(Miss.of("no-ids"))
+            self._leave()
             return self.tower.original(*args, **kwargs)
         call = self.tower.read(args, kwargs, prompt)
         if call is None:
@@ -123,13 +123,13 @@ class FrameEncoder:
                 old[new] = more[new]
         return kept, features
 
-    def _leave(self, miss: Miss) -> None:
-        """Says that every frame is encoded."""
+    def _leave(self) -> None:
+        """Says that every frame is encoded, because it is not known where they stand."""
         from segmo.compiler.backend import SETUP
         from segmo.compiler.left import leave
 
         report_for(self.model, self.options, SETUP).frames = None
-        leave(self.model, self.options, "vision", [build_pass(PushSelection, self.options)], miss)
+        leave(self.model, self.options, "vision", [build_pass(PushSelection, self.options)], Miss.of("no-ids"))
 
     def _build(self, call: VideoCall) -> None:
         """Proves what can be proved of the encoder, and rewrites its graph accordingly."""
