@@ -22,9 +22,25 @@ def external_scores(scores: Any) -> Iterator[None]:
     Args:
         scores: one per frame or one per scene of the video, (F,) or (S,), or (B, F) or (B, S) for a batch; anything
             that ``torch.as_tensor`` takes. A frame is a temporal patch (two sampled frames for Qwen-VL).
+
+    Raises:
+        PromptError: they are no numbers, or rows of different lengths.
     """
-    with _SCORES.block(torch.as_tensor(scores, dtype=torch.float32).detach()):
+    with _SCORES.block(_as_scores(scores)):
         yield
+
+
+def _as_scores(scores: Any) -> Tensor:
+    try:
+        found = torch.as_tensor(scores)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PromptError(
+            f"external scores are numbers, one per frame or one per scene, in rows of one length; got a "
+            f"{type(scores).__name__} ({error})"
+        ) from error
+    if found.is_complex():
+        raise PromptError("external scores are real numbers, got complex ones")
+    return found.detach().to(torch.float32)
 
 
 def current_scores() -> Tensor:

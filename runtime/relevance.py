@@ -9,6 +9,7 @@ Every scorer returns (B, S) fp32 with -inf for scenes that do not exist.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor
 
 from segmo.errors import PromptError
-from segmo.runtime.features import CHUNK, DEVICE_VALUES, add_frames, blocks
+from segmo.runtime.features import CHUNK, DEVICE_VALUES, blocks
 from segmo.runtime.host import Array, array, give, here, read
 from segmo.runtime.layout import heads_of
 from segmo.runtime.video_runs import places
 from segmo.runtime.video_tokens import Room, take
 
+FITS = 2**21  # cosines of words with tokens that are held at a time: 8 MB
 ROWS = 64  # question tokens scored at a time, so that memory stays linear in the prompt's length
 
 
@@ -67,31 +69,68 @@ def feature_sum(embeds_NH: Tensor, at_T: Array) -> Tensor:
     return total_H
 
 
-def frame_fit(
-    question_QH: Tensor, embeds_NH: Tensor, at_T: Array, frame_T: Array, frames: int, common_H: Tensor
-) -> Tensor:
-    """Cosine of each question token with a frame's features, averaged over the frame, (Q, F).
+@dataclass(frozen=True)
+class Whole:
+    """What is known of all video tokens of a row, some of which may be another rank's.
 
-    That is its product with the mean of the features at unit length, so the cost is the same for any question.
+    Attributes:
+        tokens: how many.
+        common_H: what all their features have in common: their mean.
+        total: adds up what each rank found of its own tokens.
+    """
+
+    tokens: int
+    common_H: Tensor
+    total: Callable[[Tensor], Tensor] = lambda own: own
+
+
+def frame_fit(question_QH: Tensor, embeds_NH: Tensor, at_T: Array, frame_T: Array, frames: int, whole: Whole) -> Tensor:
+    """How well frames fit each question token: the cosines of their features with it, pooled, (Q, F).
 
     Args:
         at_T, frame_T: where the frames' tokens stand in ``embeds_NH``, and the frame of each, counted from 0.
-        common_H: what all features of the video have in common, and is taken off them.
+        whole: of the video; what all of it has in common is taken off the features.
+
+    A word for all of a frame, such as a place, shows in the mean over its tokens, a word for a thing in it in the best
+    of them alone. Between these is the log of the mean of exponentials. Its temperature, for each word, is the standard
+    deviation of the word's cosines over the video, so it does not matter how alike words and features are in a model.
+
+    Source: log-sum-exp pooling (Boyd and Vandenberghe, "Convex Optimization", 2004; for images Pinheiro and Collobert,
+    "From image-level to pixel-level labeling with convolutional networks", 2015).
     """
-    total_FH = torch.zeros(frames, embeds_NH.shape[1], device=embeds_NH.device, dtype=torch.float32)
+    word_QH, parts = torch.nn.functional.normalize(question_QH.float(), dim=-1), []
+    for some_QH in torch.split(word_QH, max(1, FITS // whole.tokens)):
+        cosine_TQ = _cosines(some_QH, embeds_NH, at_T, frame_T, whole.common_H)
+        sums_2Q = whole.total(torch.stack([cosine_TQ.sum(0), cosine_TQ.square().sum(0)]).double()) / whole.tokens
+        spread_Q = (sums_2Q[1] - sums_2Q[0].square()).clamp(min=0).sqrt().float()
+        parts.append(pooled(cosine_TQ, frame_T, frames, spread_Q.clamp(min=1e-12)))
+    return torch.cat(parts)
+
+
+def _cosines(word_QH: Tensor, embeds_NH: Tensor, at_T: Array, frame_T: Array, common_H: Tensor) -> Tensor:
+    """Cosine of each token's feature, without what is common, with each word of length 1, (T, Q) fp32."""
+    out_TQ = torch.empty(len(at_T), len(word_QH), device=embeds_NH.device, dtype=torch.float32)
     room = Room(embeds_NH)
     for block in blocks(frame_T, CHUNK if here(embeds_NH) else DEVICE_VALUES // embeds_NH.shape[1]):
         x_TH = room.copy(take(embeds_NH, at_T[block])).sub_(common_H)
         norm_T = torch.linalg.vector_norm(x_TH, dim=-1)
-        add_frames(total_FH, x_TH, frame_T[block], norm_T.clamp_(min=1e-12).reciprocal_())
-    mean_FH = total_FH / give(np.bincount(frame_T, minlength=frames), total_FH.device)[:, None]
-    return torch.nn.functional.normalize(question_QH.float(), dim=-1) @ mean_FH.T
+        torch.mm(x_TH, word_QH.T, out=out_TQ[block]).div_(norm_T.clamp_(min=1e-12)[:, None])
+    return out_TQ
+
+
+def pooled(cosine_TQ: Tensor, frame_T: Array, frames: int, heat_Q: Tensor) -> Tensor:
+    """Log of the mean of exponentials over each frame's tokens at a temperature for each word, (Q, F)."""
+    size_F = give(np.bincount(frame_T, minlength=frames), cosine_TQ.device)
+    best_FQ = torch.segment_reduce(cosine_TQ, "max", lengths=size_F, axis=0, unsafe=True)
+    near_TQ = cosine_TQ.sub_(best_FQ[give(frame_T, cosine_TQ.device)]).div_(heat_Q).exp_()
+    mean_FQ = torch.segment_reduce(near_TQ, "mean", lengths=size_F, axis=0, unsafe=True)
+    return mean_FQ.log_().mul_(heat_Q).add_(best_FQ).T
 
 
 def whole_fit(question_QH: Tensor, embeds_NH: Tensor, video_V: Array, frame_V: Array, frames: int) -> Tensor:
     """:func:`frame_fit` for all frames of a row: what all its features have in common says nothing about a scene."""
-    common_H = feature_sum(embeds_NH, video_V) / video_V.shape[0]
-    return frame_fit(question_QH, embeds_NH, video_V, frame_V, frames, common_H)
+    whole = Whole(len(video_V), feature_sum(embeds_NH, video_V) / len(video_V))
+    return frame_fit(question_QH, embeds_NH, video_V, frame_V, frames, whole)
 
 
 # (Q, H) question, (N, H) embeddings, (V,) video tokens, (V,) their frames, F -> (Q, F)
@@ -114,10 +153,10 @@ def embedding_relevance(
     the frame of each token; without it a frame begins at its cell 0. ``mean_BH`` is the mean of each row's features,
     from :func:`segmo.runtime.features.scan_video`; without it they are read once more.
 
-    A frame fits a word by the mean cosine between the word's embedding and the frame's features, without what all of
-    the video's features have in common; a scene fits as its best frame does; and a word counts by how much it tells
-    scenes apart (its standard deviation over the scenes), so that "which" and "the" have no say. A prompt without a
-    question scores 0 everywhere.
+    A frame fits a word by the cosines between the word's embedding and the frame's features, without what all of the
+    video's features have in common (:func:`frame_fit`); a scene fits as its best frame does; and a word counts by how
+    much it tells scenes apart (its standard deviation over the scenes), so that "which" and "the" have no say. A prompt
+    without a question scores 0 everywhere.
 
     Source: late interaction as in ColBERT (Khattab and Zaharia, 2020), with weights in the spirit of inverse document
     frequency.
@@ -135,7 +174,7 @@ def embedding_relevance(
             continue
         question = embeds_BNH[row].index_select(0, give(asked_Q, embeds_BNH.device))
         frame_V = first_V.cumsum() - 1
-        fit_row = fit if mean_BH is None else partial(frame_fit, common_H=mean_BH[row])
+        fit_row = fit if mean_BH is None else partial(frame_fit, whole=Whole(len(video_V), mean_BH[row]))
         fit_QF = fit_row(question, embeds_BNH[row], video_V, frame_V, int(frame_V[-1]) + 1)
         best_QS = fit_QF.new_full((len(asked_Q), scenes), -torch.inf)
         best_QS.scatter_reduce_(1, scene_F.expand_as(fit_QF), fit_QF, "amax").masked_fill_(~there_S, 0)

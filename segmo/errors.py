@@ -35,6 +35,10 @@ class PlanError(SegMoError, ValueError):
     """Segments cannot be spread over the ranks as asked: memory, sizes or an unknown device."""
 
 
+class MemoryPlanError(PlanError):
+    """Segments cannot be spread over the ranks for want of memory."""
+
+
 class RankError(SegMoError):
     """Ranks disagree, or one of them died or hung. The message names the rank and the step."""
 

@@ -5,6 +5,9 @@ Legend: N prompt tokens, S scenes, A query heads, G key/value heads, D head size
 
 from __future__ import annotations
 
+import math
+import statistics
+
 import pytest
 import torch
 from hypothesis import given
@@ -60,9 +63,13 @@ def expected_embedding(embeds: torch.Tensor, scene: list[int], cell: list[int], 
         return [0.0] * scenes
     table = []
     for q in question:
+        cosines = [
+            [float(torch.cosine_similarity(embeds[q], embeds[n] - common, dim=0)) for n in frame] for frame in frames
+        ]
+        heat = max(statistics.pstdev([cosine for frame in cosines for cosine in frame]), 1e-12)
         fit = [
-            sum(float(torch.cosine_similarity(embeds[q], embeds[n] - common, dim=0)) for n in frame) / len(frame)
-            for frame in frames
+            max(frame) + heat * math.log(sum(math.exp((c - max(frame)) / heat) for c in frame) / len(frame))
+            for frame in cosines
         ]
         table.append(
             [max(f for f, frame in zip(fit, frames, strict=True) if scene[frame[0]] == s) for s in range(scenes)]

@@ -141,5 +141,5 @@ def device_named(name: str) -> Device:
     if found is None:
         near = difflib.get_close_matches(name.lower(), DEVICES, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise PlanError(f"unknown device {name!r}{hint} Known: {', '.join(DEVICES)}, or `calibrated`")
+        raise PlanError(f"unknown device {name!r}{hint}. Known: {', '.join(DEVICES)}, or `calibrated`")
     return found

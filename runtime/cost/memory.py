@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from segmo.errors import PlanError
+from segmo.errors import MemoryPlanError
 from segmo.runtime.cost.device import GIB, Device
 from segmo.runtime.cost.shape import ModelShape
 
@@ -65,14 +65,19 @@ def check_memory(memory: list[Memory], devices: list[Device]) -> None:
     """Refuses a plan that does not fit.
 
     Raises:
-        PlanError: with the rank that lacks most, what it would hold, and what it has, in GiB.
+        MemoryPlanError: with the rank that lacks most, what it would hold, and what it has, in GiB.
     """
     over = [need.total - device.memory_bytes for need, device in zip(memory, devices, strict=True)]
     rank = max(range(len(over)), key=over.__getitem__)
     if over[rank] > 0:
-        raise PlanError(
+        raise MemoryPlanError(
             f"the plan does not fit: rank {rank} ({devices[rank].name}) would hold "
             f"{memory[rank].total / GIB:.2f} GiB ({memory[rank].describe()}) and has "
-            f"{devices[rank].memory_bytes / GIB:.2f} GiB; use more ranks, keep fewer tokens, or leave the "
-            'cache where it is (cache="sharded")'
+            f"{devices[rank].memory_bytes / GIB:.2f} GiB; {_advice(memory[rank], devices[rank])}"
         )
+
+
+def _advice(need: Memory, device: Device) -> str:
+    if need.weights >= device.memory_bytes:  # every rank holds all of them
+        return "the weights alone are too much, however many ranks there are: take larger devices or a smaller model"
+    return "use more ranks, keep fewer tokens, or leave the cache where it is (cache='sharded')"

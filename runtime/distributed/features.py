@@ -24,7 +24,7 @@ from segmo.runtime.features import scan_tokens
 from segmo.runtime.host import Array, give, read
 from segmo.runtime.layout import video_starts
 from segmo.runtime.novelty import BACK, Compare, distance_to, novel_tokens
-from segmo.runtime.relevance import feature_sum, frame_fit
+from segmo.runtime.relevance import Whole, feature_sum, frame_fit
 from segmo.runtime.scenes import head_frames
 
 ScanTokens = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -212,7 +212,8 @@ def spread_fit(
     own = spread.own()
     start, end = spread.share(ranks.rank)
     common_H = ranks.gather(feature_sum(embeds_NH, video_V[own]), "mean feature").sum(0) / len(video_V)
-    fit_QF = frame_fit(question_QH, embeds_NH, video_V[own], frame_V[own] - start, end - start, common_H)
+    whole = Whole(len(video_V), common_H, lambda found: ranks.gather(found, "spread of the fit").sum(0))
+    fit_QF = frame_fit(question_QH, embeds_NH, video_V[own], frame_V[own] - start, end - start, whole)
     return spread.gather_frames(fit_QF, 1, "fit of frames")
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from segmo.errors import PlanError
+from segmo.errors import MemoryPlanError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -65,7 +65,7 @@ def optimal_runs(
         entry_RU: extra seconds of a run that begins at each unit; None for none.
 
     Raises:
-        PlanError: no assignment fits into memory.
+        MemoryPlanError: no assignment fits into memory.
     """
     ranks, units = seconds_RU.shape
     best = np.full(units + 1, np.inf)
@@ -81,7 +81,7 @@ def optimal_runs(
             best, start = _step_general(best, seconds, float(fixed_R[rank]), first, entry_RU[rank])
         choices.append(start)
     if not np.isfinite(best[units]):
-        raise PlanError(
+        raise MemoryPlanError(
             f"no partition fits: the segments need {bytes_RU.max(axis=0).sum() / 2**30:.2f} GiB, and {ranks} "
             f"ranks have {room_R.sum() / 2**30:.2f} GiB left for them ({_list_gib(room_R)}); use more ranks, "
             'keep fewer tokens, allow split segments, or leave the cache where it is (cache="sharded")'

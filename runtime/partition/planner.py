@@ -31,6 +31,19 @@ COMPARED_RANKS = 64
 MANY_RANKS = 8
 
 
+def check_names(method: str, cache: str) -> None:
+    """Whether there are such a method and such a cache.
+
+    Raises:
+        PlanError: there is none of that name.
+    """
+    for value, known, what in ((method, METHODS, "method"), (cache, CACHES, "cache")):
+        if value not in known:
+            near = difflib.get_close_matches(value, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise PlanError(f"unknown {what} {value!r}{hint}. Known: {', '.join(known)}")
+
+
 def make_plan(
     workload: Workload,
     shape: ModelShape,
@@ -53,11 +66,7 @@ def make_plan(
     Raises:
         PlanError: an unknown method or cache, no ranks, or not enough memory.
     """
-    for value, known, what in ((method, METHODS, "method"), (cache, CACHES, "cache")):
-        if value not in known:
-            near = difflib.get_close_matches(value, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise PlanError(f"unknown {what} {value!r}{hint} Known: {', '.join(known)}")
+    check_names(method, cache)
     if not devices:
         raise PlanError("a plan needs at least one rank")
     several = 1 < len(devices) <= COMPARED_RANKS
@@ -156,7 +165,7 @@ def _room(work: Workload, costs: list[CostModel], cache: str, turns: int) -> Flo
     """Bytes left for segments on each rank, divided over its turns.
 
     Raises:
-        PlanError: a rank has no room even for what every rank holds.
+        MemoryPlanError: a rank has no room even for what every rank holds.
     """
     fixed = [replicated_memory(work, cost.shape, cache) for cost in costs]
     check_memory(fixed, [cost.device for cost in costs])

@@ -10,13 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from segmo.errors import PlanError
+from segmo.checked import is_number
+from segmo.errors import MemoryPlanError, PlanError
 from segmo.runtime.cost.device import Device
 from segmo.runtime.cost.model import CostModel
 from segmo.runtime.cost.shape import ModelShape
 from segmo.runtime.partition.plan import Plan
 from segmo.runtime.partition.planner import make_plan, replicated_memory
 from segmo.runtime.partition.workload import Workload
+
+MOST_FRAMES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,9 @@ class Video:
             video.
         context_scenes: scenes whose head frame is context.
         seed: of the scene lengths.
+
+    Raises:
+        PlanError: a value is out of range.
     """
 
     tokens_per_frame: int = 256
@@ -40,15 +46,30 @@ class Video:
     context_scenes: int = 2
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not (is_number(self.keep) and 0 < self.keep <= 1):
+            raise PlanError(f"keep is {self.keep!r}; it must be a number with 0 < keep <= 1")
+        if not (is_number(self.frames_per_second) and self.frames_per_second > 0):
+            raise PlanError(f"a video is sampled at more than 0 frames per second, got {self.frames_per_second!r}")
+        if self.tokens_per_frame < 1:
+            raise PlanError(f"a frame has at least one token, got {self.tokens_per_frame}")
+
     def workload(self, seconds: float, sinks: int = 20, query: int = 40) -> Workload:
-        """The prefill of a video of that length."""
+        """The prefill of a video of that length.
+
+        Raises:
+            PlanError: it has more frames than can be simulated.
+        """
         frames = max(1, round(seconds * self.frames_per_second))
+        if frames > MOST_FRAMES:
+            raise PlanError(f"{frames:,} frames are too many to simulate; sample {MOST_FRAMES:,} at most")
         rng = np.random.default_rng(self.seed)
         lengths: list[int] = []
-        while sum(lengths) < frames:
+        left = frames
+        while left > 0:
             seconds_long = self.scene_seconds * rng.lognormal(0.0, 1.0)
-            lengths.append(max(1, round(seconds_long * self.frames_per_second)))
-        lengths[-1] -= sum(lengths) - frames
+            lengths.append(min(left, max(1, round(seconds_long * self.frames_per_second))))
+            left -= lengths[-1]
         sizes = [length * self.tokens_per_frame for length in lengths]
         segments = [max(1, round(self.keep * tokens)) for tokens in sizes]
         chosen = rng.choice(len(segments), min(self.context_scenes, len(segments)), replace=False)
@@ -127,7 +148,7 @@ def simulate(
         for count in sorted(ranks):
             try:
                 plan = make_plan(work, shape, [device] * count, split=count <= 64, cache=cache)
-            except PlanError:
+            except MemoryPlanError:
                 points.append(Point(count, seconds, math.inf, 0.0, 0.0, 0, lacking(work, shape, device, cache)))
                 continue
             base = base or plan

@@ -34,6 +34,9 @@ class Workload:
             where a segment is cut.
         encoded: video tokens before selection whose frames are encoded, 0 when the features are given.
         tokens_per_frame: video tokens of a frame before selection.
+
+    Raises:
+        PlanError: a number of tokens is out of range.
     """
 
     sinks: int
@@ -44,6 +47,12 @@ class Workload:
     tokens_per_frame: int = 1
 
     def __post_init__(self) -> None:
+        sizes = {"sinks": self.sinks, "query": self.query, "encoded": self.encoded}
+        for name, tokens in sizes.items():
+            if tokens < 0:
+                raise PlanError(f"{name} is {tokens}; it must be a number of tokens >= 0")
+        if self.tokens_per_frame < 1:
+            raise PlanError(f"a frame has at least one token, got {self.tokens_per_frame}")
         if len(self.segments) != len(self.context):
             raise PlanError(f"{len(self.segments)} segments but {len(self.context)} context counts: one of each is due")
         if any(not 0 <= c <= n for c, n in zip(self.context, self.segments, strict=True)):

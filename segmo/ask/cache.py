@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from segmo.checked import made_folder
 from segmo.errors import OptionError
 
 log = logging.getLogger(__name__)
@@ -40,13 +41,16 @@ class TensorCache:
     Args:
         folder: made if missing.
         max_bytes: of all entries together; more is removed when an entry is added.
+
+    Raises:
+        OptionError: there is no room for anything, or the folder cannot be made.
     """
 
     def __init__(self, folder: Path, max_bytes: int = DEFAULT_BYTES) -> None:
         if max_bytes < 1:
             raise OptionError(f"a cache holds at least one byte, got {max_bytes}")
         self.folder, self.max_bytes = folder, max_bytes
-        (folder / "locks").mkdir(parents=True, exist_ok=True)
+        made_folder(folder / "locks")
 
     def get(self, key: str) -> tuple[dict[str, Tensor], str] | None:
         """Tensors and text of an entry, which is now the most recently used; None if there is none."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from segmo.checked import device_named
 from segmo.errors import OptionError
 from segmo.families import family_of, takes_video
 from segmo.pretrained import load_model
@@ -73,9 +74,10 @@ def load(path: Path | None = None, dtype: str = "auto", device: str | None = Non
         device: such as "cuda"; a GPU if there is one when None.
 
     Raises:
-        OptionError: the folder holds no such model.
+        OptionError: the folder holds no such model, or there is no such device.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device_named(device)  # now, and not after the weights have been read
     if path is None:
         return _embedded(device)
     if not (path / "config.json").is_file():

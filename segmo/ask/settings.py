@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from segmo.checked import check_utf8
 from segmo.errors import OptionError
 from segmo.options import Options
 from segmo.video import Clip, SceneOptions
@@ -66,7 +67,9 @@ def checked_question(question: str) -> str:
 
     Raises:
         OptionError: nothing is left.
+        PromptError: it is no UTF-8 text.
     """
     if not question.strip():
         raise OptionError("the question is empty; ask something about the video")
+    check_utf8("the question", question)
     return question.strip()

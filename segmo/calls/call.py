@@ -18,6 +18,7 @@ from segmo.calls.pictures import no_video, refuse_gaps
 from segmo.calls.shards import Shards
 from segmo.calls.videos import cells_of, frames_of
 from segmo.compat.cache_name import cache_name, cache_of, with_cache_as
+from segmo.compat.capturing import Capturing
 from segmo.compat.collector import collector_spared
 from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit, trace_again, why_left_alone
 from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
@@ -67,6 +68,7 @@ class Call:
         attention: the implementations that the model was loaded with.
         hooks: accelerate's, where the model has any.
         shards: of weights that are sharded.
+        capturing: transformers' hooks for what a call wants collected.
         notes: for the report of each graph.
         encoder: what chooses frames before the vision encoder; None where every frame is encoded.
     """
@@ -81,6 +83,7 @@ class Call:
         self.attention = attention_of(model)
         self.hooks = Hooks(model)
         self.shards = Shards(model)
+        self.capturing = Capturing(model)
         self.encoder = FrameEncoder(model, options) if options.frames < 1 else None
         loaded = self.attention.decoder
         self.notes = (f"attention was loaded as {loaded}; the decoder uses sdpa while this runs",) if loaded else ()
@@ -160,6 +163,7 @@ class Call:
                 f"sdpa gives no attention weights; the decoder was loaded with {self.attention.decoder} and uses sdpa "
                 "while it is compiled. Leave output_attentions out, or segmo.uncompile(model) first"
             )
+        self.capturing.prepare(inputs)
         prompt = prompt_known(inputs) if self.encoder is None else encoding(self.encoder, inputs)
         with prompt:
             return joined(encoded(self.model, inputs))

@@ -31,15 +31,17 @@ def calibrate(
     from rich.console import Console
     from rich.table import Table
 
+    from segmo.checked import check_count, device_named
     from segmo.commands.inputs import dtype_named, model_shape
     from segmo.runtime.cost.fusion import measure_fusion
     from segmo.runtime.cost.link import with_link
     from segmo.runtime.cost.measure import measure_device
     from segmo.runtime.cost.store import save_device
 
+    check_count("threads", threads, least=0)
     if threads:
         torch.set_num_threads(threads)
-    where, kind = torch.device(device), dtype_named(dtype)
+    where, kind = device_named(device), dtype_named(dtype)
     console = Console()
     with console.status("measuring the device"):
         measured = measure_device(where, kind, model_shape(model, kind.itemsize))

@@ -41,4 +41,4 @@ def parsed(segments: str, disable: list[str] | None, **options: Any) -> Any:
 
 def number_or_name(segments: str) -> int | str:
     """The option ``segments`` as it stands on a command line: a number, or the name of a rule."""
-    return int(segments) if segments.isdigit() else segments
+    return int(segments) if segments.isdecimal() else segments

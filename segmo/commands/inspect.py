@@ -51,8 +51,14 @@ def inspect(
     Unless --weights is given, the model is built narrow, with random weights, from the class and the number of layers
     that its config names. Where --graph or --diff alone are asked for, the prefill is rewritten and never run.
     """
+    from segmo.checked import file_in
+    from segmo.errors import OptionError
     from segmo.inspection.run import capture_subject, inspect_subject, subject, with_stop
 
+    if html is not None:
+        file_in(html)
+    elif target or ranks > 1:
+        raise OptionError("--target and --ranks are shown on the page; say where it is written (--html)")
     options: dict[str, Any] = {
         "keep": keep,
         "segments": flags.number_or_name(segments),
@@ -97,7 +103,6 @@ def _write_page(report: Report, given: Subject, file: Path, targets: list[str], 
 
         report.plan = plan_for(report, given.model.config, ranks, device)
     page = report.to_html(targets)
-    file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(page, encoding="utf-8")
 
 

@@ -36,6 +36,13 @@ def _selected(target: str, kernel: str | None, head_size: int | None, dtype: str
     return chosen
 
 
+def _known(option: str, value: object, known: Sequence[object]) -> None:
+    from segmo.errors import OptionError
+
+    if value is not None and value not in known:
+        raise OptionError(f"{option} is {value!r}; it must be one of {', '.join(map(str, known))}")
+
+
 def _row(target: str, entry: Entry) -> dict[str, Any]:
     """One line of the table, in a process of its own perhaps."""
     import torch
@@ -125,9 +132,19 @@ def kernels(
     """
     from rich.console import Console
 
+    from segmo.errors import OptionError
+    from segmo.runtime.kernels.hardware import machine
+    from segmo.runtime.kernels.specs import DTYPES, HEAD_SIZES
+
     console = Console(width=None if Console().is_terminal else 200)
-    targets = target.split(",")
+    targets = [machine(name.strip()).target for name in target.split(",")]
     if predict:
+        if kernel is not None or source or listing:
+            raise OptionError(
+                "--predict has a table of its own, of all kernels; leave out --kernel, --source and --list"
+            )
+        _known("--head-size", head_size, HEAD_SIZES)
+        _known("--dtype", dtype, list(DTYPES))
         from segmo.commands.kernels_predict import prediction_rows, prediction_table
 
         predicted = prediction_rows(targets, head_size or 128, dtype or "bf16")
@@ -137,6 +154,8 @@ def kernels(
             console.print(prediction_table(predicted))
         return
     work = [(name, entry) for name in targets for entry in _selected(name, kernel, head_size, dtype)]
+    if as_json and (listing or source):
+        raise OptionError("--json is the table of compiled kernels or of --predict; --list and --source print text")
     if listing:
         for name, entry in work:
             typer.echo(f"{name} {entry.function} D={entry.head_size or '-'} {entry.dtype} {entry.config}")

@@ -36,13 +36,19 @@ def plan(
     import torch
     from rich.console import Console
 
-    from segmo.commands.inputs import dtype_named, model_shape, numbers
+    from segmo.checked import check_count, file_in
+    from segmo.commands.inputs import PICTURES, dtype_named, model_shape, numbers
+    from segmo.options import Options
     from segmo.runtime.cost.store import planning_device
     from segmo.runtime.partition.explain import explain
     from segmo.runtime.partition.planner import make_plan
     from segmo.runtime.partition.workload import Workload
 
     kind = dtype_named(dtype)
+    Options(keep=keep)
+    check_count("--ranks", ranks)
+    if picture is not None:
+        file_in(picture, PICTURES)
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     names = [name.strip() for name in device.split(",")]
     names = names * ranks if len(names) == 1 else names

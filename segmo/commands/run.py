@@ -69,6 +69,7 @@ def run(
 
     from segmo.ask.cache import TensorCache, default_folder
     from segmo.ask.settings import Settings, checked_question
+    from segmo.checked import is_number, made_folder
     from segmo.commands.inputs import dtype_named
     from segmo.compiler.launch import launched
     from segmo.errors import OptionError
@@ -93,7 +94,11 @@ def run(
     settings = Settings(options, fps, max_frames, scenes, workers, max_new_tokens, compare, None, frames, relevance)
     if dtype != "auto":
         dtype_named(dtype)
+    if not is_number(cache_gib):
+        raise OptionError(f"--cache-gib is {cache_gib}; it must be a number of GiB")
     store = TensorCache(cache_folder or default_folder(), int(cache_gib * GIB)) if cache else None
+    if report is not None:
+        made_folder(report)
     if batch is not None and (video is not None or question is not None):
         raise OptionError("--batch takes videos and questions from its file; give no others")
     if batch is None and (video is None or question is None):

@@ -9,6 +9,8 @@ import typer
 
 RANKS = "1,2,4,8,16,32,64,128,256,512,1024"
 MINUTES = "1,10,60,360,1440"
+WEEK = 7 * 24 * 60
+MOST_RANKS = 1 << 16
 
 
 def simulate(
@@ -27,20 +29,24 @@ def simulate(
     from rich.console import Console
     from rich.table import Table
 
-    from segmo.commands.inputs import model_shape, numbers
+    from segmo.checked import file_in
+    from segmo.commands.inputs import PICTURES, model_shape, numbers
     from segmo.report.figures.scaling import draw_scaling, length_name
     from segmo.runtime.cost.device import GIB
     from segmo.runtime.cost.store import planning_device
-    from segmo.runtime.partition.planner import replicated_memory
+    from segmo.runtime.partition.planner import check_names, replicated_memory
     from segmo.runtime.partition.simulate import Video
     from segmo.runtime.partition.simulate import simulate as predict
 
     rates = planning_device(device, torch.device("cpu"), torch.bfloat16)
     video = Video(tokens_per_frame=tokens_per_frame, frames_per_second=fps, keep=keep)
-    lengths = [60.0 * minute for minute in numbers(minutes, "--minutes")]
+    file_in(picture, PICTURES)
+    lengths = [60.0 * minute for minute in numbers(minutes, "--minutes", 1, WEEK)]
+    counts = numbers(ranks, "--ranks", 1, MOST_RANKS)
+    check_names("best", cache)
     console = Console()
     with console.status("simulating"):
-        points = predict(model_shape(model), rates, numbers(ranks, "--ranks"), lengths, video, cache)
+        points = predict(model_shape(model), rates, counts, lengths, video, cache)
 
     table = Table(title=f"SIMULATED: {model} on {rates.name}, keep {keep:g}, cache {cache}")
     for column in ("video", "ranks", "seconds", "speedup", "efficiency", "MB received", "limited by"):

@@ -10,6 +10,7 @@ _NAMES = (
     "arguments",
     "attention_config",
     "cache_name",
+    "capturing",
     "chunk_loops",
     "collector",
     "dynamo",

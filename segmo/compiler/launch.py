@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from segmo.checked import device_named
 from segmo.errors import OptionError
 from segmo.runtime.distributed.ranks import Ranks, join
 
@@ -42,7 +43,7 @@ def _device(asked: str | None) -> torch.device:
     """The device asked for; with several GPUs, that of this rank on its machine."""
     if asked is None:
         asked = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(asked)
+    device = device_named(asked)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return device
@@ -86,7 +87,7 @@ def launched(
         timeout: after which a rank that does not answer ends the job on all ranks.
 
     Raises:
-        OptionError: an unknown ``cache``, or one beside a pipeline.
+        OptionError: there is no such device; or an unknown ``cache``, or one beside a pipeline.
         RankError: ranks are already joined in a group that SegMo cannot use.
     """
     options, place = _options(cache, pipeline), _device(device)

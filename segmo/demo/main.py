@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 import segmo
+from segmo.checked import made_folder
 from segmo.demo.answers import answer_side_by_side, answer_table, save_answer_picture
 from segmo.demo.edit import Shot, cut_list, cut_times, write_video
 from segmo.demo.memory import memory_table, time_memory
@@ -93,7 +94,8 @@ def run_demo(
     Raises:
         SegMoError: the clips are not installed, or an option is out of range.
     """
-    Options(keep=keep, segments=segments)  # a wrong option is refused now, not after a minute of work
+    Options(keep=keep, segments=segments)  # what is wrong is refused now, not after a minute of work
+    made_folder(out)
     console = Console(highlight=False)
     console.print("[bold]SegMo demo.[/bold]\n")
     sample, answered = answer_side_by_side(keep, segments)

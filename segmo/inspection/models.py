@@ -43,7 +43,7 @@ def load_config(source: str, layers: int | None = None) -> Any:
     """
     path = Path(source)
     if path.exists():
-        config = _from_path(path)
+        config = understanding(read_config(path))
     else:
         config = _from_name(source)
         layers = layers or DEFAULT_LAYERS
@@ -52,14 +52,18 @@ def load_config(source: str, layers: int | None = None) -> Any:
     return config
 
 
-def _from_path(path: Path) -> Any:
+def read_config(path: Path) -> Any:
+    """The config in a folder or a file.
+
+    Raises:
+        OptionError: there is none that transformers can read.
+    """
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
+        return AutoConfig.from_pretrained(path, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OptionError(f"{path} holds no config that transformers can read: {error}") from error
-    return understanding(config)
 
 
 def _from_name(name: str) -> Any:
@@ -174,8 +178,9 @@ def build(config: Any) -> Any:
         try:
             model = build_model(config, torch.float32)
         except Exception as error:  # classes refuse a config in many ways
+            why = str(error).partition("\n")[0]  # what follows are all configs that it knows
             raise OptionError(
-                f"transformers cannot build a model of the config of {config.model_type}: {error}"
+                f"transformers cannot build a model that takes video from a config of {config.model_type}: {why}"
             ) from error
     if not takes_video(model):
         raise OptionError(f"{type(model).__name__} is no Video LLM: none of its inputs is a video")

@@ -57,12 +57,12 @@ class Camera:
                 if self._stop.is_set():
                     return
                 came += 1
-                if held and np.shape(frame) != np.shape(held[0]):
+                held.append(_copied(frame, came))  # many cameras fill the same memory with every frame
+                if held[-1].shape != held[0].shape:
                     raise PromptError(
-                        f"frame {came} of the camera has the shape {np.shape(frame)}, the one before it "
-                        f"{np.shape(held[0])}; a memory is of one video"
+                        f"frame {came} of the camera has the shape {held[-1].shape}, the one before it "
+                        f"{held[0].shape}; a memory is of one video"
                     )
-                held.append(np.array(frame))  # a copy: many cameras fill the same memory with every frame
                 if len(held) == self._chunk:
                     self._put(Chunk(np.stack(held), came - len(held)), self._wait)
                     held = []
@@ -96,3 +96,21 @@ class Camera:
     def stop(self) -> None:
         """Lets the source go."""
         self._stop.set()
+
+
+def _copied(frame: object, number: int) -> NDArray[np.uint8]:
+    """A copy of a frame.
+
+    Raises:
+        PromptError: it is none; what else is wrong with it shows where it is watched.
+    """
+    try:
+        copied = np.array(frame)
+    except (TypeError, ValueError):
+        copied = np.empty(0)
+    if copied.ndim != 3:
+        raise PromptError(
+            f"frame {number} of the camera is a {type(frame).__name__} of shape {copied.shape}; hand in the pictures "
+            "alone, (height, width, 3) uint8 (cv2's read() gives a pair, of which the second one is the picture)"
+        )
+    return copied

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from segmo.calls.call import without_video
+from segmo.checked import check_utf8
 from segmo.compat.cache_name import cache_of
 from segmo.errors import OptionError, PromptError, SegMoError
 from segmo.memory.intake import as_ids, check_text
@@ -104,6 +105,7 @@ class Conversation:
         if isinstance(question, str):
             if not question.strip():
                 raise PromptError("the question is empty; ask something about the video")
+            check_utf8("the question", question)
             if memory.script is None:
                 raise PromptError("a question in words needs a processor; hand in the ids behind the video")
             whole = memory.script.behind([*self._first(question), *([user(question)] if self.turns else [])])

@@ -100,8 +100,8 @@ def as_frames(video: Any) -> NDArray[np.uint8]:
         PromptError: they are none.
     """
     try:
-        frames: NDArray[np.uint8] = video.cpu().numpy() if isinstance(video, Tensor) else np.asarray(video)
-    except ValueError as error:
+        frames: NDArray[np.uint8] = np.asarray(video.detach().cpu() if isinstance(video, Tensor) else video)
+    except (ValueError, TypeError, RuntimeError) as error:
         raise PromptError(f"frames must be of one size, as uint8 (T, height, width, 3) ({error})") from error
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8 or not frames.size:
         what = f"a {type(video).__name__}" if frames.dtype == object else f"{frames.dtype} of shape {frames.shape}"

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from segmo.errors import OptionError, RankError
 from segmo.memory.camera import Camera
 from segmo.memory.intake import check_fps
+from segmo.memory.known import known_family
 from segmo.memory.memory import Memory
 from segmo.memory.prompt import FPS
 from segmo.memory.watch import watch
@@ -86,9 +87,11 @@ def live(
         **options: as for :func:`watch`.
 
     Raises:
-        OptionError: ``every``, ``chunk`` or ``waiting`` is out of range, or there is no camera.
+        OptionError: ``every``, ``chunk`` or ``waiting`` is out of range, there is no camera, or the model is of a
+            family that a memory does not know.
         RankError: the camera or the question of the first rank failed.
     """
+    known_family(model)
     check_fps(fps)
     _check_pace(every, chunk, waiting)
     crew = _Crew(Ranks.asked(options.get("ranks")), model.device)

@@ -48,7 +48,7 @@ def writing(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:  # a name with a NUL is a ValueError
         raise CacheError(
             f"a memory cannot be written into {folder} ({error}); choose a folder that can be written, with enough room"
         ) from error

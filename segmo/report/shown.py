@@ -71,8 +71,13 @@ def _thumbnails(frames: Any) -> tuple[NDArray[np.uint8] | None, tuple[int, int]]
 
     if frames is None:
         return None, (0, 0)
-    each = np.stack([np.asarray(frame) for frame in frames]) if isinstance(frames, (list, tuple)) else frames
-    array = np.asarray(each)
+    try:
+        listed = isinstance(frames, (list, tuple)) and len(frames) > 0
+        array = np.stack([np.asarray(frame) for frame in frames]) if listed else np.asarray(frames)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise OptionError(
+            f"frames of a prompt are (frames, height, width, 3) uint8 RGB, of one size, on the CPU ({error})"
+        ) from error
     if array.ndim != 4 or array.shape[-1] != 3 or array.dtype != np.uint8 or not array.size:
         raise OptionError(
             f"frames of a prompt are (frames, height, width, 3) uint8 RGB, got {array.dtype} of shape {array.shape}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from segmo.checked import check_count, made_folder
 from segmo.errors import OptionError
 from segmo.options import Options
 from segmo.sceneqa.evaluate import build_set, evaluate, time_methods
@@ -42,6 +43,8 @@ def run_evaluation(
     """
     if difficulty not in DIFFICULTIES:
         raise OptionError(f"there is no difficulty {difficulty!r}; there are {', '.join(DIFFICULTIES)}")
+    check_count("--videos", videos)
+    made_folder(out)
     for keep in budgets:
         Options(keep=keep, segments=segments)
     methods = own_methods(budgets, segments)

@@ -38,7 +38,10 @@ def as_source(given: Given) -> Source:
     if isinstance(given, File | Pictures | Decoder):
         return given
     if isinstance(given, str | os.PathLike):
-        return _named(os.fspath(given))
+        try:
+            return _named(os.fspath(given))
+        except (OSError, ValueError) as error:  # a name that is too long, or that holds a NUL
+            raise VideoError(f"{readable(os.fspath(given))!r} is no name of a file here ({error})") from error
     if isinstance(given, bytes | bytearray | memoryview):
         return File(f"a video of {len(given):,} bytes", bytes(given))
     decoder = decoder_of(given)

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from segmo.checked import check_count, is_whole
+from segmo.errors import OptionError
 from segmo.report.timeline import Timeline
 from segmo.video.chunk import Chunk, Frames, read_chunk
 from segmo.video.clip import Clip
@@ -71,9 +73,10 @@ def read(
 
     Raises:
         VideoError: there is no such file, it is not a video, or no frame of it can be decoded.
-        OptionError: ``fps`` or ``max_frames`` is out of range, or the part is empty.
+        OptionError: an argument has another type or is out of range, or the part is empty.
     """
     check_rate(fps)
+    _check_form(size, max_pixels, scenes, workers)
     source, timeline = as_source(source), Timeline() if timeline is None else timeline
     with timeline.measure("index"):
         index = build_index(source, fps)
@@ -114,6 +117,17 @@ def read(
         damaged=bool(damage.notes()),
         source=source,
     )
+
+
+def _check_form(size: object, max_pixels: object, scenes: object, workers: object) -> None:
+    sides = list(size) if isinstance(size, Sequence) and not isinstance(size, str) else []
+    if size is not None and (len(sides) != 2 or not all(is_whole(side) and side > 0 for side in sides)):
+        raise OptionError(f"size is {size!r}; it must be (width, height) in pixels, or None")
+    for name, count in (("max_pixels", max_pixels), ("workers", workers)):
+        if count is not None:
+            check_count(name, count)
+    if scenes is not None and not isinstance(scenes, SceneOptions):
+        raise OptionError(f"scenes is {scenes!r}; it must be segmo.video.SceneOptions(...), or None for no scenes")
 
 
 def plan_spans(index: Index, workers: int, start: float | None = None, end: float | None = None) -> list[Span]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from segmo.checked import is_number, is_whole
 from segmo.errors import OptionError
 from segmo.video.times import Index
 
@@ -32,8 +33,21 @@ def check_rate(fps: float) -> None:
     Raises:
         OptionError: it is not a positive number.
     """
-    if not (math.isfinite(fps) and fps > 0):
-        raise OptionError(f"a video is sampled at more than 0 frames per second, got {fps}")
+    if not is_number(fps) or fps <= 0:
+        raise OptionError(f"a video is sampled at more than 0 frames per second, got {fps!r}")
+
+
+def check_part(start: float | None, end: float | None, max_frames: int | None) -> None:
+    """Whether a part of a video can be sampled so.
+
+    Raises:
+        OptionError: a time is no number of seconds, or ``max_frames`` no number of frames.
+    """
+    for name, seconds in (("start", start), ("end", end)):
+        if seconds is not None and not is_number(seconds):
+            raise OptionError(f"{name} is {seconds!r}; it must be a number of seconds, or None")
+    if max_frames is not None and not (is_whole(max_frames) and max_frames >= 1):
+        raise OptionError(f"at least one frame of a video is sampled, got max_frames={max_frames!r}")
 
 
 def plan_samples(
@@ -48,11 +62,10 @@ def plan_samples(
         start, end: seconds of the part to sample, both included; the whole when None.
 
     Raises:
-        OptionError: ``max_frames`` is less than 1, or the part holds no multiple of ``1 / fps`` seconds.
+        OptionError: see :func:`check_part`, or the part holds no multiple of ``1 / fps`` seconds.
     """
+    check_part(start, end, max_frames)
     rate = min(fps, index.dense)
-    if max_frames is not None and max_frames < 1:
-        raise OptionError(f"at least one frame of a video is sampled, got {max_frames} at most")
     begin = max(0.0, start or 0.0)
     last = index.duration if end is None else min(index.duration, end + 2 * index.slack)
     length = (index.duration if end is None else min(index.duration, end)) - begin

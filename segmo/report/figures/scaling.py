@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from segmo.report.figures.saving import save_figure
 from segmo.runtime.partition.simulate import Point
 
 
@@ -62,13 +63,13 @@ def draw_scaling(points: list[Point], title: str, file: Path) -> Path:
         axes.set_xlabel("ranks")
         axes.set_title(name, loc="left", fontsize=10)
         axes.grid(alpha=0.3)
-    left.set_yscale("log")
-    right.set_yscale("log")
+    if ends:
+        left.set_yscale("log")
+    if right.lines and any(len(line.get_xdata()) for line in right.lines):  # a rank alone receives nothing
+        right.set_yscale("log")
     middle.set_ylim(0, 1.1)
     middle.legend(title="video", fontsize=7)
     for length, limit in lost.items():
         title += f"; {length_name(length)} of video fits no number of ranks ({limit})"
     figure.suptitle(f"SIMULATED, nothing was run: {title}", fontsize=11)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
-    return file
+    return save_figure(figure, file)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from segmo.report.figures.saving import save_figure
 from segmo.report.stage_names import STAGE_NAMES
 from segmo.runtime.partition.plan import Plan
 
@@ -65,6 +66,4 @@ def draw_timeline(plan: Plan, file: Path) -> Path:
     handles = [Patch(color=COLOURS[label], label=text) for label, text in STAGE_NAMES.items()]
     axes.legend(handles=handles, ncols=5, loc="upper center", bbox_to_anchor=(0.5, -0.18), frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=150)
-    return file
+    return save_figure(figure, file)
