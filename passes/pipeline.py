@@ -6,9 +6,10 @@ import ast
 import dataclasses
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
+from itertools import pairwise
 from typing import Any
 
 from segmo.errors import PipelineError
@@ -133,6 +134,23 @@ def build_pipeline(options: Options) -> list[Pass]:
             hint = f"; did you mean {near[0]!r}?" if near else "."
             raise PipelineError(f"unknown pass {name!r}{hint} Known passes: {', '.join(sorted(known))}")
     return [build_pass(known[name], options, fields) for name, fields in items if name not in options.disable]
+
+
+def check_order(passes: Sequence[Pass]) -> None:
+    """SegMo's own passes look for what those before them have put into the graph, once; others may stand anywhere.
+
+    Raises:
+        PipelineError: SegMo's own stand in another order, or one of them twice.
+    """
+    order = [cls.name for cls in OWN]
+    own = [each.name for each in passes if isinstance(each, OWN)]
+    for before, after in pairwise(own):
+        if order.index(before) >= order.index(after):
+            what = f"{after!r} twice" if before == after else f"{after!r} behind {before!r}"
+            raise PipelineError(
+                f"the pipeline has {what}; SegMo's passes build on each other and run once, in this order: "
+                f"{', '.join(order)} (passes of your own may stand anywhere between them)"
+            )
 
 
 def build_pass(cls: type[Any], options: Options, given: Mapping[str, Any] | None = None) -> Pass:

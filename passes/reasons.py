@@ -32,6 +32,11 @@ _ALL = (
         'load the model with attn_implementation="sdpa"',
     ),
     Reason("decode", "this graph decodes with a filled KV cache", "nothing to do: the cache is already short"),
+    Reason(
+        "decoder-outside",
+        "torch.compile ran the decoder's layers outside of the graphs that it made of the call: {detail}",
+        "let them be compiled: no torch.compiler.disable on them, and model.eval() where gradient checkpointing is on",
+    ),
     Reason("not-compiled", "torch.compile ran the call as it was: {detail}", "let torch.compile compile this call"),
     Reason("text-only", "the prompt has no video", "nothing to do: text-only prompts run as they are"),
     Reason("images", "the prompt has an image and no video", "nothing to do: such prompts run as they are"),

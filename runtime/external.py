@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +42,16 @@ def _as_scores(scores: Any) -> Tensor:
     if found.is_complex():
         raise PromptError("external scores are real numbers, got complex ones")
     return found.detach().to(torch.float32)
+
+
+def warn_of_scores(scorer: str) -> None:
+    """Says that nobody reads the scores of the running block, where that is so."""
+    if scorer != "external" and _SCORES.innermost():
+        warnings.warn(
+            f'segmo.external_scores is not read: the model was compiled with scorer="{scorer}"; compile it with '
+            'scorer="external"',
+            stacklevel=2,
+        )
 
 
 def current_scores() -> Tensor:

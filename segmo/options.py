@@ -155,6 +155,9 @@ class Options:
     def __post_init__(self) -> None:
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
+            if getattr(value, "ndim", None) == 0:  # a number of numpy or torch, which no graph's code can hold as text
+                value = value.item()
+                object.__setattr__(self, option.name, value)
             if not option.metadata["check"](value):
                 raise OptionError(f"option {option.name!r} is {value!r}; it must be {option.metadata['allowed']}")
 

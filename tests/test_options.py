@@ -7,10 +7,14 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from models import build, prompt
 
+import segmo
 from segmo.errors import OptionError, SegMoError
 from segmo.options import LOWERINGS, SCORERS, Options
 
@@ -139,3 +143,13 @@ def test_options_cannot_be_changed_and_errors_are_segmos() -> None:
         Options().keep = 0.5  # type: ignore[misc]
     assert issubclass(OptionError, SegMoError)
     assert issubclass(OptionError, ValueError)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_numbers_of_numpy_are_numbers() -> None:
+    options = Options(keep=np.float64(0.5), balance=np.float32(0.25), segments=np.int64(2), strict=np.bool_(True))
+    assert options == Options(keep=0.5, balance=0.25, segments=2, strict=True)
+    model = segmo.compile(build("qwen2_vl"), keep=np.linspace(0, 1, 3)[1], segments=2)
+    with torch.no_grad():
+        model(**prompt("qwen2_vl"))
+    assert segmo.last_report().prefill.tokens()["kept"] == 12

@@ -7,9 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from models import build, prompt
 
+import segmo
 from segmo.errors import OptionError, PipelineError
 from segmo.options import Options
 from segmo.passes.lower_kernels import LowerKernels
@@ -137,3 +140,17 @@ def test_a_pass_is_found_by_its_place() -> None:
         build_pipeline(Options(pipeline="no_such:Pass"))
     with pytest.raises(PipelineError, match="is not a pass"):
         build_pipeline(Options(pipeline="segmo.options:Options"))
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("segment-attention,select-tokens", "'select-tokens' behind 'segment-attention'"),
+        ("select-tokens,trim-last-layer,segment-attention", "'segment-attention' behind 'trim-last-layer'"),
+        ("select-tokens,select-tokens{keep=0.1}", "'select-tokens' twice"),
+    ],
+)
+def test_an_order_in_which_passes_cannot_build_on_each_other_is_refused(names: str, message: str) -> None:
+    model = segmo.compile(build("qwen2_vl"), pipeline=names, keep=0.5, segments=2)
+    with torch.no_grad(), pytest.raises(PipelineError, match=message):
+        model(**prompt("qwen2_vl"))

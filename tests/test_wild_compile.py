@@ -291,3 +291,12 @@ def test_torch_compile_that_is_switched_off_for_the_process_is_told() -> None:
     environment = {**os.environ, "TORCHDYNAMO_DISABLE": "1"}
     said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert "TORCHDYNAMO_DISABLE=1 switches torch.compile off" in said.stdout
+
+
+@pytest.mark.parametrize("first", ["eager", "segmo"])
+def test_what_was_compiled_before_is_compiled_anew(first: str) -> None:
+    inputs = prompt("qwen2_vl", frames=FRAMES)
+    before = torch.compile(build("qwen2_vl"), backend=first)
+    after = torch.compile(before, backend="segmo", options={"keep": 0.5, "segments": 2})
+    wanted = logits(segmo.compile(build("qwen2_vl"), keep=0.5, segments=2), inputs)
+    torch.testing.assert_close(logits(after, inputs), wanted)

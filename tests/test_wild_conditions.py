@@ -14,6 +14,7 @@ from models import LAYERS, build, prompt
 
 import segmo
 from segmo.compiler import backend
+from segmo.errors import NotRewrittenError
 from segmo.runtime import ops
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
@@ -160,3 +161,39 @@ def test_ctrl_c_while_a_prefill_compiles_and_while_it_runs(
     assert not torch._dynamo.config.capture_scalar_outputs
     if compiled is not model:
         assert model.config.get_text_config()._attn_implementation == "eager"
+
+
+def checkpointed(model: Any) -> None:
+    """As a trainer does it."""
+    model.gradient_checkpointing_enable()
+    model.train()
+
+
+def disabled(model: Any) -> None:
+    for layer in model.get_decoder().layers:
+        layer.forward = torch.compiler.disable(layer.forward)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"), [(checkpointed, "gradient checkpointing is on"), (disabled, "graph_breaks")], ids=["trainer", "off"]
+)
+def test_a_decoder_that_runs_outside_of_the_graphs_is_told(how: Callable[[Any], None], why: str) -> None:
+    inputs = prompt("qwen2_5_vl")
+    model = build("qwen2_5_vl")
+    how(model)
+    segmo.compile(model, keep=0.25, segments=2)
+    with torch.no_grad(), pytest.warns(UserWarning, match=rf"select-tokens: .*outside of the graphs.*{why}"):
+        out = model(**inputs, use_cache=False).logits
+    with torch.no_grad():
+        torch.testing.assert_close(out, build("qwen2_5_vl")(**inputs).logits)
+    assert "decoder-outside" in {miss.code for graph in segmo.last_report().graphs for _, miss in graph.unexpected()}
+    segmo.compile(model, keep=0.25, segments=2, strict=True)
+    with pytest.raises(NotRewrittenError, match=why):
+        model(**inputs, use_cache=False)
+
+
+def test_scores_that_nobody_reads_are_told() -> None:
+    model = segmo.compile(build("qwen2_vl"), keep=0.5, segments=2)
+    scores = segmo.external_scores(torch.ones(6))
+    with torch.no_grad(), pytest.warns(UserWarning, match='compiled with scorer="embedding"'), scores:
+        model(**prompt("qwen2_vl"))

@@ -17,7 +17,7 @@ from segmo.calls.optimized import optimized, reaching
 from segmo.calls.standing import stand_in_place
 from segmo.compat import flags
 from segmo.compat.chunk_loops import make_loops_opaque
-from segmo.compat.dynamo import SWITCHED_OFF, switched_off
+from segmo.compat.dynamo import SWITCHED_OFF, OptimizedModule, switched_off
 from segmo.compat.joining import Asked, join
 from segmo.compiler.backend import inductor_settings, segmo
 from segmo.errors import OptionError
@@ -76,6 +76,8 @@ def _forward(asked: Asked, given: torch.nn.Module, model: Any, options: Options)
 def _given(target: Any) -> tuple[torch.nn.Module | None, str | None]:
     """The module that is compiled, and by which of its methods; None for another function."""
     if isinstance(target, torch.nn.Module):
+        while isinstance(target, OptimizedModule):  # compiled before: as torch does it, what that was made of
+            target = target._orig_mod
         return target, None
     owner, name = getattr(target, "__self__", None), getattr(target, "__name__", None)
     if isinstance(owner, torch.nn.Module) and name in ("_call_impl", "forward"):

@@ -33,6 +33,7 @@ from segmo.passes.reasons import Miss
 from segmo.passes.shard_segments import spreads_cache
 from segmo.runtime.cuts import call_and_mark
 from segmo.runtime.distributed.session import check_dealt, going_on, memory_explained, words_known
+from segmo.runtime.external import warn_of_scores
 from segmo.runtime.host import made_here
 from segmo.runtime.rest import surely_inductor
 from segmo.runtime.videos import frames_known
@@ -116,6 +117,7 @@ class Call:
                 refuse_gaps(named, miss)
             leave_prefill(self.model, self.options, miss)
             return self.original(*args, **kwargs)
+        warn_of_scores(self.options.scorer)
         with called(self.model, self.notes), plain_errors(), memory_explained(self.options.ranks):
             inputs = self.before(named)
             warn_if_too_long = look_at_length(self.model, inputs)
@@ -140,13 +142,15 @@ class Call:
             if trace_again(error):
                 self.start_afresh()
             raise
-        if not graphs and pictures_of(inputs):
-            self.left_alone(inputs)
+        if not any(graphs) and pictures_of(inputs):
+            self.left_alone(inputs, some=bool(graphs))
         return result
 
-    def left_alone(self, inputs: dict[str, Any]) -> None:
-        """Says that torch.compile ran a prompt as it was."""
-        miss = Miss.of("not-compiled", why_left_alone())
+    def left_alone(self, inputs: dict[str, Any], *, some: bool) -> None:
+        """Says that torch.compile ran a prompt as it was, or all of its decoder and ``some`` of the rest not."""
+        miss = (
+            Miss.of("decoder-outside", why_outside(self.model)) if some else Miss.of("not-compiled", why_left_alone())
+        )
         if self.encoder is not None:
             refuse_gaps(inputs, miss)
         leave_prefill(self.model, self.options, miss)
@@ -172,6 +176,14 @@ class Call:
         """The steps after the graph."""
         del result
         check_dealt(inputs, self.options.ranks)
+
+
+def why_outside(model: Any) -> str:
+    """Why the decoder ran outside of the graphs, as far as it can be told from the model."""
+    newest = "is_activation_checkpointing"  # the other one warns there
+    if model.training and getattr(model, newest if hasattr(model, newest) else "is_gradient_checkpointing", False):
+        return "gradient checkpointing is on, and the model in training mode"
+    return 'TORCH_LOGS="graph_breaks" says why'
 
 
 class Sizes:

@@ -24,7 +24,7 @@ from segmo.errors import CompileError, NotRewrittenError, OptionError, PromptErr
 from segmo.options import Options
 from segmo.passes.analyse import Facts, analyse
 from segmo.passes.base import Pass
-from segmo.passes.pipeline import build_pipeline
+from segmo.passes.pipeline import build_pipeline, check_order
 from segmo.passes.runner import Result, run_pipeline
 from segmo.passes.shard_segments import ShardSegments, spreads_cache
 from segmo.report.history import prefilled, report_for
@@ -74,6 +74,7 @@ def _compile(
     gm: GraphModule, example_inputs: Sequence[Any], options: Options, settings: dict[str, Any]
 ) -> Callable[..., Any]:
     passes = build_pipeline(options)
+    check_order(passes)
     model = calling_model()
     facts = analyse(gm, getattr(model, "config", None), stored_tensors())
     rest = choose_rest(options, facts.kind, *device_and_dtype(example_inputs))
@@ -89,7 +90,8 @@ def _compile(
     _trace(graph)
     report.save()
     complain(graph, options)
-    return noting(_recording(lowered.run, result, report, passes, Asked(chat.source, chat.decode)))
+    run = _recording(lowered.run, result, report, passes, Asked(chat.source, chat.decode))
+    return noting(run, told=facts.kind != "other" or bool(graph.unexpected()))
 
 
 def _trace(graph: GraphReport) -> None:

@@ -1,4 +1,7 @@
-"""Whether a call came to a graph of SegMo's: torch.compile may leave a call alone, and says so nowhere."""
+"""Whether a call came to a graph of SegMo's, and its decoder with it.
+
+torch.compile may leave a call alone, or a part of it, and says so nowhere.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +10,13 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-_GRAPHS: ContextVar[list[Callable[..., Any]] | None] = ContextVar("segmo_graphs", default=None)
+_GRAPHS: ContextVar[list[bool] | None] = ContextVar("segmo_graphs", default=None)
 
 
 @contextmanager
-def graphs_noted() -> Iterator[list[Callable[..., Any]]]:
-    """The graphs that run inside the block, in this thread."""
-    graphs: list[Callable[..., Any]] = []
+def graphs_noted() -> Iterator[list[bool]]:
+    """For each graph that runs inside the block, in this thread, what :func:`noting` was told of it."""
+    graphs: list[bool] = []
     token = _GRAPHS.set(graphs)
     try:
         yield graphs
@@ -21,13 +24,18 @@ def graphs_noted() -> Iterator[list[Callable[..., Any]]]:
         _GRAPHS.reset(token)
 
 
-def noting(run: Callable[..., Any]) -> Callable[..., Any]:
-    """A compiled graph that is noted when it runs."""
+def noting(run: Callable[..., Any], *, told: bool) -> Callable[..., Any]:
+    """A compiled graph that is noted when it runs.
+
+    Args:
+        run: the graph.
+        told: it holds the decoder's attention, or was complained about: nothing goes on behind the user's back.
+    """
 
     def call(*args: Any) -> Any:
         graphs = _GRAPHS.get()
         if graphs is not None:
-            graphs.append(run)
+            graphs.append(told)
         return run(*args)
 
     return call
