@@ -251,6 +251,22 @@ class SpreadLayer(CutLayer):  # type: ignore[no-untyped-call]  # of transformers
             raise CacheError(_SPREAD.format(f"{query_length} tokens came at once, as in a second turn"))
         return super().get_mask_sizes(query_length)
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Takes no beams.
+
+        Raises:
+            CacheError: always.
+        """
+        raise CacheError(_SPREAD.format("its rows should be put in another order, as beams are"))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Takes one answer.
+
+        Raises:
+            CacheError: always.
+        """
+        raise CacheError(_SPREAD.format(f"{repeats} answers were asked for"))
+
     def held_columns(self, mask: Tensor) -> Tensor:
         """No rank can say where its keys stand in a mask.
 
@@ -262,7 +278,7 @@ class SpreadLayer(CutLayer):  # type: ignore[no-untyped-call]  # of transformers
 
 _SPREAD = (
     "the KV cache is spread over the ranks, which takes one new token at a time and no attention mask, but {}: compile "
-    'with cache="gather" (the default) for several turns, padded prompts and assisted decoding'
+    'with cache="gather" (the default) for several turns or answers, beams, padded prompts and assisted decoding'
 )
 
 

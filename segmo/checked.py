@@ -13,6 +13,8 @@ from segmo.errors import OptionError, PromptError
 if TYPE_CHECKING:
     import torch
 
+DTYPES = ("bfloat16", "float16", "float32")
+
 
 def is_whole(value: object) -> bool:
     """A whole number of any kind; True and False are none."""
@@ -52,6 +54,20 @@ def device_named(name: str) -> torch.device:
     if device.type == "meta":
         raise OptionError(f'nothing can be computed on the device "meta"; {advice}')
     return device
+
+
+def dtype_named(name: str) -> torch.dtype:
+    """A floating dtype by its name.
+
+    Raises:
+        OptionError: there is none of that name.
+    """
+    import torch
+
+    if name not in DTYPES:
+        raise OptionError(f"unknown dtype {name!r}; it must be one of {', '.join(DTYPES)}")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def made_folder(path: Path) -> Path:

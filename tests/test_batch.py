@@ -144,3 +144,21 @@ def test_a_file_in_another_encoding_is_said(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"video": "a.mp4"}', encoding="utf-16")
     with pytest.raises(OptionError, match="cannot be read as a file of JSON lines"):
         read_lines(tmp_path / "in.jsonl")
+
+
+def test_fields_that_are_named_as_the_outputs_own_are_handed_on_apart(loaded: Checkpoint, batch: Path) -> None:
+    """A set with its right answers, of which one film is missing."""
+    own = {"answer": "4", "error": None, "tokens": "mine", "line": 99, "given": 1}
+    lines = [{"video": name, "question": QUESTION, "id": 7, **own} for name in ("a.mp4", "nope.mp4")]
+    batch.write_text("\n".join(map(json.dumps, lines)) + '\n{"video": "a.mp4", "question": "which", "score": NaN}\n')
+    asker, out = Asker(loaded, Settings(OPTIONS, new_tokens=1)), batch.with_name("out.jsonl")
+    found = list(run_batch(asker, batch, out))
+    assert ["answer" in record for record in found] == [True, False, False]
+    assert ["error" in record for record in found] == [False, True, True]
+    for record in found[:2]:
+        assert record["given"] == own
+        assert record["id"] == 7
+    assert "no number of JSON" in found[2]["error"]
+    told: list[Any] = []
+    list(run_batch(asker, batch, out, None, told.append))
+    assert [record["line"] for record in told] == [1]

@@ -77,3 +77,25 @@ def test_a_camera_of_the_first_rank_is_watched_by_all(crew: Crew, tmp_path: Path
 def test_what_does_not_go_over_ranks_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(OptionError, match="over ranks"):
         segmo.watch(build("qwen2_vl"), None, prompt("qwen2_vl"), ranks="all", **options)
+
+
+def asked_otherwise(rank: int, world: int, what: str) -> Any:
+    """Each rank asks something else, or in another way, or watches another video."""
+    del world
+    inputs = prompt("qwen2_vl", frames=9 + 2 * (rank if what == "video" else 0))
+    memory = segmo.watch(build("qwen2_vl"), None, inputs, keep=0.4, ranks="all")
+    question = torch.tensor([11, 12 + (rank if what == "question" else 0)])
+    return memory.ask(question, keep=0.5 - (0.2 * rank if what == "keep" else 0), max_new_tokens=2)
+
+
+@pytest.mark.parametrize("what", ["question", "keep", "video"])
+def test_ranks_that_make_other_calls_are_told(what: str) -> None:
+    crew = Crew(2)
+    try:
+        with pytest.raises(CrewError) as caught:
+            crew.run(asked_otherwise, what)
+        for error in caught.value.errors.values():
+            assert isinstance(error, RankError)
+            assert "has another" in str(error)
+    finally:
+        crew.close()

@@ -253,3 +253,15 @@ def test_where_no_memory_can_be(loaded: Loaded, memory: segmo.Memory, tmp_path: 
 def test_what_is_no_camera(loaded: Loaded, camera: Any, options: dict[str, Any]) -> None:
     with pytest.raises(SegMoError):
         list(segmo.live(*loaded, camera, **{"question": "What?", "skip": False, "chunk": 4, **options}))
+
+
+def test_a_video_with_more_positions_than_the_model_has_is_told(loaded: Loaded) -> None:
+    model, processor = loaded
+    text = model.config.get_text_config()
+    limit, text.max_position_embeddings = text.max_position_embeddings, 20
+    try:
+        with pytest.warns(UserWarning, match=r"this memory needs \d+ positions, and the model is made for 20") as said:
+            segmo.watch(model, processor, frames_of(2), keep=0.4).extend(frames_of(1))
+        assert len([each for each in said if "positions" in str(each.message)]) == 1
+    finally:
+        text.max_position_embeddings = limit

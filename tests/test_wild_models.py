@@ -12,7 +12,7 @@ from models import FAMILIES, LAYERS, build, prompt
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, pipeline
 
 import segmo
-from segmo.errors import CompileError, OptionError
+from segmo.errors import CacheError, CompileError, OptionError
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
@@ -211,3 +211,19 @@ def test_attention_weights_that_sdpa_does_not_give_are_refused() -> None:
         model(**inputs, output_attentions=True)
     with torch.no_grad():
         assert segmo.uncompile(model)(**inputs, output_attentions=True).attentions[0] is not None
+
+
+def test_adapters_that_are_switched_make_a_memory_stale(tmp_path: Path) -> None:
+    model, inputs = lora(), prompt(FAMILY)
+    question = torch.tensor([11, 12])
+    wanted = segmo.watch(model.base_model.model, None, inputs).ask(question, max_new_tokens=2)
+    memory = segmo.watch(model, None, inputs)
+    assert torch.equal(memory.ask(question, max_new_tokens=2), wanted)
+    memory.save(tmp_path)
+    with model.disable_adapter():
+        with pytest.raises(CacheError, match="have changed"):
+            memory.ask(question)
+        with pytest.raises(CacheError, match="other weights"):
+            segmo.Memory.load(model, tmp_path)
+    again = segmo.Memory.load(model, tmp_path).ask(question, max_new_tokens=2)
+    assert torch.equal(again, wanted)

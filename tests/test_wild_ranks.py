@@ -127,6 +127,8 @@ def spread_cache(rank: int, world: int) -> tuple[list[Any], int, int]:
         ("tokens should be taken off", lambda: cache.crop(seen - 1)),
         ("an attention mask came", lambda: model(**hidden_token(seen), past_key_values=cache)),
         ("positions of all keys", lambda: cache.layers[0].positions),
+        ("2 answers were asked for", lambda: cache.batch_repeat_interleave(2)),
+        ("put in another order", lambda: cache.reorder_cache(torch.tensor([0, 0]))),
         ("not compiled for", lambda: build("qwen2_vl")(input_ids=words(1), past_key_values=copy.deepcopy(cache))),
         ("not compiled for", lambda: compiled(ranks="all")(input_ids=words(1), past_key_values=copy.deepcopy(cache))),
     ):

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from video_files import noise_shots, write_file
 
 import segmo
+from segmo.ask.checkpoint import load
 from segmo.checked import check_utf8, device_named
 from segmo.cli import app
 from segmo.errors import CacheError, OptionError, PromptError, SegMoError
@@ -182,13 +183,17 @@ def test_commands(film: Path, tmp_path: Path, arguments: str) -> None:
         ("kernels --source --json", "--json"),
         ("inspect qwen2_vl --graph before --target foo", "--html"),
         ("inspect qwen2_vl --html FOLDER", "is a folder"),
+        ("inspect qwen2_vl --html FOLDER/page.html --target sm_12", "unknown target 'sm_12'"),
+        ("inspect qwen2_vl --bisect --diff select-tokens", "--bisect"),
+        ("inspect qwen2_vl --bisect --tolerance nan", "--tolerance"),
         ("run VIDEO which\udcff", "no UTF-8 text"),
     ],
 )
 def test_commands_that_compute_nothing_of_it(film: Path, tmp_path: Path, arguments: str, words: str) -> None:
     (tmp_path / "config.json").write_text("{")
-    places = {"VIDEO": str(film), "FOLDER": str(tmp_path)}
-    done = CliRunner().invoke(app, [places.get(word, word) for word in arguments.split(" ")])
+    done = CliRunner().invoke(
+        app, [word.replace("FOLDER", str(tmp_path)).replace("VIDEO", str(film)) for word in arguments.split(" ")]
+    )
     assert isinstance(done.exception, SegMoError), done.exception
     assert re.search(words, str(done.exception))
 
@@ -204,3 +209,8 @@ def test_one_rank_is_simulated(tmp_path: Path) -> None:
 def test_a_chat_goes_on_behind_what_cannot_be_asked() -> None:
     with pytest.raises(PromptError, match="no UTF-8 text"):
         check_utf8("the question", "which \udcff")
+
+
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
+def test_the_model_that_ships_takes_a_dtype(kind: torch.dtype) -> None:
+    assert load(None, str(kind).removeprefix("torch.")).model.dtype == kind

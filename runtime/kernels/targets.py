@@ -10,6 +10,8 @@ from segmo.errors import KernelError
 from segmo.runtime.kernels.render import Kernel
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
+# NVIDIA's architectures with matrix instructions. At a number that is none, Triton's compiler ends the process.
+CAPABILITIES = (80, 86, 87, 89, 90, 100, 103, 110, 120, 121)
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,14 @@ def gpu_target(target: str) -> Any:
     """
     from triton.backends.compiler import GPUTarget
 
-    if match := re.fullmatch(r"sm_(\d+)", target):
+    match = re.fullmatch(r"sm_(\d+)", target)
+    if match and int(match[1]) in CAPABILITIES:
         return GPUTarget("cuda", int(match[1]), 32)
     if re.fullmatch(r"gfx9[0-9a-f]+", target):
         return GPUTarget("hip", target, 64)
-    raise KernelError(f"unknown target {target!r}; known are {', '.join(TARGETS)} and other sm_NN and gfx9NN")
+    raise KernelError(
+        f"unknown target {target!r}; known are {', '.join(f'sm_{number}' for number in CAPABILITIES)} and gfx9NN"
+    )
 
 
 def _typed(signature: dict[str, str]) -> tuple[dict[str, str], dict[tuple[int], list[list[object]]]]:

@@ -1,7 +1,8 @@
 """Many questions from a file of JSON lines. Answers are written as they come; a run that was broken off goes on.
 
-A line of the input is ``{"video": FILE, "question": TEXT}``; other fields are handed on. Relative paths count from the
-folder of the file. A line of the output has the same fields, and either "answer" or "error". It says what it is an
+A line of the input is ``{"video": FILE, "question": TEXT}``; other fields are handed on, those that are named as one of
+the output's own ("answer", say, in a set with the right ones) inside of "given". Relative paths count from the folder
+of the file. A line of the output has these fields, and either "answer" or "error". It says what it is an
 answer of: "video_sha256", and in "settings" the weights, the options and the versions. An answer is taken over by a
 further run only where all of these and all fields are the same.
 """
@@ -60,7 +61,7 @@ def read_lines(path: Path) -> list[Line]:
 
 def _parse(number: int, text: str) -> Line:
     try:
-        fields = json.loads(text)
+        fields = json.loads(text, parse_constant=_refuse)
     except ValueError as error:
         return Line(number, {}, f"line {number} is not JSON: {error}")
     if not isinstance(fields, dict):
@@ -69,6 +70,17 @@ def _parse(number: int, text: str) -> Line:
         if not isinstance(fields.get(name), str):
             return Line(number, fields, f"line {number} has no {name!r}, or it is no text")
     return Line(number, fields)
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def handed_on(fields: Mapping[str, Any]) -> Record:
+    """A line's fields as they stand in the output: those named as the output's own are under "given"."""
+    own = {name: value for name, value in fields.items() if name in OWN or name == "given"}
+    others = {name: value for name, value in fields.items() if name not in own}
+    return {**others, "given": own} if own else others
 
 
 def run_batch(
@@ -146,7 +158,7 @@ def answered_by(asker: Asker) -> dict[str, Any]:
 
 def _taken_over(line: Line, earlier: Sequence[Record], settings: Mapping[str, Any], folder: Path) -> Record | None:
     """The earlier answer to the same question about the same video, under the same settings."""
-    wanted = _key({**line.fields, "line": line.number, "settings": settings})
+    wanted = _key({**handed_on(line.fields), "line": line.number, "settings": settings})
     there = [record for record in earlier if _key(record) == wanted and record.get("settings", {}).get("weights")]
     if line.error or not there:
         return None
@@ -166,7 +178,7 @@ def _holds(record: Record, there: Sequence[Record]) -> bool:
 
 
 def _record(line: Line, found: Answer | SegMoError, settings: Mapping[str, Any], model: str) -> Record:
-    record: Record = {**line.fields, "line": line.number, "model": model, "settings": dict(settings)}
+    record: Record = {**handed_on(line.fields), "line": line.number, "model": model, "settings": dict(settings)}
     if isinstance(found, SegMoError):
         return record | {"error": str(found)}
     record |= {"video_sha256": found.request.digest, "notes": list(found.facts.notes)}

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from segmo.checked import device_named
+from segmo.checked import device_named, dtype_named
 from segmo.errors import OptionError
 from segmo.families import family_of, takes_video
 from segmo.pretrained import load_model
@@ -79,7 +79,7 @@ def load(path: Path | None = None, dtype: str = "auto", device: str | None = Non
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     device_named(device)  # now, and not after the weights have been read
     if path is None:
-        return _embedded(device)
+        return _embedded(device, dtype)
     if not (path / "config.json").is_file():
         raise OptionError(f"{path} is not a folder with a model (no config.json in it)")
     from transformers import AutoProcessor
@@ -108,15 +108,16 @@ def _largest(processor: Any) -> int:
     return math.ceil(4 * edge * edge) if edge else PIXELS
 
 
-def _embedded(device: str) -> Checkpoint:
+def _embedded(device: str, dtype: str) -> Checkpoint:
     from segmo.sceneqa.model import MODEL_PATH, load_model
     from segmo.sceneqa.render import HEIGHT, PICTURES, WIDTH
 
     model, processor = load_model()
+    dtype = "float32" if dtype == "auto" else dtype
     return Checkpoint(
-        torch.nn.Module.to(model, device),
+        torch.nn.Module.to(model, device, dtype_named(dtype)),
         processor,
-        fingerprint(MODEL_PATH, "float32"),
+        fingerprint(MODEL_PATH, dtype),
         fps=PICTURES,  # a frame of the language model is a second
         size=(WIDTH, HEIGHT),
         note=NOTE,

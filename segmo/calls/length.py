@@ -27,16 +27,18 @@ class Need:
         needed, limit: positions.
         frames: of its videos, as they are sampled; None where that is not known.
         fits: so many of them have positions beside the text, at the same rate.
+        what: needs them, in words.
     """
 
     needed: int
     limit: int
     frames: int | None = None
     fits: int = 0
+    what: str = "this prompt"
 
     def __str__(self) -> str:
         text = (
-            f"this prompt needs {self.needed:,} positions, and the model is made for {self.limit:,} "
+            f"{self.what} needs {self.needed:,} positions, and the model is made for {self.limit:,} "
             "(max_position_embeddings of its config). Dropping tokens does not change that: those that are kept keep "
             "their positions. Answers may be nonsense"
         )

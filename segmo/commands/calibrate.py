@@ -31,8 +31,8 @@ def calibrate(
     from rich.console import Console
     from rich.table import Table
 
-    from segmo.checked import check_count, device_named
-    from segmo.commands.inputs import dtype_named, model_shape
+    from segmo.checked import check_count, device_named, dtype_named
+    from segmo.commands.inputs import model_shape
     from segmo.runtime.cost.fusion import measure_fusion
     from segmo.runtime.cost.link import with_link
     from segmo.runtime.cost.measure import measure_device

@@ -8,27 +8,10 @@ from typing import TYPE_CHECKING
 from segmo.errors import OptionError
 
 if TYPE_CHECKING:
-    import torch
-
     from segmo.runtime.cost.shape import ModelShape
 
 PICTURES = (".png", ".svg", ".pdf")
 MANY = 100_000  # numbers in a list
-DTYPES = ("bfloat16", "float16", "float32")
-
-
-def dtype_named(name: str) -> torch.dtype:
-    """A floating dtype by its name.
-
-    Raises:
-        OptionError: there is none of that name.
-    """
-    import torch
-
-    if name not in DTYPES:
-        raise OptionError(f"unknown dtype {name!r}; it must be one of {', '.join(DTYPES)}")
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
 
 
 def model_shape(model: str, value_bytes: int = 2) -> ModelShape:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -54,11 +55,18 @@ def inspect(
     from segmo.checked import file_in
     from segmo.errors import OptionError
     from segmo.inspection.run import capture_subject, inspect_subject, subject, with_stop
+    from segmo.runtime.kernels.targets import gpu_target
 
     if html is not None:
         file_in(html)
+        for each in target or ():
+            gpu_target(each)
     elif target or ranks > 1:
         raise OptionError("--target and --ranks are shown on the page; say where it is written (--html)")
+    if bisect and (html or diff or graph):
+        raise OptionError("--bisect prints a table of its own; leave out --html, --diff and --graph")
+    if not (math.isfinite(tolerance) and tolerance >= 0):
+        raise OptionError(f"--tolerance is {tolerance}; it must be a number >= 0")
     options: dict[str, Any] = {
         "keep": keep,
         "segments": flags.number_or_name(segments),

@@ -153,7 +153,7 @@ def _watched(
 
 def _loaded(console: Console, model: Path | None, dtype: str, device: str | None) -> Any:
     from segmo.ask.checkpoint import load
-    from segmo.commands.inputs import dtype_named
+    from segmo.checked import dtype_named
 
     if dtype != "auto":
         dtype_named(dtype)

@@ -36,8 +36,8 @@ def plan(
     import torch
     from rich.console import Console
 
-    from segmo.checked import check_count, file_in
-    from segmo.commands.inputs import PICTURES, dtype_named, model_shape, numbers
+    from segmo.checked import check_count, dtype_named, file_in
+    from segmo.commands.inputs import PICTURES, model_shape, numbers
     from segmo.options import Options
     from segmo.runtime.cost.store import planning_device
     from segmo.runtime.partition.explain import explain

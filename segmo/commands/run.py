@@ -26,7 +26,9 @@ def run(
     video: Annotated[str | None, typer.Argument(help="a video file, an address, or a folder of pictures")] = None,
     question: Annotated[str | None, typer.Argument(help="what is asked about it")] = None,
     model: flags.Model = None,
-    batch: Annotated[Path | None, typer.Option(help='JSON lines of {"video": ..., "question": ...} instead')] = None,
+    batch: Annotated[
+        Path | None, typer.Option(help='JSON lines of {"video": ..., "question": ...} (paths count from its folder)')
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="where a batch's answers go (default: out/run/BATCH)")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="run full attention beside it")] = False,
     fps: flags.Fps = None,
@@ -69,8 +71,7 @@ def run(
 
     from segmo.ask.cache import TensorCache, default_folder
     from segmo.ask.settings import Settings, checked_question
-    from segmo.checked import is_number, made_folder
-    from segmo.commands.inputs import dtype_named
+    from segmo.checked import dtype_named, is_number, made_folder
     from segmo.compiler.launch import launched
     from segmo.errors import OptionError
     from segmo.video import SceneOptions
@@ -184,7 +185,7 @@ def _batch(
     with bars.progress:
         for record in run_batch(asker, source, out, None, earlier.append):
             records.append(record)
-            text = record.get("answer", "error: " + record.get("error", ""))
+            text = record["answer"] if "answer" in record else f"error: {record['error']}"
             console.print(f"{len(earlier) + len(records)}/{total} line {record['line']}: {text}", markup=False)
     failed = sum("error" in record for record in records)
     console.print(f"{out}: {len(earlier)} answered before, {len(records) - failed} now, {failed} failed", markup=False)

@@ -50,7 +50,7 @@ def warm(
     from segmo.ask.ask import Asker
     from segmo.ask.checkpoint import load
     from segmo.ask.settings import Settings
-    from segmo.commands.inputs import dtype_named
+    from segmo.checked import dtype_named
     from segmo.inspection.caches import compiled_folders, held
     from segmo.report.history import last_report
 

@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from transformers import PreTrainedModel
+
+from segmo.calls.inner import inner_models
+from segmo.compat.dynamo import OptimizedModule
 from segmo.errors import OptionError
 from segmo.families import Family, family_for
 
@@ -48,6 +52,12 @@ KNOWN: dict[str, Watchable] = {
     "video_llama_3": _TAGGED_OUTPUTS,
     "video_llava": _OUTPUTS,
 }
+
+
+def watching_model(given: Any) -> Any:
+    """The model inside what a user hands over, such as PEFT's; compiled or not, a model itself stays as it is."""
+    models = [] if isinstance(given, (PreTrainedModel, OptimizedModule)) else inner_models(given)
+    return models[0] if len(models) == 1 else given
 
 
 def known_family(model: Any, processor: Any = None) -> Family:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from segmo.calls.length import Need, position_limit
 from segmo.compat.dynamo import is_compiled
 from segmo.errors import CacheError, PromptError
 from segmo.memory.arguments import arguments
@@ -16,7 +18,7 @@ from segmo.memory.cache import MemoryCache, expect_memories
 from segmo.memory.conversation import Conversation, Turn, level
 from segmo.memory.counts import Glance, counts, glances
 from segmo.memory.intake import Intake, Video, are_several
-from segmo.memory.known import known_family, video_token
+from segmo.memory.known import known_family, video_token, watching_model
 from segmo.memory.look import Survey, look, survey
 from segmo.memory.moves import LateLayer, Moves, late_layers
 from segmo.memory.options import PLACES, MemoryOptions, QuestionOptions
@@ -56,6 +58,7 @@ class Memory:
         self._weights = versions(model)
         self._surveyed: Survey | None = None
         self.looked: tuple[Glance, ...] = ()
+        self._said_too_long = False
         self.identity: dict[str, Any] | None = None
         self.processor_in: Path | None = None  # the folder that holds it, once there is one
 
@@ -80,7 +83,9 @@ class Memory:
             if self._watcher is None:
                 self._watcher = Watcher(self.model, self.family, self.options, part.intervals)
                 self._watcher.begin(part.sinks)
+            self._watcher.keeper.alike((part.ids.tolist(), part.seconds), "video")
             self._watcher.add(part)
+            self._warn_if_too_long()
             self.talk.moved()
             self._surveyed = None
             if self.options.folder is not None:
@@ -91,6 +96,13 @@ class Memory:
         watcher = self._watcher
         watching = [] if watcher is None else [watcher, watcher.keeper, watcher.positions, watcher.detector]
         return [self.talk, *watching, *([] if self.script is None else [self.script])]
+
+    def _warn_if_too_long(self) -> None:
+        """Says once that the video has taken more positions than the model was trained for."""
+        limit, needed = position_limit(self.model.config), int(self.watcher.positions.next)
+        if limit is not None and needed > limit and not self._said_too_long:
+            self._said_too_long = True
+            warnings.warn(str(Need(needed, limit, what="this memory")), stacklevel=3)
 
     def _check_weights(self) -> None:
         """Refuses to go on with weights that were written since the video was watched.
@@ -167,6 +179,8 @@ class Memory:
         """Questions behind a conversation, what each sees, and arguments of ``generate``."""
         self._check_weights()
         questions = list(question) if are_several(question) else [question]
+        told = [each.tolist() if isinstance(each, Tensor) else each for each in questions]
+        self.watcher.keeper.alike((told, options), "question")
         asked = level([talk.follow(self, each) for each in questions])
         seen = [look(self.model, self._survey(), turn, options) for turn in asked]
         layers = self._late(seen, asked[0].said)
@@ -228,7 +242,7 @@ class Memory:
             CacheError: there is no memory, or it is stale: other weights, dtype, config, family, options, version of
                 SegMo, or a version of transformers that lays prompts out otherwise.
         """
-        memory: Memory = read_memory(cls, model, as_folder(path), processor, options)
+        memory: Memory = read_memory(cls, watching_model(model), as_folder(path), processor, options)
         return memory
 
     def forget(self) -> None:

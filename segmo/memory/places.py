@@ -6,6 +6,7 @@ of the video, so a segment moves on once and never back.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from segmo.errors import RankError
 from segmo.memory.block import Block, join, parts_of
 from segmo.memory.options import MemoryOptions
 from segmo.memory.packed import Packed, States, channels, only, pack
@@ -104,6 +106,23 @@ class Keeper:
     def together(self, step: str) -> None:
         """Waits until all ranks are here."""
         self.ranks.gather(torch.zeros(1, dtype=torch.float32), step)
+
+    def alike(self, what: object, name: str) -> None:
+        """Whether all ranks bring the same.
+
+        Raises:
+            RankError: they do not, and what one of them would be told is another's.
+        """
+        if self.ranks.world == 1:
+            return
+        number = int.from_bytes(hashlib.sha256(str(what).encode(errors="replace")).digest()[:7], "big")
+        found = self.ranks.gather(torch.tensor([number], dtype=torch.int64), name)[:, 0].tolist()
+        other = next((rank for rank, each in enumerate(found) if each != number), None)
+        if other is not None:
+            raise RankError(
+                f"rank {self.ranks.rank} has another {name} than rank {other}: {what!s:.120}; the ranks of a memory "
+                "make the same calls"
+            )
 
     def _shared(self, block: Block, states: States) -> States:
         if isinstance(states, Packed):

@@ -67,6 +67,7 @@ def weights(model: Any) -> str:
                     "disk cannot be told to be the model's; load the model without offloading"
                 )
             found.update(f"{name} {tuple(part.shape)} {part.dtype} {_sum(part)}\n".encode())
+    found.update(_adapters(model).encode())
     return found.hexdigest()
 
 
@@ -107,6 +108,13 @@ def _config(model: Any) -> Any:
 
 
 def versions(model: Any) -> int:
-    """Changes when a weight is written in place, or another one stands in its place; cheap."""
+    """Changes when a weight is written in place, another one stands in its place, or adapters are switched; cheap."""
     stored = (part for parameter in model.parameters() for part in _stored(parameter))
-    return hash(tuple((part.data_ptr(), part._version) for part in stored))
+    return hash((tuple((part.data_ptr(), part._version) for part in stored), _adapters(model)))
+
+
+def _adapters(model: Any) -> str:
+    """Which of PEFT's adapters count, and how much; nothing without any."""
+    names = ("active_adapters", "disable_adapters", "merged_adapters", "scaling")
+    layers = (module for module in model.modules() if hasattr(module, "merged_adapters"))
+    return ";".join(str([getattr(layer, name, None) for name in names]) for layer in layers)

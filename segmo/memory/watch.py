@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from segmo.memory.intake import Video, check_fps
+from segmo.memory.known import watching_model
 from segmo.memory.memory import Memory
 from segmo.memory.options import MemoryOptions, Place, parse
 from segmo.memory.prompt import FPS
@@ -61,6 +62,6 @@ def watch(
     known, each = parse(options)
     where = None if folder is None else as_folder(folder)
     chosen = MemoryOptions(known, each, watch_keep, place, where, limit, longest, bits)
-    memory = Memory(model, processor, chosen, FPS if fps is None else fps)
+    memory = Memory(watching_model(model), processor, chosen, FPS if fps is None else fps)
     memory.extend(video)
     return memory
