@@ -147,7 +147,7 @@ class Call:
         return result
 
     def left_alone(self, inputs: dict[str, Any], *, some: bool) -> None:
-        """Says that torch.compile ran a prompt as it was, or all of its decoder and ``some`` of the rest not."""
+        """Says that torch.compile ran a prompt as it was; its decoder alone, where it compiled ``some`` of the rest."""
         miss = (
             Miss.of("decoder-outside", why_outside(self.model)) if some else Miss.of("not-compiled", why_left_alone())
         )
