@@ -38,7 +38,7 @@ BESIDE = {
     **dict.fromkeys(
         (
             *("segmo.errors", "segmo.options", "segmo.families", "segmo.pretrained", "segmo.bfloat16"),
-            *("segmo.scoped", "segmo.compat"),
+            *("segmo.scoped", "segmo.compat", "segmo.checked"),
         ),
         "ground",
     ),
