@@ -71,15 +71,13 @@ def blocks(frame_T: Array, joined: int = CHUNK) -> Iterator[slice]:
         yield slice(start, tokens)
 
 
-def add_frames(total_FH: Tensor, x_TH: Tensor, frame_T: Array, weight_T: Tensor | None = None) -> None:
-    """Adds tokens, times their weights if they have some, to the sums of their frames."""
+def add_frames(total_FH: Tensor, x_TH: Tensor, frame_T: Array) -> None:
+    """Adds tokens to the sums of their frames."""
     if not here(x_TH):
-        weighted_TH = x_TH if weight_T is None else x_TH * weight_T[:, None]
-        total_FH.index_add_(0, give(frame_T, x_TH.device), weighted_TH)
+        total_FH.index_add_(0, give(frame_T, x_TH.device), x_TH)
         return
     for start, end in frame_parts(frame_T):
-        part_TH = x_TH[start:end]
-        total_FH[frame_T[start]].add_(part_TH.sum(0) if weight_T is None else weight_T[start:end] @ part_TH)
+        total_FH[frame_T[start]].add_(x_TH[start:end].sum(0))
 
 
 def _scan(embeds_NH: Tensor, at_T: Array, frame_T: Array, before_T: Array) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,7 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -141,24 +142,18 @@ def _product_shares(relevance_S: Tensor, dynamics_S: Tensor, balance: float) -> 
     return share / share.sum()
 
 
-def _frame_mean(cosine_TQ: Tensor, frame_T: Any, frames: int, heat_Q: Tensor) -> Tensor:
-    """A frame fits a word as its tokens do on average, as in version 0.2."""
+def _reduced(reduce: str, cosine_TQ: Tensor, frame_T: Any, frames: int, heat_Q: Tensor) -> Tensor:
+    """A frame fits a word as its tokens do on average ("mean", as in version 0.2), or as its best one does ("max")."""
     size_F = torch.from_numpy(np.bincount(frame_T, minlength=frames))
-    return torch.segment_reduce(cosine_TQ, "mean", lengths=size_F, axis=0).T
-
-
-def _frame_best(cosine_TQ: Tensor, frame_T: Any, frames: int, heat_Q: Tensor) -> Tensor:
-    """A frame fits a word as its best token does."""
-    size_F = torch.from_numpy(np.bincount(frame_T, minlength=frames))
-    return torch.segment_reduce(cosine_TQ, "max", lengths=size_F, axis=0).T
+    return torch.segment_reduce(cosine_TQ, reduce, lengths=size_F, axis=0).T
 
 
 def variants() -> list[Variant]:
     """The rule first."""
     return [
         Variant("the rule"),
-        Variant("fit of a frame: mean of its tokens", {(relevance, "pooled"): _frame_mean}),
-        Variant("fit of a frame: its best token", {(relevance, "pooled"): _frame_best}),
+        Variant("fit of a frame: mean of its tokens", {(relevance, "pooled"): partial(_reduced, "mean")}),
+        Variant("fit of a frame: its best token", {(relevance, "pooled"): partial(_reduced, "max")}),
         Variant("first frames: raster order", {(novelty, "farthest_first"): _raster}),
         Variant("first frames: distance to the mean", {(novelty, "farthest_first"): _unlike_mean}),
         Variant("later frames: the frame before alone", plain=True),
