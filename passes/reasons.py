@@ -59,7 +59,8 @@ _ALL = (
     Reason(
         "no-positions",
         "the M-RoPE position ids are not an input of this graph",
-        "use segmo.compile(model) or generate(), or pass position_ids to the model",
+        "use segmo.compile(model) and pass input_ids with all that the processor gives, mm_token_type_ids too; or pass "
+        "position_ids",
     ),
     Reason(
         "user-mask",

@@ -11,6 +11,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from segmo.runtime.drafts import call_in_two, drafted
@@ -46,6 +47,8 @@ def tell(cut: Cut) -> None:
         cuts.append(cut)
 
 
+_NO_LABEL = -100  # PyTorch's ignore_index
+
 _UNTOLD = (
     "SegMo dropped tokens of a prompt inside a function that was compiled around the model, where it cannot tell the "
     "KV cache: do not use that cache for a later turn, or compile the model itself"
@@ -76,6 +79,7 @@ def _call_and_mark(run: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
     finally:
         _RUNNING.reset(token)
     if cuts:
+        _look_at_labels(inputs.get("labels"), cuts)
         from segmo.runtime.cache import find_cache, mark_cut  # imports transformers
 
         cache = find_cache(inputs, result)
@@ -83,3 +87,18 @@ def _call_and_mark(run: Callable[..., Any], inputs: Mapping[str, Any]) -> Any:
             for cut in cuts:
                 mark_cut(cache, cut.seen, cut.index_BK, spread=cut.spread)
     return result
+
+
+def _look_at_labels(labels: Any, cuts: list[Cut]) -> None:
+    """The model's loss is over the tokens that are kept, which is said where labels stand at others."""
+    for cut in cuts:
+        if not isinstance(labels, Tensor) or labels.shape != (len(cut.index_BK), cut.seen):
+            continue
+        gone_BN = torch.ones_like(labels, dtype=torch.bool).scatter_(1, cut.index_BK.to(labels.device), False)
+        count = int((gone_BN & (labels != _NO_LABEL)).sum())
+        if count:
+            warnings.warn(
+                f"labels stand at {count} tokens that SegMo dropped, and the loss is over those that it kept: set them "
+                f"to {_NO_LABEL} at the video's placeholders, which are no text, or keep=1 keeps all",
+                stacklevel=2,
+            )

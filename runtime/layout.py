@@ -48,6 +48,12 @@ def _frame_starts_mrope(video_BN: Array, run_start_BN: Array, positions_RBN: Arr
     return video_BN & (run_start_BN | same_BN)
 
 
+def _hold_frames(video_BN: Array, positions_RBN: Array) -> bool:
+    """Whether M-RoPE positions say where frames begin: transformers gives text positions where it gets no token ids."""
+    time_BN, *space = (np.broadcast_to(axis_BN, video_BN.shape)[video_BN] for axis_BN in positions_RBN[-3:])
+    return any(not np.array_equal(time_BN, axis_BN) for axis_BN in space)
+
+
 def _frame_starts_counted(video_BN: Array, run_start_BN: Array, cells: int, trailing: int) -> Array:
     """A frame starts every ``cells`` tokens of a run; ``trailing`` tokens at its end join the last frame."""
     run_end_BN = run_ends(video_BN)
@@ -121,8 +127,8 @@ def video_layout(
 ) -> tuple[Tensor, Tensor]:
     """Frame and cell of every prompt token.
 
-    Without M-RoPE positions and tokens per frame, every run of video tokens is a frame, unless there are as many runs
-    as videos: then each run is shared out among the frames of its video.
+    Without tokens per frame, and M-RoPE positions that are not those of text, every run of video tokens is a frame,
+    unless there are as many runs as videos: then each run is shared out among the frames of its video.
 
     Args:
         video_BN: True at video tokens, (B, N) bool.
@@ -153,7 +159,7 @@ def video_layout(
         cells = None  # what is known of the call is of another video
     run_start_BN = run_starts(video)
     later_BN = np.zeros_like(video) if ids is None else np.stack(list(map(later_parts, video, ids)))
-    if positions is not None:
+    if positions is not None and _hold_frames(video, positions):
         start_BN = _frame_starts_mrope(video, run_start_BN, positions)
     elif cells_per_frame:
         start_BN = _frame_starts_counted(video, run_start_BN, cells_per_frame, trailing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 from video_files import noise_shots, write_file
 
@@ -68,3 +69,24 @@ def test_a_wrong_question_does_not_end_a_chat(memory: Path) -> None:
 def test_a_folder_without_a_memory_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="holds no memory"):
         run("ask", str(tmp_path), "what ?")
+
+
+def test_a_memory_is_not_replaced_by_that_of_another_video(film: Path, memory: Path) -> None:
+    again = run("watch", str(film)).replace("\n", "")
+    assert f"{memory.name}: " in again  # the same video is watched anew
+    other = write_file(film.with_suffix(".mkv"), noise_shots([30], 48, 32))
+    before = sorted(path.stat().st_mtime_ns for path in memory.iterdir())
+    with pytest.raises(CacheError, match=r"memory of another video, .*film\.mp4; name a folder with --out"):
+        run("watch", str(other), "--model", "nowhere")
+    assert sorted(path.stat().st_mtime_ns for path in memory.iterdir()) == before
+    assert "other: " in run("watch", str(other), "--out", str(film.parent / "other")).replace("\n", "")
+
+
+def test_a_folder_of_pictures_is_watched_beside_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = tmp_path / "trip.2024"
+    pictures.mkdir()
+    for number in range(4):
+        Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(pictures / f"{number}.png")
+    monkeypatch.chdir(pictures)
+    run("watch", ".")
+    assert (tmp_path / "trip.2024.memory" / "memory.json").is_file()

@@ -21,6 +21,15 @@ def test_links_lead_to_files(page: Path) -> None:
         assert (page.parent / link).exists(), link
 
 
+def test_files_that_a_page_shows_are_there() -> None:
+    marks = [(page, line) for page in PAGES for line in page.read_text().splitlines() if re.match(r"-+\s*8\s*<", line)]
+    assert marks
+    for page, line in marks:
+        shown = re.fullmatch(r'--8<-- "(.+)"', line)  # as the site's extension reads it, which takes no other spacing
+        assert shown, f"{page.name}: {line}"
+        assert (ROOT / shown[1]).is_file(), line
+
+
 def test_what_pages_link_to_outside_their_folder_is_brought_to_the_site() -> None:
     kinds = set(re.findall(r'"(\.\w+)"', re.search(r"KINDS = \{(.*)\}", (ROOT / "docs" / "hooks.py").read_text())[1]))
     links = [link for page in PAGES[2:] for link in re.findall(r"\]\((\.\./[^)#]+)", page.read_text())]

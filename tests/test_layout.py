@@ -79,6 +79,16 @@ def test_text_between_videos_of_single_frames_is_told_by_its_length(
     assert video_starts(frame_BN[0], cell_BN[0]).sum() == 1 + expected
 
 
+@given(frames=st.integers(2, 6), cells=st.integers(2, 9), rows=st.sampled_from([3, 4]), before=st.integers(0, 4))
+def test_text_positions_hold_no_frames(frames: int, cells: int, rows: int, before: int) -> None:
+    """As transformers makes them for ``inputs_embeds``: the frames that are known of the call are taken."""
+    video_N = [False] * before + [True] * frames * cells + [False] * 3
+    video_BN, positions = torch.tensor([video_N]), torch.arange(len(video_N)).expand(rows, 1, -1)
+    frame_BN, cell_BN = video_layout(video_BN, positions, 0, 0, frames=[frames])
+    assert frame_BN[video_BN].tolist() == [frame for frame in range(frames) for _ in range(cells)]
+    assert cell_BN[video_BN].tolist() == list(range(cells)) * frames
+
+
 @given(prompt=prompts())
 def test_position_ids_with_a_row_for_text_change_nothing(prompt: Prompt) -> None:
     video_BN, positions_3BN = model_positions("qwen2_vl", prompt)

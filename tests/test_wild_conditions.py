@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -197,3 +198,41 @@ def test_scores_that_nobody_reads_are_told() -> None:
     scores = segmo.external_scores(torch.ones(6))
     with torch.no_grad(), pytest.warns(UserWarning, match='compiled with scorer="embedding"'), scores:
         model(**prompt("qwen2_vl"))
+
+
+def test_a_loss_over_dropped_tokens_is_told() -> None:
+    model, inputs = build("qwen3_vl"), prompt("qwen3_vl")
+    labels = inputs["input_ids"].clone()
+    asked = labels.masked_fill(labels == model.config.video_token_id, -100)
+    segmo.compile(model, keep=0.5)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        told = model(**inputs, labels=asked)
+    assert torch.isfinite(told.loss)
+    with torch.no_grad(), pytest.warns(UserWarning, match=r"labels stand at \d+ tokens that SegMo dropped"):
+        model(**inputs, labels=labels)
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen3_vl"])
+def test_embeddings_in_place_of_ids_have_the_same_scenes(family: str) -> None:
+    """Where transformers gets no ids it makes text positions, in which no frame begins."""
+    model, inputs = build(family), prompt(family)
+    embeds = model.get_input_embeddings()(inputs["input_ids"]).detach()
+    segmo.compile(model, keep=0.5)
+    found = []
+    for given in (inputs, {name: x for name, x in inputs.items() if name != "input_ids"} | {"inputs_embeds": embeds}):
+        model.generate(**given, max_new_tokens=1, do_sample=False)
+        scenes = segmo.last_report().to_dict()["scenes"]
+        found.append([(scene["start_frame"], scene["end_frame"], scene["tokens"]) for scene in scenes])
+    assert found[0] == found[1]
+    assert len(found[0]) > 1
+
+
+def test_a_call_without_ids_is_told_what_to_pass() -> None:
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl")
+    embeds = model.get_input_embeddings()(inputs["input_ids"]).detach()
+    segmo.compile(model, keep=0.5)
+    given = {name: x for name, x in inputs.items() if name != "input_ids"} | {"inputs_embeds": embeds}
+    with torch.no_grad(), pytest.warns(UserWarning, match=r"pass input_ids with all that the processor gives"):
+        model(**given)
+    assert "last rewritten prefill" not in str(segmo.last_report())

@@ -18,12 +18,13 @@ Context = Annotated[int, typer.Option(help="most novel scenes before, whose head
 Tails = Annotated[int, typer.Option(help="last frames of each segment before that a segment sees")]
 WatchKeep = Annotated[float, typer.Option(help="fraction of each segment's video tokens that is remembered")]
 Keep = Annotated[float, typer.Option(help="fraction of the video tokens that a question sees")]
+WATCHED = "video.txt"  # in a memory's folder: the path of what was watched
 SHOWN = 5  # scenes that are named below an answer
 
 
 def watch(
     video: Annotated[Path, typer.Argument(help="the video file")],
-    out: Annotated[Path | None, typer.Option(help="folder of the memory (default: VIDEO.memory)")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the memory (default: beside the video, its name with .memory)")] = None,
     model: flags.Model = None,
     fps: flags.Fps = None,
     max_frames: flags.MaxFrames = 768,
@@ -39,12 +40,30 @@ def watch(
 
     console = _console()
     options = {"segments": flags.number_or_name(segments), "context": context, "tails": tails}
-    folder = out or video.with_suffix(".memory")
+    folder = out or _beside(video)
     if folder.exists() and not folder.is_dir():
         raise CacheError(f"{folder} is a file, and a memory is a folder; name another one with --out")
+    if out is None:
+        _check_whose(folder, video)
     memory = _watched(console, video, model, fps, max_frames, watch_keep, dtype, device, options)
     memory.save(folder)
+    (folder / WATCHED).write_text(str(video.resolve()), encoding="utf-8")
     console.print(f"{folder}: {_described(memory)}", markup=False)
+
+
+def _beside(video: Path) -> Path:
+    """The folder of a video's memory where none is named; a dot in a folder's name begins no suffix."""
+    named = video if video.name not in ("", "..") else video.resolve()
+    return named.parent / f"{named.name}.memory" if named.is_dir() else named.with_suffix(".memory")
+
+
+def _check_whose(folder: Path, video: Path) -> None:
+    """Refuses a folder that holds the memory of another video."""
+    from segmo.errors import CacheError
+
+    known = folder / WATCHED
+    if known.exists() and (other := known.read_text(encoding="utf-8")) != str(video.resolve()):
+        raise CacheError(f"{folder} is the memory of another video, {other}; name a folder with --out")
 
 
 def ask(

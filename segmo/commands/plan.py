@@ -18,7 +18,7 @@ def plan(
     ranks: Annotated[int, typer.Option(help="number of ranks")] = 2,
     device: Annotated[
         str, typer.Option(help="a100, h100, b200, mi300x, cpu, auto, calibrated; or one per rank: h100,a100")
-    ] = "auto",
+    ] = "h100",
     model: Annotated[str, typer.Option(help="a preset or a model's folder")] = "qwen2.5-vl-7b",
     dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32")] = "bfloat16",
     sinks: Annotated[int, typer.Option(help="text tokens before the video")] = 20,

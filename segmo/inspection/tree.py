@@ -21,8 +21,8 @@ def report_tree(report: Report) -> Tree:
     if report.prefill:
         tokens = report.prefill.tokens()
         tree.add(
-            f"last prefill: {tokens['prompt']:,} tokens, {tokens['video']:,} of video, {tokens['kept']:,} of them "
-            f"kept, {len(report.prefill.scenes())} scenes, {len(report.prefill.segments())} segments"
+            f"last rewritten prefill: {tokens['prompt']:,} tokens, {tokens['video']:,} of video, {tokens['kept']:,} of "
+            f"them kept, {len(report.prefill.scenes())} scenes, {len(report.prefill.segments())} segments"
         )
     return tree
 

@@ -64,7 +64,8 @@ def complain(graph: GraphReport, options: Options) -> None:
         for (name, miss), place in zip(lost, places, strict=True)
     )
     part = "a part of " if graph.rewritten else ""
-    message = f"SegMo left {part}a {graph.kind} graph as it was. {text}"
+    graph_kind = "a graph" if graph.kind == "other" else f"a {graph.kind} graph"
+    message = f"SegMo left {part}{graph_kind} as it was. {text}"
     if options.strict:
         raise NotRewrittenError(message)
     warnings.warn(message, stacklevel=2)

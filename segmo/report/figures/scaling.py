@@ -68,7 +68,8 @@ def draw_scaling(points: list[Point], title: str, file: Path) -> Path:
     if right.lines and any(len(line.get_xdata()) for line in right.lines):  # a rank alone receives nothing
         right.set_yscale("log")
     middle.set_ylim(0, 1.1)
-    middle.legend(title="video", fontsize=7)
+    if middle.lines:
+        middle.legend(title="video", fontsize=7)
     for length, limit in lost.items():
         title += f"; {length_name(length)} of video fits no number of ranks ({limit})"
     figure.suptitle(f"SIMULATED, nothing was run: {title}", fontsize=11)
