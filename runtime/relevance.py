@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from segmo.runtime.features import CHUNK, DEVICE_VALUES, blocks
 from segmo.runtime.host import Array, array, give, here, read
 from segmo.runtime.layout import heads_of
 from segmo.runtime.video_runs import places
-from segmo.runtime.video_tokens import Room, take
+from segmo.runtime.video_tokens import Room, VideoTokens, take
 
 FITS = 2**21  # cosines of words with tokens that are held at a time: 8 MB
 ROWS = 64  # question tokens scored at a time, so that memory stays linear in the prompt's length
@@ -98,21 +97,62 @@ def frame_fit(question_QH: Tensor, embeds_NH: Tensor, at_T: Array, frame_T: Arra
     Source: log-sum-exp pooling (Boyd and Vandenberghe, "Convex Optimization", 2004; for images Pinheiro and Collobert,
     "From image-level to pixel-level labeling with convolutional networks", 2015).
     """
-    word_QH, parts = torch.nn.functional.normalize(question_QH.float(), dim=-1), []
-    for some_QH in torch.split(word_QH, max(1, FITS // whole.tokens)):
-        cosine_TQ = _cosines(some_QH, embeds_NH, at_T, frame_T, whole.common_H)
-        sums_2Q = whole.total(torch.stack([cosine_TQ.sum(0), cosine_TQ.square().sum(0)]).double()) / whole.tokens
-        spread_Q = (sums_2Q[1] - sums_2Q[0].square()).clamp(min=0).sqrt().float()
-        parts.append(pooled(cosine_TQ, frame_T, frames, spread_Q.clamp(min=1e-12)))
+    parts = []
+    for some_QH in _words(question_QH, whole.tokens):
+        cosine_TQ = _cosines(some_QH, embeds_NH, at_T, frame_T, lambda block: whole.common_H)
+        heat_Q = _heat(whole.total(_moments(cosine_TQ)) / whole.tokens)
+        parts.append(pooled(cosine_TQ, frame_T, frames, heat_Q))
     return torch.cat(parts)
 
 
-def _cosines(word_QH: Tensor, embeds_NH: Tensor, at_T: Array, frame_T: Array, common_H: Tensor) -> Tensor:
-    """Cosine of each token's feature, without what is common, with each word of length 1, (T, Q) fp32."""
+def batch_fit(word_WH: Tensor, row_W: Array, embeds_MH: Tensor, video: VideoTokens, mean_BH: Tensor) -> Tensor:
+    """:func:`frame_fit` for all rows of a batch at once, (W, F); -inf for frames of another row than the word's.
+
+    A device gets as many calls as for one row. In return each word is compared with the tokens of all rows.
+
+    Args:
+        word_WH, row_W: question tokens of all rows, and the row of each.
+        embeds_MH: of the batch, row after row. mean_BH: of each row's video features.
+    """
+    device, row_T = embeds_MH.device, video.row_F[video.frame_T]
+    tokens_W = give(np.bincount(row_T, minlength=len(mean_BH))[row_W], device)
+    in_row_T, in_row_W, in_row_F = (give(row, device) for row in (row_T, row_W, video.row_F))
+    parts, start = [], 0
+    for some_WH in _words(word_WH, len(row_T)):
+        some = slice(start, start := start + len(some_WH))
+        cosine_TW = _cosines(
+            some_WH, embeds_MH, video.at_T, video.frame_T, lambda block: mean_BH.index_select(0, in_row_T[block])
+        )
+        mine_TW = cosine_TW.masked_fill(in_row_T[:, None] != in_row_W[some], 0)
+        heat_W = _heat(_moments(mine_TW) / tokens_W[some])
+        fit_WF = pooled(cosine_TW, video.frame_T, len(video.row_F), heat_W)
+        parts.append(fit_WF.masked_fill(in_row_W[some, None] != in_row_F, -torch.inf))
+    return torch.cat(parts)
+
+
+def _words(word_QH: Tensor, tokens: int) -> tuple[Tensor, ...]:
+    """Words of length 1, by so many that their cosines with all tokens have room."""
+    return torch.split(torch.nn.functional.normalize(word_QH.float(), dim=-1), max(1, FITS // tokens))
+
+
+def _moments(cosine_TQ: Tensor) -> Tensor:
+    """Sums of each word's cosines and of their squares, (2, Q)."""
+    return torch.stack([cosine_TQ.sum(0), cosine_TQ.square().sum(0)]).double()
+
+
+def _heat(mean_2Q: Tensor) -> Tensor:
+    """Standard deviation of each word's cosines, (Q,)."""
+    return (mean_2Q[1] - mean_2Q[0].square()).clamp(min=0).sqrt().float().clamp(min=1e-12)
+
+
+def _cosines(
+    word_QH: Tensor, embeds_NH: Tensor, at_T: Array, frame_T: Array, common: Callable[[slice], Tensor]
+) -> Tensor:
+    """Cosine of each token's feature, without what is ``common`` to it and others, with each word, (T, Q) fp32."""
     out_TQ = torch.empty(len(at_T), len(word_QH), device=embeds_NH.device, dtype=torch.float32)
     room = Room(embeds_NH)
     for block in blocks(frame_T, CHUNK if here(embeds_NH) else DEVICE_VALUES // embeds_NH.shape[1]):
-        x_TH = room.copy(take(embeds_NH, at_T[block])).sub_(common_H)
+        x_TH = room.copy(take(embeds_NH, at_T[block])).sub_(common(block))
         norm_T = torch.linalg.vector_norm(x_TH, dim=-1)
         torch.mm(x_TH, word_QH.T, out=out_TQ[block]).div_(norm_T.clamp_(min=1e-12)[:, None])
     return out_TQ
@@ -127,13 +167,30 @@ def pooled(cosine_TQ: Tensor, frame_T: Array, frames: int, heat_Q: Tensor) -> Te
     return mean_FQ.log_().mul_(heat_Q).add_(best_FQ).T
 
 
-def whole_fit(question_QH: Tensor, embeds_NH: Tensor, video_V: Array, frame_V: Array, frames: int) -> Tensor:
-    """:func:`frame_fit` for all frames of a row: what all its features have in common says nothing about a scene."""
-    whole = Whole(len(video_V), feature_sum(embeds_NH, video_V) / len(video_V))
-    return frame_fit(question_QH, embeds_NH, video_V, frame_V, frames, whole)
+def row_fits(word_WH: Tensor, row_W: Array, embeds_MH: Tensor, video: VideoTokens, mean_BH: Tensor | None) -> Tensor:
+    """The fit of all frames of a batch to each word, as :func:`batch_fit` gives it; on the host row by row.
+
+    Without ``mean_BH`` the features are read once more for it.
+    """
+    rows = [(row, video.row_F == row, row_W == row) for row in np.unique(row_W).tolist()]
+    row_T = video.row_F[video.frame_T]
+    if mean_BH is None:
+        mean_BH = torch.zeros(int(row_W[-1]) + 1, embeds_MH.shape[1], device=embeds_MH.device, dtype=torch.float32)
+        for row, *_ in rows:
+            own = video.at_T[row_T == row]
+            mean_BH[row] = feature_sum(embeds_MH, own) / len(own)
+    if not here(embeds_MH):
+        return batch_fit(word_WH, row_W, embeds_MH, video, mean_BH)
+    fit_WF = torch.full((len(row_W), len(video.row_F)), -torch.inf)
+    for row, in_F, in_W in rows:
+        own, frames, words = row_T == row, places(in_F), places(in_W)
+        frame_T, whole = video.frame_T[own] - frames[0], Whole(int(own.sum()), mean_BH[row])
+        found = frame_fit(word_WH[words], embeds_MH, video.at_T[own], frame_T, len(frames), whole)
+        fit_WF[words[0] : words[-1] + 1, frames[0] : frames[-1] + 1] = found
+    return fit_WF
 
 
-# (Q, H) question, (N, H) embeddings, (V,) video tokens, (V,) their frames, F -> (Q, F)
+# (Q, H) question, (N, H) embeddings of one row, (V,) video tokens, (V,) their frames, F -> (Q, F)
 Fit = Callable[[Tensor, Tensor, Array, Array, int], Tensor]
 
 
@@ -143,7 +200,7 @@ def embedding_relevance(
     cell_BN: Tensor,
     question_BN: Tensor,
     max_scenes: int,
-    fit: Fit = whole_fit,
+    fit: Fit | None = None,
     frame_BN: Tensor | None = None,
     mean_BH: Tensor | None = None,
 ) -> Tensor:
@@ -161,39 +218,47 @@ def embedding_relevance(
     Source: late interaction as in ColBERT (Khattab and Zaharia, 2020), with weights in the spirit of inverse document
     frequency.
     """
-    out_BS = _empty(scene_BN, max_scenes)
-    asked, cell, frame = read(question_BN, cell_BN, frame_BN)
-    for row, video_V in rows_with_video(cell_BN):
-        asked_Q, scene_V = places(asked[row]), scene_BN[row, give(video_V, scene_BN.device)]
-        first_V = cell[row, video_V] == 0 if frame is None else np.isin(video_V, heads_of(frame[row], cell[row]))
-        scene_F = scene_V[give(places(first_V), scene_V.device)]
-        scenes = _scenes(scene_V, max_scenes)
-        there_S = scene_sizes(scene_V, scenes) > 0
-        if not len(asked_Q):
-            out_BS[row, :scenes] = torch.where(there_S, 0.0, -torch.inf)
-            continue
-        question = embeds_BNH[row].index_select(0, give(asked_Q, embeds_BNH.device))
-        frame_V = first_V.cumsum() - 1
-        fit_row = fit if mean_BH is None else partial(frame_fit, whole=Whole(len(video_V), mean_BH[row]))
-        fit_QF = fit_row(question, embeds_BNH[row], video_V, frame_V, int(frame_V[-1]) + 1)
-        best_QS = fit_QF.new_full((len(asked_Q), scenes), -torch.inf)
-        best_QS.scatter_reduce_(1, scene_F.expand_as(fit_QF), fit_QF, "amax").masked_fill_(~there_S, 0)
-        spread_Q = _spread(best_QS, there_S)
-        weight_Q = (spread_Q + 1e-12) / (spread_Q + 1e-12).sum()
-        out_BS[row, :scenes] = (weight_Q @ best_QS).masked_fill(~there_S, -torch.inf)
-    return out_BS
+    video = VideoTokens.of(_counted(cell_BN) if frame_BN is None else frame_BN, cell_BN)
+    embeds_MH = embeds_BNH.flatten(0, 1)
+    device, (batch, length) = embeds_BNH.device, scene_BN.shape
+    row_T = video.row_F[video.frame_T]
+    scene_T = scene_BN.flatten()[give(video.at_T, device)] + give(row_T * max_scenes, device)  # of other rows are others
+    there_BS = (scene_sizes(scene_T, batch * max_scenes) > 0).view(batch, max_scenes)
+    asked_BN, cell = read(question_BN, cell_BN)
+    at_W = places((asked_BN & (cell >= 0).any(axis=1, keepdims=True)).reshape(-1))
+    if not len(at_W):
+        return torch.where(there_BS, 0.0, -torch.inf)
+    row_W = at_W // length
+    word_WH = embeds_MH.index_select(0, give(at_W, device))
+    if fit is None:
+        fit_WF = row_fits(word_WH, row_W, embeds_MH, video, mean_BH)
+    else:
+        fit_WF = fit(word_WH, embeds_MH, video.at_T, video.frame_T, len(video.row_F))
+    scene_F = scene_T[give(places(video.head_T), device)]
+    best_WM = fit_WF.new_full((len(at_W), batch * max_scenes), -torch.inf)
+    best_WM.scatter_reduce_(1, scene_F.expand_as(fit_WF), fit_WF, "amax")
+    of_row_W = give(row_W, device)
+    best_WS = best_WM.view(-1, batch, max_scenes)[torch.arange(len(at_W), device=device), of_row_W]
+    there_WS = there_BS[of_row_W]
+    best_WS = best_WS.masked_fill(~there_WS, 0)
+    weight_W = _spread(best_WS, there_WS) + 1e-12
+    words_B = give(np.bincount(row_W, minlength=batch), device)
+    whole_B = torch.segment_reduce(weight_W, "sum", lengths=words_B, unsafe=True)
+    part_WS = best_WS * (weight_W / whole_B[of_row_W])[:, None]
+    found_BS = torch.segment_reduce(part_WS, "sum", lengths=words_B, axis=0, unsafe=True)
+    return found_BS.masked_fill(~there_BS, -torch.inf)
 
 
-def _scenes(scene_V: Tensor, most: int) -> int:
-    """How many scenes to make room for: as many as there are, where that can be known without waiting for a device."""
-    return int(scene_V.numpy().max()) + 1 if here(scene_V) else most
+def _counted(cell_BN: Tensor) -> Tensor:
+    """Frames by their cell 0, (B, N); -1 for text."""
+    return torch.where(cell_BN < 0, -1, (cell_BN == 0).cumsum(1) - 1)
 
 
-def _spread(best_QS: Tensor, there_S: Tensor) -> Tensor:
+def _spread(best_QS: Tensor, there_QS: Tensor) -> Tensor:
     """Standard deviation over the scenes that are there, (Q,)."""
-    best_QS, count = best_QS.double(), there_S.sum()
-    away_QS = (best_QS - best_QS.sum(dim=1, keepdim=True) / count) * there_S
-    return (away_QS.square().sum(dim=1) / count).sqrt().float()
+    best_QS, count_Q = best_QS.double(), there_QS.sum(dim=1)
+    away_QS = (best_QS - best_QS.sum(dim=1, keepdim=True) / count_Q[:, None]) * there_QS
+    return (away_QS.square().sum(dim=1) / count_Q).sqrt().float()
 
 
 def asking_rows(question_N: Array, cell_N: Array, valid_N: Array | None) -> Array:

@@ -13,7 +13,7 @@ from rank_features import Video, numbers
 
 from segmo.runtime.features import scan_video
 from segmo.runtime.novelty import scene_novelty
-from segmo.runtime.relevance import whole_fit
+from segmo.runtime.relevance import Whole, frame_fit
 
 
 @pytest.fixture(scope="module", params=[2, 4])
@@ -41,7 +41,8 @@ def test_spread_features_give_the_numbers_of_one_process(crew, video):
     novelty, similarity, _ = scan_video(embeds[None], frame[None], cell[None])
     novelty = scene_novelty(embeds[None], novelty, frame[None], cell[None], video.scene()[None])
     at = (cell >= 0).nonzero()[:, 0]
-    fit = whole_fit(embeds[-video.question :], embeds, at.numpy(), frame[at].numpy(), len(video.frames))
+    whole = Whole(len(at), embeds[at].mean(0))
+    fit = frame_fit(embeds[-video.question :], embeds, at.numpy(), frame[at].numpy(), len(video.frames), whole)
     expected = {"novelty": novelty[0], "similarity": similarity[0], "fit": fit}
     for one in results:
         assert bool(one["missing"]) == video.nan

@@ -16,7 +16,15 @@ from strategies import Heads, heads
 
 from segmo.errors import PromptError
 from segmo.runtime.features import CHUNK
-from segmo.runtime.relevance import ROWS, attention_relevance, embedding_relevance, external_relevance
+from segmo.runtime.relevance import (
+    ROWS,
+    attention_relevance,
+    batch_fit,
+    embedding_relevance,
+    external_relevance,
+    row_fits,
+)
+from segmo.runtime.video_tokens import VideoTokens
 
 MAX_SCENES = 6
 
@@ -95,6 +103,37 @@ def test_embedding_relevance_is_its_definition(
     out_BS = embedding_relevance(embeds_BNH, *inputs, asked, MAX_SCENES)
     if sum(c >= 0 for c in cells) > 1:  # a single token is all that the video has in common: nothing is left of it
         check_scores(out_BS, expected_embedding(embeds_BNH[0], scene, cells, valid))
+
+
+@given(
+    shapes=st.lists(st.tuples(st.integers(0, 4), st.integers(0, 3)), min_size=1, max_size=4),
+    cells=st.integers(1, 5),
+    seed=st.integers(0, 99),
+)
+def test_rows_of_a_batch_fit_as_they_do_alone(shapes: list[tuple[int, int]], cells: int, seed: int) -> None:
+    """Row by row, as on the host, and all at once, as on a device; rows without video or question among them."""
+    length = 1 + max(frames * cells + words for frames, words in shapes)
+    cell, frame = torch.full((len(shapes), length), -1), torch.full((len(shapes), length), -2)
+    scene, asked = torch.full_like(cell, -2), torch.zeros(len(shapes), length, dtype=torch.bool)
+    for row, (frames, words) in enumerate(shapes):
+        video = slice(1, 1 + frames * cells)
+        cell[row, video] = torch.arange(cells).repeat(frames)
+        frame[row, video] = torch.arange(frames).repeat_interleave(cells)
+        scene[row, video] = frame[row, video] // 2
+        frame[row, 0] = scene[row, 0] = -1
+        asked[row, video.stop : video.stop + words] = True
+    embeds = torch.randn(len(shapes), length, 16, generator=torch.Generator().manual_seed(seed))
+    together = embedding_relevance(embeds, scene, cell, asked, 4, frame_BN=frame)
+    for row in range(len(shapes)):
+        one = slice(row, row + 1)
+        alone = embedding_relevance(embeds[one], scene[one], cell[one], asked[one], 4, frame_BN=frame[one])
+        torch.testing.assert_close(together[one], alone)
+    at_W = (asked & (cell >= 0).any(1, keepdim=True)).flatten().nonzero()[:, 0]
+    if len(at_W):
+        video, flat = VideoTokens.of(frame, cell), embeds.flatten(0, 1)
+        mean = torch.stack([row[c >= 0].mean(0) for row, c in zip(embeds, cell, strict=True)]).nan_to_num()
+        given = (flat[at_W], (at_W // length).numpy(), flat, video, mean)
+        torch.testing.assert_close(batch_fit(*given), row_fits(*given), atol=1e-5, rtol=1e-4)
 
 
 def test_embedding_relevance_finds_the_scene_that_shows_what_is_asked() -> None:

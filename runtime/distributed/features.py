@@ -206,7 +206,7 @@ def _lent_frames(embeds_NH: Tensor, spread: Spread, wanted: list[list[int]], ste
 def spread_fit(
     ranks: Ranks, question_QH: Tensor, embeds_NH: Tensor, video_V: Array, frame_V: Array, frames: int
 ) -> Tensor:
-    """:func:`segmo.runtime.relevance.whole_fit`, each rank doing the frames that it encoded; (Q, F) on every rank."""
+    """:func:`segmo.runtime.relevance.frame_fit` of a whole row, each rank doing the frames that it encoded; (Q, F) on every rank."""
     in_frame_V = give(frame_V, embeds_NH.device)
     spread = Spread(give(video_V, embeds_NH.device), in_frame_V, in_frame_V, frames, ranks)
     own = spread.own()
