@@ -8,7 +8,7 @@ import torch
 from gpu_place import Place, relative_error
 from torch import Tensor
 
-from segmo.runtime import features, relevance
+from segmo.runtime import asking, features
 from segmo.runtime.attention import reference, triton
 from segmo.runtime.attention.decode import Piece, decode_attention
 from segmo.runtime.attention.merge import merge_parts
@@ -94,7 +94,7 @@ def _question_error(place: Place, frame: Tensor, cell: Tensor, head_size: int) -
     q, k, _ = qkv(place, scene.shape[1], head_size, torch.bfloat16, 14, 2)
     scenes = int(scene.max()) + 1
     asked = question.attention_relevance(q, k, scene, padded, scene == QUERY, None, head_size**-0.5, scenes)
-    wide = relevance.attention_relevance(
+    wide = asking.attention_relevance(
         q.float(), k.float(), scene, padded, scene == QUERY, None, head_size**-0.5, scenes
     )
     return relative_error(asked, wide)

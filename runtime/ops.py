@@ -16,6 +16,7 @@ from torch import Tensor
 import segmo.runtime.token_ops  # noqa: F401  # registers the operators that cut the prompt
 from segmo.errors import PromptError
 from segmo.runtime import (
+    asking,
     encoded,
     external,
     features,
@@ -322,11 +323,11 @@ def attention_relevance(
     max_scenes: int,
     implementation: str,
 ) -> Tensor:
-    """See :func:`segmo.runtime.relevance.attention_relevance`."""
+    """See :func:`segmo.runtime.asking.attention_relevance`."""
     arguments = (q_BAND, k_BGND, scene_BN, cell_BN, question_BN, valid_BN, scale, max_scenes)
     if runs_generated(implementation, lambda: question_kernel(q_BAND, k_BGND)):
         return generated_question.attention_relevance(*arguments)
-    return relevance.attention_relevance(*arguments)
+    return asking.attention_relevance(*arguments)
 
 
 @fake(attention_relevance)

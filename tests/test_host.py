@@ -12,7 +12,7 @@ from models import build, prompt
 
 import segmo
 from segmo.errors import PromptError
-from segmo.runtime import relevance
+from segmo.runtime import frame_fit as fits
 from segmo.runtime.host import fetch, read, send
 from segmo.runtime.video_tokens import take
 
@@ -88,20 +88,18 @@ def test_a_device_is_given_large_blocks(monkeypatch: pytest.MonkeyPatch) -> None
         sizes.append(len(at_T))
         return take(x_NH, at_T)
 
-    monkeypatch.setattr(relevance, "take", counted)
+    monkeypatch.setattr(fits, "take", counted)
     question_QH, embeds_NH, common_H = (torch.randn(shape) for shape in ((3, 8), (4000, 8), (8,)))
     at_T, frame_T = np.arange(4000), np.arange(4000) // 100
-    fit_QF = relevance.frame_fit(question_QH, embeds_NH, at_T, frame_T, 40, relevance.Whole(4000, common_H))
+    fit_QF = fits.frame_fit(question_QH, embeds_NH, at_T, frame_T, 40, fits.Whole(4000, common_H))
     assert sizes == [500] * 8
     with FarDevice():
-        far_QF = relevance.frame_fit(
-            Far(question_QH), Far(embeds_NH), at_T, frame_T, 40, relevance.Whole(4000, Far(common_H))
-        )
+        far_QF = fits.frame_fit(Far(question_QH), Far(embeds_NH), at_T, frame_T, 40, fits.Whole(4000, Far(common_H)))
     assert sizes[8:] == [4000]
     torch.testing.assert_close(near(far_QF), fit_QF)
-    monkeypatch.setattr(relevance, "DEVICE_VALUES", 8 * 1000)
+    monkeypatch.setattr(fits, "DEVICE_VALUES", 8 * 1000)
     with FarDevice():
-        relevance.frame_fit(Far(question_QH), Far(embeds_NH), at_T, frame_T, 40, relevance.Whole(4000, Far(common_H)))
+        fits.frame_fit(Far(question_QH), Far(embeds_NH), at_T, frame_T, 40, fits.Whole(4000, Far(common_H)))
     assert sizes[9:] == [1000] * 4
 
 

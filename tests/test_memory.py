@@ -9,11 +9,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from segmo.runtime.asking import attention_relevance
 from segmo.runtime.attention import flash
 from segmo.runtime.features import scan_video
 from segmo.runtime.layout import QUERY, video_layout
 from segmo.runtime.novelty import scene_novelty
-from segmo.runtime.relevance import attention_relevance, embedding_relevance
+from segmo.runtime.relevance import embedding_relevance
 from segmo.runtime.scenes import find_scenes
 from segmo.runtime.schedule import attention_schedule
 from segmo.runtime.segments import context_tokens, segment_ids

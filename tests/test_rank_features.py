@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from rank_features import Video, numbers
 
 from segmo.runtime.features import scan_video
+from segmo.runtime.frame_fit import Whole, frame_fit
 from segmo.runtime.novelty import scene_novelty
-from segmo.runtime.relevance import Whole, frame_fit
 
 
 @pytest.fixture(scope="module", params=[2, 4])

@@ -15,15 +15,10 @@ from hypothesis import strategies as st
 from strategies import Heads, heads
 
 from segmo.errors import PromptError
+from segmo.runtime.asking import ROWS, attention_relevance
 from segmo.runtime.features import CHUNK
-from segmo.runtime.relevance import (
-    ROWS,
-    attention_relevance,
-    batch_fit,
-    embedding_relevance,
-    external_relevance,
-    row_fits,
-)
+from segmo.runtime.frame_fit import batch_fit, row_fits
+from segmo.runtime.relevance import embedding_relevance, external_relevance
 from segmo.runtime.video_tokens import VideoTokens
 
 MAX_SCENES = 6

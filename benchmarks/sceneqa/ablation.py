@@ -28,7 +28,7 @@ from torch.nn.functional import normalize
 from transformers import Qwen2VLForConditionalGeneration
 from untrained import MERGE, SPECIAL
 
-from segmo.runtime import novelty, relevance, selection
+from segmo.runtime import frame_fit, novelty, relevance, selection
 from segmo.runtime.features import scan_video
 from segmo.runtime.layout import QUERY, SINK
 from segmo.runtime.scenes import MAX_SCENES, find_scenes
@@ -152,8 +152,8 @@ def variants() -> list[Variant]:
     """The rule first."""
     return [
         Variant("the rule"),
-        Variant("fit of a frame: mean of its tokens", {(relevance, "pooled"): partial(_reduced, "mean")}),
-        Variant("fit of a frame: its best token", {(relevance, "pooled"): partial(_reduced, "max")}),
+        Variant("fit of a frame: mean of its tokens", {(frame_fit, "pooled"): partial(_reduced, "mean")}),
+        Variant("fit of a frame: its best token", {(frame_fit, "pooled"): partial(_reduced, "max")}),
         Variant("first frames: raster order", {(novelty, "farthest_first"): _raster}),
         Variant("first frames: distance to the mean", {(novelty, "farthest_first"): _unlike_mean}),
         Variant("later frames: the frame before alone", plain=True),

@@ -21,10 +21,10 @@ from segmo.runtime.distributed.ranks import Ranks
 from segmo.runtime.distributed.schedule import RankSchedule
 from segmo.runtime.distributed.vision import frame_share
 from segmo.runtime.features import scan_tokens
+from segmo.runtime.frame_fit import Whole, feature_sum, frame_fit
 from segmo.runtime.host import Array, give, read
 from segmo.runtime.layout import video_starts
 from segmo.runtime.novelty import BACK, Compare, distance_to, novel_tokens
-from segmo.runtime.relevance import Whole, feature_sum, frame_fit
 from segmo.runtime.scenes import head_frames
 
 ScanTokens = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -206,7 +206,7 @@ def _lent_frames(embeds_NH: Tensor, spread: Spread, wanted: list[list[int]], ste
 def spread_fit(
     ranks: Ranks, question_QH: Tensor, embeds_NH: Tensor, video_V: Array, frame_V: Array, frames: int
 ) -> Tensor:
-    """:func:`segmo.runtime.relevance.frame_fit` of a whole row, each rank doing the frames that it encoded; (Q, F) on every rank."""
+    """The fit of a row's frames, each rank doing those that it encoded; (Q, F) on every rank."""
     in_frame_V = give(frame_V, embeds_NH.device)
     spread = Spread(give(video_V, embeds_NH.device), in_frame_V, in_frame_V, frames, ranks)
     own = spread.own()

@@ -1,9 +1,9 @@
 """The ``attention`` scorer by generated Triton kernels, without the attention matrix.
 
-Does on a GPU what :func:`segmo.runtime.relevance.attention_relevance` does.
+Does on a GPU what :func:`segmo.runtime.asking.attention_relevance` does.
 
-Legend: B batch, N prompt tokens, V video tokens of a row, S scenes, A query heads, G key/value heads, D head
-size.
+Legend: B batch, N prompt tokens, T video tokens of the batch, Q question tokens of a row at most, K keys scored,
+S scenes, A query heads, G key/value heads, D head size.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from segmo.runtime.asking import Asking
 from segmo.runtime.attention.triton import dense_heads
-from segmo.runtime.host import give, read
+from segmo.runtime.host import give
 from segmo.runtime.kernels.configs import question_spec
 from segmo.runtime.kernels.device import architecture
 from segmo.runtime.kernels.render import render
 from segmo.runtime.kernels.specs import QuestionSpec, dtype_name
-from segmo.runtime.relevance import asking_rows, rows_with_video, scene_mean
-from segmo.runtime.runs import runs
 
 
 def spec_for(q_BAND: Tensor, k_BGND: Tensor) -> QuestionSpec:
@@ -35,42 +35,42 @@ def spec_for(q_BAND: Tensor, k_BGND: Tensor) -> QuestionSpec:
 
 
 def key_scores(
-    q_AND: Tensor,
-    k_GND: Tensor,
-    question: tuple[int, int],
-    keys: tuple[int, int],
-    first_key: int,
+    q_BAND: Tensor,
+    k_BGND: Tensor,
+    ask_BQ: Tensor,
+    bound_B3: Tensor,
+    most: tuple[int, int],
     scale: float,
     spec: QuestionSpec,
 ) -> Tensor:
-    """Softmax weight of each key in ``keys``, summed over all heads and a run of question tokens, (keys,) fp32.
+    """Softmax weight of each of the video's keys, summed over all heads and question tokens, (B, K) fp32.
 
     Args:
-        q_AND, k_GND: one batch row.
-        question: first question token of the run and its end.
-        keys: range of the keys to score. Every row sees them, also one that stands in front of them.
-        first_key: first token that is not padding; the softmax is over all keys from there.
+        q_BAND, k_BGND: of a batch.
+        ask_BQ: where the question tokens of each prompt stand, ascending and -1 behind the last, int32.
+        bound_B3: first token that is not padding, over which and all after it the softmax goes; the first key to score
+            and the end of these: every row sees them, also one that stands in front of them. int32.
+        most: K, the most keys to score of a prompt; the most that the softmax goes over.
         scale: of the logits, positive.
         spec: the kernels to run.
     """
     kernels: Any = render(spec).load()
-    groups, repeats = k_GND.shape[0], spec.repeats
-    rows = (question[1] - question[0]) * repeats
-    row_tiles = -(-rows // kernels.BLOCK_M)
-    chunks = -(-(max(question[1], keys[1]) - first_key) // kernels.CHUNK_N)
+    batch, groups, asked = k_BGND.shape[0], k_BGND.shape[1], ask_BQ.shape[1]
+    rows, programs = asked * spec.repeats, batch * groups
+    chunks = -(-most[1] // kernels.CHUNK_N)
     launch = {"num_warps": kernels.NUM_WARPS, "num_stages": kernels.NUM_STAGES}
-    strides = (*q_AND.stride()[:2], *k_GND.stride()[:2])
+    strides = (*q_BAND.stride()[:3], *k_BGND.stride()[:3])
     base2 = scale * math.log2(math.e)
-    lse = torch.empty(chunks, groups, rows, device=q_AND.device, dtype=torch.float32)
-    kernels.question_lse_kernel[groups, row_tiles, chunks](
-        q_AND, k_GND, lse, *strides, *question, first_key, keys[1] - 1, base2, **launch
+    lse = torch.empty(chunks, programs, rows, device=q_BAND.device, dtype=torch.float32)
+    kernels.question_lse_kernel[programs, -(-rows // kernels.BLOCK_M), chunks](
+        q_BAND, k_BGND, ask_BQ, bound_B3, lse, *strides, groups, asked, base2, **launch
     )
     whole_lse = torch.logsumexp(lse * math.log(2), dim=0) / math.log(2)
-    scores_GN = torch.empty(groups, keys[1] - keys[0], device=q_AND.device, dtype=torch.float32)
-    kernels.key_scores_kernel[groups, -(-scores_GN.shape[1] // kernels.BLOCK_N)](
-        q_AND, k_GND, whole_lse, scores_GN, *strides, *question, *keys, base2, **launch
+    scores_BGK = torch.empty(batch, groups, most[0], device=q_BAND.device, dtype=torch.float32)
+    kernels.key_scores_kernel[programs, -(-most[0] // kernels.BLOCK_N)](
+        q_BAND, k_BGND, ask_BQ, bound_B3, whole_lse, scores_BGK, *strides, groups, asked, most[0], base2, **launch
     )
-    return scores_GN.sum(dim=0)
+    return scores_BGK.sum(dim=1)
 
 
 def attention_relevance(
@@ -104,16 +104,14 @@ def attention_relevance(
     heads = q_BAND.shape[1]
     spec = spec or spec_for(q_BAND, k_BGND)
     q_BAND, k_BGND = dense_heads(q_BAND), dense_heads(k_BGND)
-    out_BS = torch.full((scene_BN.shape[0], max_scenes), -torch.inf, device=q_BAND.device, dtype=torch.float32)
-    asked, cell, valid = read(question_BN, cell_BN, valid_BN)
-    for row, video_V in rows_with_video(cell_BN):
-        valid_N = None if valid is None else valid[row]
-        asking_Q, first_key = asking_rows(asked[row], cell[row], valid_N), 0 if valid_N is None else valid_N.argmax()
-        keys = (int(video_V[0]), int(video_V[-1]) + 1)
-        score_N = torch.zeros(keys[1] - keys[0], device=q_BAND.device, dtype=torch.float32)
-        for run in runs(asking_Q.tolist()):
-            score_N += key_scores(q_BAND[row], k_BGND[row], run, keys, int(first_key), scale, spec)
-        at_V = give(video_V, q_BAND.device)
-        means_S = scene_mean(score_N[at_V - keys[0]], scene_BN[row, at_V], max_scenes)
-        out_BS[row] = means_S / max(heads * len(asking_Q), 1)
-    return out_BS
+    asking = Asking.of(question_BN, cell_BN, valid_BN)
+    at_T, row_T, device = asking.at_T, asking.row_T, q_BAND.device
+    if not asking.most:
+        return asking.means(torch.zeros(len(at_T), device=device), scene_BN, max_scenes, heads)
+    first_B, end_B = asking.video_bounds()
+    seen_B = np.maximum(end_B, asking.ask_BQ.max(axis=1) + 1) - asking.first_B
+    bound_B3 = np.stack([asking.first_B, first_B, end_B], axis=1).astype(np.int32)
+    ask_BQ, most = asking.ask_BQ.astype(np.int32), (int((end_B - first_B).max()), int(seen_B.max()))
+    score_BK = key_scores(q_BAND, k_BGND, give(ask_BQ, device), give(bound_B3, device), most, scale, spec)
+    place_T = row_T * most[0] + at_T % scene_BN.shape[1] - first_B[row_T]
+    return asking.means(score_BK.flatten()[give(place_T, device)], scene_BN, max_scenes, heads)

@@ -24,7 +24,7 @@ SHOWN = 5  # scenes that are named below an answer
 
 def watch(
     video: Annotated[Path, typer.Argument(help="the video file")],
-    out: Annotated[Path | None, typer.Option(help="folder of the memory (default: beside the video, its name with .memory)")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder of the memory (default: VIDEO.memory)")] = None,
     model: flags.Model = None,
     fps: flags.Fps = None,
     max_frames: flags.MaxFrames = 768,

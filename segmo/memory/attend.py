@@ -21,8 +21,8 @@ from segmo.errors import OptionError
 from segmo.memory.moves import Moves, late_layers
 from segmo.memory.rows import Enough, cache_of_layers, decoder_of, run_decoder
 from segmo.memory.seen import Asked, Seen
+from segmo.runtime.asking import attention_paid
 from segmo.runtime.distributed.ranks import Ranks
-from segmo.runtime.relevance import attention_paid
 
 
 class _Listener(TorchFunctionMode):

@@ -180,8 +180,8 @@ def _prefill_lines(report: dict[str, Any]) -> list[str]:
     tokens = report["tokens"]
     share = tokens["kept"] / tokens["video"] if tokens["video"] else 1
     line = (
-        f"  last rewritten prefill: {tokens['prompt']:,} tokens, {tokens['video']:,} of video, {tokens['kept']:,} of them "
-        f"kept ({share:.1%}); {len(report['scenes'])} scenes"
+        f"  last rewritten prefill: {tokens['prompt']:,} tokens, {tokens['video']:,} of video, {tokens['kept']:,} of "
+        f"them kept ({share:.1%}); {len(report['scenes'])} scenes"
     )
     if report["segments"]:
         context = sum(segment["context"] for segment in report["segments"])
