@@ -66,7 +66,7 @@ class Asking:
     @property
     def most(self) -> int:
         """Q."""
-        return self.ask_BQ.shape[1]
+        return int(self.ask_BQ.shape[1])
 
     def video_bounds(self) -> tuple[Array, Array]:
         """First video token of each prompt, and the end of the last one; its first token twice where it has none."""

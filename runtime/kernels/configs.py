@@ -129,8 +129,8 @@ def question_spec(architecture: str, head_size: int, dtype: str, repeats: int) -
     """
     config = Config(64, 32, 4, 2)
     if _size(dtype) == 4:
-        wide = Config(16, 32 if family(architecture) == "sm_100" else 16, 4, 2)
-        config = Config(64, 16, 8, 2) if head_size <= 128 else wide
+        limit, wide = (64, Config(16, 32, 4, 2)) if family(architecture) == "sm_100" else (128, Config(16, 16, 4, 2))
+        config = Config(64, 16, 8, 2) if head_size <= limit else wide
     return QuestionSpec(head_size, dtype, repeats, config, 1024, _precision(architecture))
 
 
