@@ -74,19 +74,32 @@ def _frame_starts_counted(video_BN: Array, run_start_BN: Array, cells: int, trai
 
 def _frame_starts_shared(video_BN: Array, run_start_BN: Array, frames: Sequence[int] | None) -> Array:
     """A run of video tokens is a frame, or a video that its frames share evenly; the last one takes the rest."""
-    heads = places(run_start_BN).tolist()
-    if frames is not None and heads and len(heads) != len(frames) and sum(frames) % len(heads) == 0:
-        frames = [sum(frames) // len(heads)] * len(heads)  # frames that were encoded one by one, or runs of one frame
-    if frames is None or len(heads) != len(frames):
+    heads, ends = places(run_start_BN), places(run_ends(video_BN)) + 1
+    if frames is not None and len(heads) != len(frames):
+        frames = _frames_of_runs(ends - heads, sum(frames))
+    if frames is None:
         return run_start_BN
-    ends = (places(run_ends(video_BN)) + 1).tolist()
     start_M = np.zeros(video_BN.size, dtype=bool)
-    for head, end, count in zip(heads, ends, frames, strict=True):
+    for head, end, count in zip(heads.tolist(), ends.tolist(), frames, strict=True):
         cells = (end - head) // count if count > 0 else 0
         if not cells:
             return run_start_BN  # what is known of the call is of another video
         start_M[np.arange(count) * cells + head] = True
     return start_M.reshape(video_BN.shape)
+
+
+def _frames_of_runs(length_G: Array, frames: int) -> list[int] | None:
+    """How many of all frames lie in each run, where these are not the videos: frames of a size, or equal runs.
+
+    As for frames that were encoded one by one, or that are runs themselves.
+    """
+    tokens = int(length_G.sum())
+    if frames and tokens % frames == 0 and not (length_G % (tokens // frames)).any():
+        shared: list[int] = (length_G // (tokens // frames)).tolist()
+        return shared
+    if len(length_G) and frames % len(length_G) == 0 and (length_G == length_G[0]).all():
+        return [frames // len(length_G)] * len(length_G)
+    return None
 
 
 def _frame_starts_by_cell(video_BN: Array, run_start_BN: Array, cell_V: Array) -> Array:

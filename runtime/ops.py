@@ -142,9 +142,14 @@ def video_layout(
     known = current_videos()
     if shared and ids_BN is not None and not known.told:
         pictures.check_frames(ids_BN, video_BN, tokens)
-    return layout.video_layout(
-        video_BN, positions_RBN, cells_per_frame, trailing, marks_BN, known.frames, known.cell_V, ids_BN
+    some = slice(None, None, known.copies)  # copies of a prompt are laid out as the first of them
+    if positions_RBN is not None and positions_RBN.shape[1] > 1:
+        positions_RBN = positions_RBN[:, some]
+    marks_BN, ids_BN = (None if x is None else x[some] for x in (marks_BN, ids_BN))
+    frame_BN, cell_BN = layout.video_layout(
+        video_BN[some], positions_RBN, cells_per_frame, trailing, marks_BN, known.frames, known.cell_V, ids_BN
     )
+    return frame_BN.repeat_interleave(known.copies, 0), cell_BN.repeat_interleave(known.copies, 0)
 
 
 @fake(video_layout)

@@ -6,6 +6,7 @@ Legend: B batch, N prompt tokens, K kept tokens, V video tokens of a row, S scen
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -156,7 +157,14 @@ def _row_video(row: int, cell_N: Array, encoded_N: Array | None, kept: int) -> t
             "batch must hold equally many video tokens, and a prompt that ends in a video must keep at least one of "
             "them"
         )
+    if video and not total:
+        warn_of_none(video)
     return video_V, total, ends_in_video
+
+
+def warn_of_none(video: int) -> None:
+    """Says that an answer is given without the video."""
+    warnings.warn(f"keep leaves none of {video} video tokens: nothing of the video is seen; raise keep", stacklevel=2)
 
 
 def _select_row(novelty_V: Array, scene_V: Array, budgets: list[int], keep_last: bool) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,14 @@ def test_a_folder_of_pictures_is_watched_beside_itself(tmp_path: Path, monkeypat
     monkeypatch.chdir(pictures)
     run("watch", ".")
     assert (tmp_path / "trip.2024.memory" / "memory.json").is_file()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are bytes on POSIX alone")
+def test_a_name_that_is_no_utf8_is_watched(film: Path, tmp_path: Path) -> None:
+    odd = tmp_path / os.fsdecode(b"f\xff.mp4")
+    odd.write_bytes(film.read_bytes())
+    for _ in range(2):
+        assert "out: " in run("watch", str(odd), "--out", str(tmp_path / "out")).replace("\n", "")
+    (tmp_path / "out").rename(odd.with_suffix(".memory"))
+    with pytest.raises(CacheError, match="memory of another video"):
+        run("watch", str(odd.with_suffix(".mkv")), "--model", "nowhere")

@@ -65,7 +65,7 @@ def seen(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def outside(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        found.update(call=kwargs, frames=frames_of(model, kwargs), cells=cells_of(kwargs))
+        found.update(call=kwargs, frames=frames_of(model, kwargs)[0], cells=cells_of(kwargs))
 
     def inside(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
         found.update(embeds=kwargs["inputs_embeds"], positions=kwargs.get("position_ids"))

@@ -119,11 +119,22 @@ def test_a_cache_refuses_what_it_cannot_continue(loaded: dict[str, Loaded]) -> N
     other = whole_prompt(processor, frames_of(4), "What?")
     with pytest.raises(CacheError, match="hold an image or a video"):
         new_ids(model, other, past_key_values=memory.cache("What?"))
+    longer = segmo.watch(model, processor, frames_of(4))
+    part = whole_prompt(processor, frames_of(2), "What? " * 200)
+    with pytest.raises(CacheError, match=r"the prompt has \d+ video tokens where the memory has"):
+        new_ids(model, part, past_key_values=longer.cache("What?"))
     padded = whole_prompt(processor, frames_of(2), "What?")
     for name, value in (("input_ids", 3), ("attention_mask", 0), ("mm_token_type_ids", 0)):
         padded[name] = torch.nn.functional.pad(padded[name], (2, 0), value=value)
     with pytest.raises(CacheError):
         new_ids(model, padded, past_key_values=memory.cache("What?"))
+
+
+def test_a_question_that_sees_nothing_is_told(loaded: dict[str, Loaded]) -> None:
+    model, processor = loaded["qwen2_vl"]
+    memory = segmo.watch(model, processor, frames_of(2))
+    with pytest.warns(UserWarning, match="nothing of the video is seen"):
+        memory.ask("What?", keep=1e-4, max_new_tokens=1)
 
 
 def test_a_chat_goes_on_and_selects_anew(loaded: dict[str, Loaded]) -> None:

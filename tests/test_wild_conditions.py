@@ -236,3 +236,10 @@ def test_a_call_without_ids_is_told_what_to_pass() -> None:
     with torch.no_grad(), pytest.warns(UserWarning, match=r"pass input_ids with all that the processor gives"):
         model(**given)
     assert "last rewritten prefill" not in str(segmo.last_report())
+
+
+def test_a_keep_that_leaves_nothing_of_the_video_is_told() -> None:
+    model, inputs = build("qwen3_vl"), prompt("qwen3_vl")
+    segmo.compile(model, keep=1e-4)
+    with pytest.warns(UserWarning, match="nothing of the video is seen"):
+        logits(model, inputs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from segmo.errors import CacheError, OptionError, PromptError, SegMoError
 from segmo.memory.camera import Camera
 from segmo.memory.intake import as_frames
 from segmo.memory.store import writing
+from segmo.sceneqa.model import MODEL_PATH
 from segmo.video import read
 from segmo.video.source import VideoError
 
@@ -139,6 +141,8 @@ def test_a_gpu_that_is_not_there() -> None:
         "run VIDEO q --cache-folder FILE",
         "run VIDEO q --report FILE",
         "run VIDEO q --segments ²",
+        "run VIDEO q --workers 0",
+        "run VIDEO q --max-new-tokens 0",
         "watch VIDEO --device nope",
         "calibrate --device nope",
         "calibrate --threads -1",
@@ -214,3 +218,17 @@ def test_a_chat_goes_on_behind_what_cannot_be_asked() -> None:
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float32])
 def test_the_model_that_ships_takes_a_dtype(kind: torch.dtype) -> None:
     assert load(None, str(kind).removeprefix("torch.")).model.dtype == kind
+
+
+def test_the_model_that_ships_is_the_same_by_its_folder() -> None:
+    named, own = load(MODEL_PATH), load(None)
+    assert (named.fps, named.size, named.note, named.fingerprint) == (own.fps, own.size, own.note, own.fingerprint)
+
+
+def test_a_size_that_a_processor_cannot_take(tmp_path: Path) -> None:
+    """A copy of the model that ships resizes nothing, and its patches do not fit."""
+    folder, film = tmp_path / "model", write_file(tmp_path / "wide.mp4", noise_shots([4], 90, 52))
+    shutil.copytree(MODEL_PATH, folder)
+    done = CliRunner().invoke(app, ["run", str(film), "which digit", "--model", str(folder), "--no-cache"])
+    assert isinstance(done.exception, VideoError), done.exception
+    assert re.search(r"refuses \d+ x \d+ pixels", str(done.exception))

@@ -78,7 +78,9 @@ def load(path: Path | None = None, dtype: str = "auto", device: str | None = Non
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     device_named(device)  # now, and not after the weights have been read
-    if path is None:
+    from segmo.sceneqa.model import MODEL_PATH
+
+    if path is None or path.resolve() == MODEL_PATH.resolve():
         return _embedded(device, dtype)
     if not (path / "config.json").is_file():
         raise OptionError(f"{path} is not a folder with a model (no config.json in it)")

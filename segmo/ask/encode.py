@@ -60,7 +60,7 @@ def process(loaded: Checkpoint, clip: Clip, question: str, pixels: bool = True) 
             do_sample_frames=False,
             return_tensors="pt",
         )
-    except ValueError as error:
+    except (ValueError, RuntimeError, ArithmeticError) as error:
         height, width = clip.frames.shape[1:3]
         raise VideoError(f"{clip.path}: the model's processor refuses {width} x {height} pixels: {error}") from error
     found = dict(inputs)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segmo.checked import check_utf8
+from segmo.checked import check_count, check_utf8
 from segmo.errors import OptionError
 from segmo.options import Options
 from segmo.video import Clip, SceneOptions
@@ -52,12 +52,11 @@ class Settings:
     def __post_init__(self) -> None:
         if self.fps is not None:
             check_rate(self.fps)
-        if self.new_tokens < 1:
-            raise OptionError(f"an answer has at least one token, got {self.new_tokens}")
-        if self.max_frames < 1:
-            raise OptionError(f"at least one frame of a video is sampled, got {self.max_frames} at most")
-        if self.frames is not None and (self.frames < 1 or self.choose is not None):
-            raise OptionError(f"frames={self.frames}: at least one frame is chosen, and by one rule alone")
+        for name in ("new_tokens", "max_frames", "workers", "frames"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if self.frames is not None and self.choose is not None:
+            raise OptionError(f"frames={self.frames}: frames are chosen by one rule alone")
         if self.relevance is not None and self.frames is None:
             raise OptionError("a model for relevance chooses frames; say how many (--frames)")
 

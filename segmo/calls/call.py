@@ -122,7 +122,8 @@ class Call:
             inputs = self.before(named)
             warn_if_too_long = look_at_length(self.model, inputs)
             given = {**inputs, **named}
-            videos = frames_known(frames_of(self.model, given), cells_of(given))
+            frames, copies = frames_of(self.model, given)
+            videos = frames_known(frames, cells_of(given), copies)
             cache = going_on(cache_of(inputs), self.options.ranks, self.spreads_cache)
             with self.sizes(inputs), words_known(inputs.get("input_ids")), videos, cache:
                 result = self.hooks.call(self._marked, inputs)

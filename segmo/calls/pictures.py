@@ -34,7 +34,7 @@ def no_video(model: Any, inputs: Mapping[str, Any]) -> Miss | None:
         return None
     told = description_of(model)
     if told.frames is not None:
-        counts = frames_of(model, inputs) or []
+        counts = frames_of(model, inputs)[0] or []
         return None if sum(map(len, rows)) in (len(counts), sum(counts)) else Miss.of("images-and-video")
     if told.placeholder is not None:
         return None

@@ -15,8 +15,9 @@ COMPRESSION = "video_compression_mask"
 
 def frames_of(
     model: Any, inputs: Mapping[str, Any], generate: Callable[[], Mapping[str, Any]] = arguments
-) -> list[int] | None:
-    """Frames of each video of the batch, in order of the prompt; None where the arguments do not tell.
+) -> tuple[list[int] | None, int]:
+    """Frames of each video of the batch, in order of the prompt, None where the arguments do not tell; and of how many
+    rows in a row, which ``generate`` made of one of its prompt, they tell once: of one row unless it made several.
 
     What :func:`segmo.describe` was told comes first; then the grid or the count beside the pixels; then the shape of
     the pixels; then that of what the encoder gave, whose rows are frames in families that encode each frame alone.
@@ -29,22 +30,30 @@ def frames_of(
     """
     ids = inputs.get("input_ids")
     if isinstance(ids, torch.Tensor) and ids.shape[-1] == 1:  # a step of decoding
-        return None
+        return None, 1
     told = description_of(model).frames
     if callable(told):
-        return [int(count) for count in told(inputs)]
+        return [int(count) for count in told(inputs)], 1
     if told is not None:
-        return [told] if isinstance(told, int) else list(told)
+        return [told] if isinstance(told, int) else list(told), 1
     counts = _counted(inputs)
     if counts is not None:
-        return counts
+        return counts, 1
     whole = generate()
     counts = _counted(whole)
     if counts is not None:
-        return _for_beams(counts, whole.get("input_ids"), ids)
+        before, now = _rows(whole), _rows(inputs)
+        return (counts, now // before) if before and now % before == 0 else (None, 1)
     outputs = inputs.get("mm_encoder_outputs")
     video = outputs.get("video") if isinstance(outputs, Mapping) else None
-    return None if video is None else _frames_of_features(video)
+    return None if video is None else _frames_of_features(video), 1
+
+
+def _rows(inputs: Mapping[str, Any]) -> int:
+    """Rows of a batch; 0 where it is not known."""
+    prompt = inputs.get("input_ids")
+    prompt = inputs.get("inputs_embeds") if prompt is None else prompt
+    return len(prompt) if isinstance(prompt, torch.Tensor) else 0
 
 
 def _counted(inputs: Mapping[str, Any]) -> list[int] | None:
@@ -82,16 +91,6 @@ def cells_of(inputs: Mapping[str, Any], generate: Callable[[], Mapping[str, Any]
     frames = grid[:, 0].tolist()
     cell_M = torch.cat([torch.arange(c).repeat(f) for c, f in zip(cells, frames, strict=True)])
     return cell_M[mask.cpu()] if cell_M.shape == mask.shape else None
-
-
-def _for_beams(counts: list[int], before: Any, now: Any) -> list[int] | None:
-    """Frames of each video of the batch that ``generate`` made of a prompt's rows, one or several of each."""
-    if not isinstance(before, torch.Tensor) or not isinstance(now, torch.Tensor) or len(before) == len(now):
-        return counts
-    if len(now) % len(before) or len(counts) % len(before):
-        return None
-    each, copies = len(counts) // len(before), len(now) // len(before)
-    return [count for row in range(len(before)) for count in counts[row * each : (row + 1) * each] * copies]
 
 
 def _frames_of_features(output: Any) -> list[int] | None:

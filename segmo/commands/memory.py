@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,7 +48,7 @@ def watch(
         _check_whose(folder, video)
     memory = _watched(console, video, model, fps, max_frames, watch_keep, dtype, device, options)
     memory.save(folder)
-    (folder / WATCHED).write_text(str(video.resolve()), encoding="utf-8")
+    (folder / WATCHED).write_bytes(os.fsencode(video.resolve()))  # names need not be UTF-8
     console.print(f"{folder}: {_described(memory)}", markup=False)
 
 
@@ -62,7 +63,8 @@ def _check_whose(folder: Path, video: Path) -> None:
     from segmo.errors import CacheError
 
     known = folder / WATCHED
-    if known.exists() and (other := known.read_text(encoding="utf-8")) != str(video.resolve()):
+    other = Path(os.fsdecode(known.read_bytes())) if known.exists() else None
+    if other not in (None, video.resolve()):
         raise CacheError(f"{folder} is the memory of another video, {other}; name a folder with --out")
 
 

@@ -31,17 +31,25 @@ def chunks() -> int:
 
 def arguments() -> dict[str, Any]:
     """What the running ``generate`` was called with, by name; nothing outside of one."""
-    return dict(_running("generate") or {})
+    variables = _variables("generate")
+    given = dict(variables.get(_READ["generate"]) or {})
+    if variables.get("inputs") is not None:  # the ids, by place or under this name
+        given.setdefault("input_ids", variables["inputs"])
+    return given
 
 
 def _running(method: str) -> Any:
     """The variable of a method of ``generate`` that the running call came from; None if it came another way."""
+    return _variables(method).get(_READ[method])
+
+
+def _variables(method: str) -> dict[str, Any]:
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code.co_name == method and frame.f_globals.get("__name__") == _WHERE:
-            return frame.f_locals.get(_READ[method])
+            return frame.f_locals
         frame = frame.f_back  # type: ignore[assignment]  # None at the end
-    return None
+    return {}
 
 
 def fits() -> str | None:

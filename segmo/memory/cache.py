@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from segmo.compat.cache_name import cache_of
+from segmo.compat.generation import arguments
 from segmo.compat.masks import ask_cut_caches
 from segmo.errors import CacheError
 from segmo.memory.moves import Late, LateLayer
@@ -50,7 +51,7 @@ class MemoryCache(AnswerCache):
     def __init__(self, layers: Sequence[LateLayer], at: Tensor, watcher: Watcher, video_token: int) -> None:
         super().__init__()
         self.seen, self.first, self.rows = watcher.length, watcher.behind, watcher.positions.rows
-        self.video_token = video_token
+        self.video_token, self.video_tokens = video_token, watcher.video_tokens
         rows = at.expand(len(layers), -1)[:, None].to(layers[0].device)
         self.layers += [MemoryLayer(layer, self.seen, row) for layer, row in zip(layers, rows, strict=True)]
 
@@ -69,6 +70,8 @@ class MemoryCache(AnswerCache):
             )
         mask = given.get("attention_mask")
         here = self.get_seq_length()
+        if here == self.seen:
+            self._check_prompt(arguments())
         if isinstance(mask, Tensor) and mask.dim() == 2:
             if mask.shape[1] != here + count:
                 raise CacheError(
@@ -85,6 +88,18 @@ class MemoryCache(AnswerCache):
         position = torch.arange(start, start + count, device=device).expand(self.rows, batch, -1)
         kept = {name: value for name, value in given.items() if name not in _VIDEO}
         return {**kept, "position_ids": position if self.rows > 1 else position[0]}
+
+    def _check_prompt(self, given: dict[str, Any]) -> None:
+        """``generate`` takes a prompt's first N tokens for those of the memory, whatever they are."""
+        ids = given.get("input_ids", given.get("inputs"))
+        if not isinstance(ids, Tensor) or ids.dim() != 2:
+            return
+        found = int((ids[0, : self.seen] == self.video_token).sum())
+        if found != self.video_tokens:
+            raise CacheError(
+                f"the prompt has {found} video tokens where the memory has {self.video_tokens}: it is of another "
+                "video, or of a part of this one. Hand in the processor's ids for all that was watched"
+            )
 
 
 def behind_the_video(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

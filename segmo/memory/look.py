@@ -20,6 +20,7 @@ from segmo.memory.seen import Asked, Seen
 from segmo.memory.watcher import Watcher
 from segmo.runtime.distributed.ranks import Ranks
 from segmo.runtime.relevance import scene_mean
+from segmo.runtime.selection import warn_of_none
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ def look(model: Any, found: Survey, asked: Asked, options: QuestionOptions) -> S
     frame, cell, scene = found.known["frame"], found.known["cell"], found.scene
     video = cell >= 0
     total = min(math.floor(options.keep * found.video_tokens), int(video.sum()))
+    if not total:
+        warn_of_none(found.video_tokens)
     index_LK = torch.stack(
         [
             keep_tokens(found.novelty, frame, cell, scene, fit_S, total, options.balance)
