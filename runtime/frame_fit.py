@@ -18,7 +18,7 @@ from segmo.runtime.host import Array, give, here
 from segmo.runtime.video_runs import places
 from segmo.runtime.video_tokens import Room, VideoTokens, take
 
-FITS = 2**21  # cosines of words with tokens that are held at a time: 8 MB
+FITS, DEVICE_FITS = 2**21, 2**24  # cosines of words with tokens that the host, or a device, holds at a time: 8 or 64 MB
 
 
 def feature_sum(embeds_NH: Tensor, at_T: Array) -> Tensor:
@@ -59,41 +59,46 @@ def frame_fit(question_QH: Tensor, embeds_NH: Tensor, at_T: Array, frame_T: Arra
     "From image-level to pixel-level labeling with convolutional networks", 2015).
     """
     parts = []
-    for some_QH in _words(question_QH, whole.tokens):
+    for some_QH in _words(question_QH, whole.tokens, _limit(embeds_NH)):
         cosine_TQ = _cosines(some_QH, embeds_NH, at_T, frame_T, lambda block: whole.common_H)
         heat_Q = _heat(whole.total(_moments(cosine_TQ)) / whole.tokens)
         parts.append(pooled(cosine_TQ, frame_T, frames, heat_Q))
     return torch.cat(parts)
 
 
-def batch_fit(word_WH: Tensor, row_W: Array, embeds_MH: Tensor, video: VideoTokens, mean_BH: Tensor) -> Tensor:
-    """:func:`frame_fit` for all rows of a batch at once, (W, F); -inf for frames of another row than the word's.
+def batch_fit(
+    word_WH: Tensor, row_W: Array, embeds_MH: Tensor, at_T: Array, frame_T: Array, row_F: Array, mean_BH: Tensor
+) -> Tensor:
+    """:func:`frame_fit` for several rows at once, (W, F); -inf for frames of another row than the word's.
 
-    A device gets as many calls as for one row. In return each word is compared with the tokens of all rows.
+    A device gets as many calls as for one row. In return each word is compared with the tokens of all of them.
 
     Args:
-        word_WH, row_W: question tokens of all rows, and the row of each.
+        word_WH, row_W: question tokens of these rows, and the row of each.
         embeds_MH: of the batch, row after row. mean_BH: of each row's video features.
+        at_T, frame_T, row_F: where the rows' video tokens stand, their frames counted from 0, and each frame's row.
     """
-    device, row_T = embeds_MH.device, video.row_F[video.frame_T]
+    device, row_T = embeds_MH.device, row_F[frame_T]
     tokens_W = give(np.bincount(row_T, minlength=len(mean_BH))[row_W], device)
-    in_row_T, in_row_W, in_row_F = (give(row, device) for row in (row_T, row_W, video.row_F))
+    in_row_T, in_row_W, in_row_F = (give(row, device) for row in (row_T, row_W, row_F))
     parts, start = [], 0
-    for some_WH in _words(word_WH, len(row_T)):
+    for some_WH in _words(word_WH, len(row_T), _limit(embeds_MH)):
         some = slice(start, start := start + len(some_WH))
-        cosine_TW = _cosines(
-            some_WH, embeds_MH, video.at_T, video.frame_T, lambda block: mean_BH.index_select(0, in_row_T[block])
-        )
+        cosine_TW = _cosines(some_WH, embeds_MH, at_T, frame_T, lambda block: mean_BH.index_select(0, in_row_T[block]))
         mine_TW = cosine_TW.masked_fill(in_row_T[:, None] != in_row_W[some], 0)
         heat_W = _heat(_moments(mine_TW) / tokens_W[some])
-        fit_WF = pooled(cosine_TW, video.frame_T, len(video.row_F), heat_W)
+        fit_WF = pooled(cosine_TW, frame_T, len(row_F), heat_W)
         parts.append(fit_WF.masked_fill(in_row_W[some, None] != in_row_F, -torch.inf))
     return torch.cat(parts)
 
 
-def _words(word_QH: Tensor, tokens: int) -> tuple[Tensor, ...]:
+def _limit(embeds_NH: Tensor) -> int:
+    return FITS if here(embeds_NH) else DEVICE_FITS
+
+
+def _words(word_QH: Tensor, tokens: int, limit: int) -> tuple[Tensor, ...]:
     """Words of length 1, by so many that their cosines with all tokens have room."""
-    return torch.split(torch.nn.functional.normalize(word_QH.float(), dim=-1), max(1, FITS // tokens))
+    return torch.split(torch.nn.functional.normalize(word_QH.float(), dim=-1), max(1, limit // tokens))
 
 
 def _moments(cosine_TQ: Tensor) -> Tensor:
@@ -129,23 +134,40 @@ def pooled(cosine_TQ: Tensor, frame_T: Array, frames: int, heat_Q: Tensor) -> Te
 
 
 def row_fits(word_WH: Tensor, row_W: Array, embeds_MH: Tensor, video: VideoTokens, mean_BH: Tensor | None) -> Tensor:
-    """The fit of all frames of a batch to each word, as :func:`batch_fit` gives it; on the host row by row.
+    """The fit of all frames of a batch to each word, as :func:`batch_fit` gives it.
 
-    Without ``mean_BH`` the features are read once more for it.
+    On the host row by row; on a device as many rows at once as their cosines have room. Without ``mean_BH`` the
+    features are read once more for it.
     """
-    rows = [(row, video.row_F == row, row_W == row) for row in np.unique(row_W).tolist()]
-    row_T = video.row_F[video.frame_T]
+    row_T, device = video.row_F[video.frame_T], embeds_MH.device
+    asked, words = np.unique(row_W, return_counts=True)
     if mean_BH is None:
-        mean_BH = torch.zeros(int(row_W[-1]) + 1, embeds_MH.shape[1], device=embeds_MH.device, dtype=torch.float32)
-        for row, *_ in rows:
+        mean_BH = torch.zeros(int(asked[-1]) + 1, embeds_MH.shape[1], device=device, dtype=torch.float32)
+        for row in asked.tolist():
             own = video.at_T[row_T == row]
             mean_BH[row] = feature_sum(embeds_MH, own) / len(own)
-    if not here(embeds_MH):
-        return batch_fit(word_WH, row_W, embeds_MH, video, mean_BH)
-    fit_WF = torch.full((len(row_W), len(video.row_F)), -torch.inf)
-    for row, in_F, in_W in rows:
-        own, frames, words = row_T == row, places(in_F), places(in_W)
-        frame_T, whole = video.frame_T[own] - frames[0], Whole(int(own.sum()), mean_BH[row])
-        found = frame_fit(word_WH[words], embeds_MH, video.at_T[own], frame_T, len(frames), whole)
-        fit_WF[words[0] : words[-1] + 1, frames[0] : frames[-1] + 1] = found
+    tokens = np.bincount(row_T)[asked]
+    shape = (len(row_W), len(video.row_F))
+    fit_WF = torch.full(shape, -torch.inf, device=device, dtype=torch.float32)
+    for rows in [[row] for row in asked.tolist()] if here(embeds_MH) else _groups(asked, tokens, words):
+        own, in_F, in_W = np.isin(row_T, rows), places(np.isin(video.row_F, rows)), places(np.isin(row_W, rows))
+        frame_T = np.searchsorted(in_F, video.frame_T[own])
+        given = (word_WH[in_W[0] : in_W[-1] + 1], embeds_MH, video.at_T[own], frame_T)
+        if len(rows) == 1:
+            found = frame_fit(*given, len(in_F), Whole(int(own.sum()), mean_BH[rows[0]]))
+        else:
+            found = batch_fit(given[0], row_W[in_W], *given[1:], video.row_F[in_F], mean_BH)
+        fit_WF[in_W[0] : in_W[-1] + 1, give(in_F, device)] = found
     return fit_WF
+
+
+def _groups(row_R: Array, tokens_R: Array, words_R: Array) -> list[list[int]]:
+    """Neighbouring rows to work on together."""
+    groups, tokens, words = list[list[int]](), 0, 0
+    for row, more_tokens, more_words in zip(row_R.tolist(), tokens_R.tolist(), words_R.tolist(), strict=True):
+        tokens, words = tokens + more_tokens, words + more_words
+        if not groups or tokens * words > DEVICE_FITS:
+            groups.append([])
+            tokens, words = more_tokens, more_words
+        groups[-1].append(row)
+    return groups

@@ -82,7 +82,7 @@ def embedding_relevance(
     asked_BN, cell = read(question_BN, cell_BN)
     at_W = places((asked_BN & (cell >= 0).any(axis=1, keepdims=True)).reshape(-1))
     if not len(at_W):
-        return torch.where(there_BS, 0.0, -torch.inf)
+        return torch.zeros_like(there_BS, dtype=torch.float32).masked_fill_(~there_BS, -torch.inf)
     row_W = at_W // length
     word_WH = embeds_MH.index_select(0, give(at_W, device))
     if fit is None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from strategies import Heads, heads
 
 from segmo.errors import PromptError
+from segmo.runtime import frame_fit
 from segmo.runtime.asking import ROWS, attention_relevance
 from segmo.runtime.features import CHUNK
 from segmo.runtime.frame_fit import batch_fit, row_fits
@@ -127,8 +128,15 @@ def test_rows_of_a_batch_fit_as_they_do_alone(shapes: list[tuple[int, int]], cel
     if len(at_W):
         video, flat = VideoTokens.of(frame, cell), embeds.flatten(0, 1)
         mean = torch.stack([row[c >= 0].mean(0) for row, c in zip(embeds, cell, strict=True)]).nan_to_num()
-        given = (flat[at_W], (at_W // length).numpy(), flat, video, mean)
-        torch.testing.assert_close(batch_fit(*given), row_fits(*given), atol=1e-5, rtol=1e-4)
+        given = (flat[at_W], (at_W // length).numpy(), flat)
+        by_rows = row_fits(*given, video, mean)
+        at_once = batch_fit(*given, video.at_T, video.frame_T, video.row_F, mean)
+        torch.testing.assert_close(at_once, by_rows, atol=1e-5, rtol=1e-4)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(frame_fit, "here", lambda x: False)
+            for values in (2**24, 2 * frames * cells * words + 16):
+                patch.setattr(frame_fit, "DEVICE_FITS", values)
+                torch.testing.assert_close(row_fits(*given, video, mean), by_rows, atol=1e-5, rtol=1e-4)
 
 
 def test_embedding_relevance_finds_the_scene_that_shows_what_is_asked() -> None:

@@ -107,7 +107,7 @@ def attention_relevance(
     asking = Asking.of(question_BN, cell_BN, valid_BN)
     at_T, row_T, device = asking.at_T, asking.row_T, q_BAND.device
     if not asking.most:
-        return asking.means(torch.zeros(len(at_T), device=device), scene_BN, max_scenes, heads)
+        return asking.means(torch.zeros(len(at_T), device=device, dtype=torch.float32), scene_BN, max_scenes, heads)
     first_B, end_B = asking.video_bounds()
     seen_B = np.maximum(end_B, asking.ask_BQ.max(axis=1) + 1) - asking.first_B
     bound_B3 = np.stack([asking.first_B, first_B, end_B], axis=1).astype(np.int32)
