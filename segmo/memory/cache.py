@@ -91,11 +91,12 @@ class MemoryCache(AnswerCache):
 
     def _check_prompt(self, given: dict[str, Any]) -> None:
         """``generate`` takes a prompt's first N tokens for those of the memory, whatever they are."""
-        ids = given.get("input_ids", given.get("inputs"))
+        ids = given.get("input_ids")
         if not isinstance(ids, Tensor) or ids.dim() != 2:
             return
-        found = int((ids[0, : self.seen] == self.video_token).sum())
-        if found != self.video_tokens:
+        found_B = (ids[:, : self.seen] == self.video_token).sum(1).tolist()
+        found = next((found for found in found_B if found != self.video_tokens), None)
+        if found is not None:
             raise CacheError(
                 f"the prompt has {found} video tokens where the memory has {self.video_tokens}: it is of another "
                 "video, or of a part of this one. Hand in the processor's ids for all that was watched"
