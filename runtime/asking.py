@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from segmo.runtime.host import Array, give, here, read
+from segmo.runtime.host import Array, give, here, read, send
 from segmo.runtime.relevance import scene_mean
 from segmo.runtime.video_runs import places
 
-ROWS = 64  # question tokens scored at a time, so that memory stays linear in the prompt's length
+ROWS = 64  # question tokens of all prompts scored at a time, so that memory stays linear in the prompts' length
 
 
 def asking_rows(question_N: Array, cell_N: Array, valid_N: Array | None) -> Array:
@@ -129,12 +129,13 @@ def attention_relevance(
     number_N = torch.arange(length, device=device)
     for some in [slice(row, row + 1) for row in range(batch)] if here(q_BAND) else [slice(0, batch)]:
         ask_BQ = asking.ask_BQ[some]
-        ask_BQ = ask_BQ[:, : int((ask_BQ >= 0).sum(axis=1).max())]
-        for start in range(0, ask_BQ.shape[1], ROWS):
-            ask_BR = ask_BQ[:, start : start + ROWS]
+        ask_BQ, step = ask_BQ[:, : int((ask_BQ >= 0).sum(axis=1).max())], max(1, ROWS // len(ask_BQ))
+        padding_BN = None if valid_BN is None else send(~valid_BN[some], device)
+        for start in range(0, ask_BQ.shape[1], step):
+            ask_BR = ask_BQ[:, start : start + step]
             hidden_BRN = number_N > give(np.maximum(ask_BR, last_B[some, None]), device)[..., None]
-            if valid_BN is not None:
-                hidden_BRN |= ~valid_BN[some, None].to(device)
+            if padding_BN is not None:
+                hidden_BRN |= padding_BN[:, None]
             at_BR = give(ask_BR.clip(min=0), device)[:, None, :, None]
             q_BARD = q_BAND[some].gather(2, at_BR.expand(-1, q_BAND.shape[1], -1, q_BAND.shape[3]))
             asks_BR = give(ask_BR >= 0, device)

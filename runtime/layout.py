@@ -50,8 +50,8 @@ def _frame_starts_mrope(video_BN: Array, run_start_BN: Array, positions_RBN: Arr
 
 def _hold_frames(video_BN: Array, positions_RBN: Array) -> bool:
     """Whether M-RoPE positions say where frames begin: transformers gives text positions where it gets no token ids."""
-    time_BN, *space = (np.broadcast_to(axis_BN, video_BN.shape)[video_BN] for axis_BN in positions_RBN[-3:])
-    return any(not np.array_equal(time_BN, axis_BN) for axis_BN in space)
+    time_V, *space = (np.broadcast_to(axis_BN, video_BN.shape)[video_BN] for axis_BN in positions_RBN[-3:])
+    return any(not np.array_equal(time_V, axis_V) for axis_V in space)
 
 
 def _frame_starts_counted(video_BN: Array, run_start_BN: Array, cells: int, trailing: int) -> Array:

@@ -51,6 +51,10 @@ class CacheError(SegMoError, ValueError):
     """A KV cache cannot do what is asked of it after tokens were dropped, or is of a kind that cannot be cut."""
 
 
+# What a processor of transformers raises of inputs that it cannot take: in its own words, or out of a reshape.
+REFUSALS = (ValueError, RuntimeError, ArithmeticError)
+
+
 def in_one_line(error: BaseException) -> str:
     """An error's kind and the first line of what it says, 200 characters at most; a compiler's go on for pages."""
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")

@@ -9,9 +9,9 @@ import torch
 import video_families
 from family_folders import build_model, build_processor
 from test_watch import error, generate
-from test_watch_files import frames_of, new_ids, whole_prompt
 from torch import Tensor
 from video_families import expect_family
+from watch_models import frames_of, new_ids, whole_prompt
 
 import segmo
 from segmo.errors import OptionError, PromptError

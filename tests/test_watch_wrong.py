@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from ask_models import write_model
-from test_watch_files import frames_of, whole_prompt
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from watch_models import frames_of, whole_prompt
 
 import segmo
 from segmo.errors import CacheError, OptionError, PromptError, SegMoError

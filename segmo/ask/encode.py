@@ -18,7 +18,7 @@ from torch import Tensor
 from segmo.ask.checkpoint import Checkpoint
 from segmo.ask.features import Features, VideoFacts
 from segmo.ask.prompt import chat, cut_out, short_ids
-from segmo.errors import PromptError
+from segmo.errors import REFUSALS, PromptError
 from segmo.families import family_of
 from segmo.upstream.clips import pictures_per_frame, with_times
 from segmo.video import Clip
@@ -60,7 +60,7 @@ def process(loaded: Checkpoint, clip: Clip, question: str, pixels: bool = True) 
             do_sample_frames=False,
             return_tensors="pt",
         )
-    except (ValueError, RuntimeError, ArithmeticError) as error:
+    except REFUSALS as error:
         height, width = clip.frames.shape[1:3]
         raise VideoError(f"{clip.path}: the model's processor refuses {width} x {height} pixels: {error}") from error
     found = dict(inputs)

@@ -17,7 +17,7 @@ def frames_of(
     model: Any, inputs: Mapping[str, Any], generate: Callable[[], Mapping[str, Any]] = arguments
 ) -> tuple[list[int] | None, int]:
     """Frames of each video of the batch, in order of the prompt, None where the arguments do not tell; and of how many
-    rows in a row, which ``generate`` made of one of its prompt, they tell once: of one row unless it made several.
+    rows in a row, which ``generate`` made of one of its prompts, they tell once: of one row unless it made several.
 
     What :func:`segmo.describe` was told comes first; then the grid or the count beside the pixels; then the shape of
     the pixels; then that of what the encoder gave, whose rows are frames in families that encode each frame alone.

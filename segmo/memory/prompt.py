@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segmo.errors import OptionError, PromptError
+from segmo.errors import REFUSALS, OptionError, PromptError
 from segmo.memory.features import ENCODED, FURTHER, GRID, PIXELS
 
 FPS = 2.0  # what frames are taken for when nobody says, as the families' processors sample
@@ -232,7 +232,7 @@ class Script:
                 return_tensors="pt",
                 **more,
             )
-        except (ValueError, RuntimeError, ArithmeticError) as error:
+        except REFUSALS as error:
             raise PromptError(
                 f"the processor refuses {len(frames)} frames of {frames.shape[2]} x {frames.shape[1]} pixels: {error}"
             ) from error
