@@ -30,10 +30,9 @@ class InjectContext:
     def run(self, rewrite: Rewrite) -> Outcome:
         """See :class:`segmo.passes.base.Pass`."""
         facts, nodes = rewrite.facts, rewrite.nodes
-        miss = facts.miss or facts.mask_miss
-        if miss:
-            return Outcome(misses=(miss,))
-        if "schedule" not in nodes:
+        if facts.miss:
+            return Outcome(misses=(facts.miss,))
+        if "schedule" not in nodes:  # segment-attention says why
             return Outcome(misses=(Miss.of("no-segments"),))
         if self.context == 0 and self.tails == 0:
             return Outcome(misses=(Miss.of("no-context"),))

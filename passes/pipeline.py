@@ -82,6 +82,11 @@ def _from_module(place: str) -> type[Any]:
     return cls
 
 
+def own_name(name: str) -> str:
+    """How a pass calls itself, as reports do, where it may be named by its place."""
+    return str(_from_module(name).name) if ":" in name else name
+
+
 def parse_pipeline(text: str) -> list[tuple[str, dict[str, Any]]]:
     """Names and fields of a pipeline string.
 
@@ -119,7 +124,8 @@ def _fields(name: str, text: str) -> dict[str, Any]:
 def build_pipeline(options: Options) -> list[Pass]:
     """The passes of ``options.pipeline`` less ``options.disable``, in order.
 
-    A pass of a script or a package that registers none is named by its place, ``module:Class``.
+    A pass of a script or a package that registers none is named by its place, ``module:Class``; to disable it, its own
+    name will do too.
 
     A pass's field that is named as an option takes that option's value, unless the pipeline sets it.
 
@@ -128,12 +134,13 @@ def build_pipeline(options: Options) -> list[Pass]:
     """
     items = parse_pipeline(DEFAULT if options.pipeline is None else options.pipeline)
     known = {**known_passes(), **{place: _from_module(place) for place, _ in items if ":" in place}}
-    for name in (*options.disable, *(name for name, _ in items)):
+    off, placed = {own_name(name) for name in options.disable}, {own_name(name) for name, _ in items if ":" in name}
+    for name in (*sorted(off - placed), *(name for name, _ in items)):
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else "."
             raise PipelineError(f"unknown pass {name!r}{hint} Known passes: {', '.join(sorted(known))}")
-    return [build_pass(known[name], options, fields) for name, fields in items if name not in options.disable]
+    return [build_pass(known[name], options, fields) for name, fields in items if own_name(name) not in off]
 
 
 def check_order(passes: Sequence[Pass]) -> None:

@@ -49,7 +49,8 @@ _ALL = (
     Reason(
         "no-merge",
         "the video's features enter the text embeddings outside this graph ({detail})",
-        "use segmo.compile(model), or generate(); for a direct call pass position_ids and mm_encoder_outputs",
+        "use segmo.compile(model), or generate(); for a direct call pass position_ids and mm_encoder_outputs; where "
+        'you do, TORCH_LOGS="graph_breaks" says what in the model breaks its graph',
     ),
     Reason(
         "other-merge",

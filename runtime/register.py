@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from segmo.compat.operators import CustomOpDef, function_of, name_of
+from segmo.errors import CompileError
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -22,9 +23,23 @@ def operator(name: str) -> Callable[[Callable[..., Any]], CustomOpDef]:
 
     def make(function: Callable[..., Any]) -> CustomOpDef:
         schema = torch.library.infer_schema(function, mutates_args=())
-        return torch.library.custom_op(f"segmo::{name}", _outside_autocast(function), mutates_args=(), schema=schema)
+        made = torch.library.custom_op(f"segmo::{name}", _outside_autocast(function), mutates_args=(), schema=schema)
+        made.register_autograd(_no_gradient)
+        return made
 
     return make
+
+
+def _no_gradient(context: Any, *gradients: Any) -> Any:
+    """Where PyTorch asks for an operator's gradient.
+
+    Raises:
+        CompileError: always.
+    """
+    raise CompileError(
+        "no gradient goes through SegMo's operators, which are for inference: call the model under torch.no_grad() or "
+        "torch.inference_mode(), train it with keep=1 and segments=1, or bring it back by segmo.uncompile(model)"
+    )
 
 
 def _outside_autocast(function: Callable[..., Any]) -> Callable[..., Any]:

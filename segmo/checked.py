@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from numbers import Integral, Real
 from pathlib import Path
@@ -26,14 +27,16 @@ def is_number(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
-def check_count(name: str, value: object, least: int = 1) -> None:
+def check_count(name: str, value: object, least: int = 1, most: float = math.inf) -> None:
     """Whether there can be so many of something.
 
     Raises:
-        OptionError: it is no whole number, or there are fewer than ``least``.
+        OptionError: it is no whole number, or there are fewer than ``least`` or more than ``most``.
     """
     if not is_whole(value) or value < least:  # type: ignore[operator]  # a whole number is compared
         raise OptionError(f"{name} is {value!r}; it must be a whole number >= {least}")
+    if value > most:  # type: ignore[operator]  # as above
+        raise OptionError(f"{name} is {value!r}; it must be at most {most:,}")
 
 
 def device_named(name: str) -> torch.device:
@@ -71,15 +74,17 @@ def dtype_named(name: str) -> torch.dtype:
 
 
 def made_folder(path: Path) -> Path:
-    """The folder, which is there afterwards.
+    """The folder, which is there afterwards and can be written into.
 
     Raises:
-        OptionError: there is something else of this name, or it cannot be made.
+        OptionError: there is something else of this name, it cannot be made, or not be written into.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise OptionError(f"{path} cannot be made a folder: {error}") from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise OptionError(f"nothing can be written into the folder {path}: permission denied")
     return path
 
 

@@ -50,9 +50,9 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 
 
 def main() -> None:
-    """Runs the program; an error of SegMo's own is one line, not a traceback."""
+    """Runs the program; an error of SegMo's own, or of a disk, is one line, not a traceback."""
     try:
         app()
-    except SegMoError as error:
+    except (SegMoError, OSError) as error:
         print(f"segmo: {error}", file=sys.stderr)
         raise SystemExit(2) from None

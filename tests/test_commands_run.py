@@ -21,7 +21,7 @@ import segmo.commands.warm
 from segmo.ask.ask import Asker
 from segmo.cli import app
 from segmo.demo.clips import clip_path
-from segmo.errors import OptionError
+from segmo.errors import OptionError, PipelineError
 from segmo.options import Options
 from segmo.video.source import VideoError
 
@@ -144,6 +144,9 @@ def test_a_missing_file_is_refused_before_a_model_is_loaded() -> None:
         (("a.mp4", " "), "the question is empty"),
         (("a.mp4",), "give a video file and a question"),
         (("a.mp4", "x", "--batch", "b.jsonl"), "give no others"),
+        (("a.mp4", "x", "--out", "answer.txt"), "where a batch's answers go"),
+        (("a.mp4", "x", "--disable", "select-token"), "did you mean 'select-tokens'"),
+        (("a.mp4", "x", "--pipeline", "select-token"), "did you mean 'select-tokens'"),
         (("a.mp4", "x", "--keep", "0"), "option 'keep'"),
         (("a.mp4", "x", "--scorer", "external"), "takes scores from a program"),
         (("a.mp4", "x", "--max-frames", "0"), "max_frames is 0"),
@@ -156,7 +159,7 @@ def test_a_missing_file_is_refused_before_a_model_is_loaded() -> None:
     ],
 )
 def test_what_is_refused(arguments: tuple[str, ...], message: str) -> None:
-    with pytest.raises(OptionError, match=message):
+    with pytest.raises((OptionError, PipelineError), match=message):
         CliRunner().invoke(app, ["run", *arguments, "--no-cache"], catch_exceptions=False)
 
 

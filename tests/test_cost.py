@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segmo.errors import PlanError
+from segmo.options import Options
 from segmo.runtime.cost.device import DEVICES, device_named
 from segmo.runtime.cost.link import with_link
 from segmo.runtime.cost.measure import Timer, measure_device
@@ -19,6 +20,7 @@ from segmo.runtime.cost.memory import check_memory, rank_memory
 from segmo.runtime.cost.model import CostModel
 from segmo.runtime.cost.shape import PRESETS, ModelShape, shape_of
 from segmo.runtime.cost.store import load_device, planning_device, save_device
+from segmo.runtime.rest import choose_rest
 
 CPU = torch.device("cpu")
 TINY = ModelShape(hidden=64, layers=2, heads=4, kv_heads=2, head_size=16, intermediate=96, vocab=96)
@@ -78,6 +80,60 @@ def test_a_measured_device_survives_storage(tmp_path):
     file.write_text(json.dumps({"name": "x"}))
     with pytest.raises(PlanError, match="run `segmo calibrate` again"):
         load_device(CPU, torch.float32, tmp_path)
+
+
+FUSION = {
+    "prefill": {"rows": 8, "ratio": 1.2, "low": 1.1, "high": 1.3, "compile_seconds": 2.0},
+    "decode": None,
+    "date": "2026-11-30",
+    "processor": "Z80",
+    "torch": "2.14.1",
+    "version": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"gemm_flops": 0}, "gemm_flops is 0"),
+        ({"gemm_flops": "fast"}, "gemm_flops is 'fast'"),
+        ({"link_bytes_per_s": None}, "link_bytes_per_s is None"),
+        ({"call_seconds": -1.0}, "call_seconds is -1.0"),
+        ({"name": 7}, "name is 7, no text"),
+        ({"fusion": {**FUSION, "prefill": {**FUSION["prefill"], "ratio": "2x"}}}, "ratio is '2x'"),
+        ({"fusion": {**FUSION, "prefill": {**FUSION["prefill"], "low": None}}}, "low is None"),
+        ({"fusion": {**FUSION, "torch": 2.14}}, "torch is 2.14, no text"),
+    ],
+)
+def test_a_stored_device_with_wrong_values_is_refused(wrong, message, tmp_path):
+    stored = {**dataclasses.asdict(DEVICES["cpu"]), "fusion": FUSION}
+    file = save_device(DEVICES["cpu"], CPU, torch.float32, tmp_path)
+    file.write_text(json.dumps(stored))
+    assert load_device(CPU, torch.float32, tmp_path).fusion.prefill.ratio == 1.2
+    file.write_text(json.dumps({**stored, **wrong}))
+    with pytest.raises(PlanError, match=message):
+        load_device(CPU, torch.float32, tmp_path)
+    with torch.no_grad():
+        choice = choose_rest(Options(), "prefill", CPU, torch.float32, tmp_path)  # a prefill goes on without it
+    assert not choice.inductor
+    assert message in choice.why
+
+
+@pytest.mark.parametrize("there", ["folder", "loop", "binary"])
+def test_what_cannot_be_read_was_not_measured(there, tmp_path):
+    """Nobody who only compiles a model has asked for the file, so no prefill fails for it."""
+    file = save_device(DEVICES["cpu"], CPU, torch.float32, tmp_path)
+    file.unlink()
+    if there == "folder":
+        file.mkdir()
+    elif there == "loop":
+        file.symlink_to(file.name)
+    else:
+        file.write_bytes(b"\xff\xfe")
+    with pytest.raises(PlanError, match="cannot be read from"):
+        load_device(CPU, torch.float32, tmp_path)
+    with torch.no_grad():
+        assert "cannot be read from" in choose_rest(Options(), "prefill", CPU, torch.float32, tmp_path).why
 
 
 @pytest.mark.slow

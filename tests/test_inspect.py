@@ -28,7 +28,7 @@ from segmo.inspection.ranks import plan_for
 from segmo.inspection.run import capture_subject, inspect_model, inspect_subject, subject, with_stop
 from segmo.inspection.tree import bisection_table
 from segmo.options import Options
-from segmo.passes.pipeline import DEFAULT
+from segmo.passes.pipeline import DEFAULT, build_pipeline
 from segmo.report.report import Report
 from segmo.report.setup import Setup
 from segmo.report.text import diff, graph_at, node_name, readable
@@ -170,6 +170,10 @@ def test_stopping_disables_what_follows() -> None:
     later = DEFAULT.split(",segment-attention,")[1].split(",")
     assert with_stop({}, "segment-attention")["disable"] == later
     assert with_stop({"disable": "select-tokens"}, later[-1])["disable"] == ["select-tokens"]
+    place = "segmo.passes.select_tokens:SelectTokens"
+    for name in (place, "select-tokens"):  # by its place, or as it calls itself
+        options = with_stop({"pipeline": f"{place},trim-last-layer"}, name)
+        assert [each.name for each in build_pipeline(Options.parse(options))] == ["select-tokens"]
     with pytest.raises(OptionError, match="the pipeline has no such pass"):
         with_stop({"pipeline": "select-tokens"}, "lower-kernels")
     with pytest.raises(PipelineError, match="did you mean"):

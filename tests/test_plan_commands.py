@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import typer
 from PIL import Image
+from transformers import Qwen2VLConfig
 from typer.testing import CliRunner
 
 from segmo.commands.inputs import model_shape, numbers
@@ -90,3 +93,30 @@ def test_numbers_are_read_or_refused():
             numbers(wrong, "--x")
     with pytest.raises(OptionError, match="neither a folder"):
         model_shape("no-such-model")
+
+
+@pytest.mark.parametrize("name", ["[x].svg", "[bold]y.pdf"])
+def test_brackets_in_names_are_no_markup(name, tmp_path):
+    for command in (["plan"], ["simulate", "--minutes", "1", "--ranks", "1,2"]):
+        result = run(*command, "--picture", str(tmp_path / name))
+        assert result.exit_code == 0, result.output
+        assert name in result.output.replace("\n", "")
+    folder = tmp_path / "model[b]"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(Qwen2VLConfig().to_dict()))
+    result = run(
+        "simulate", "--minutes", "1", "--ranks", "1", "--model", str(folder), "--picture", str(tmp_path / "p.png")
+    )
+    assert result.exit_code == 0, result.output
+    assert "model[b]" in result.output.replace("\n", "")
+
+
+def test_more_ranks_than_can_be_planned_for_are_refused_at_once():
+    result = run("plan", "--segments", "100,200", "--ranks", "100000")
+    assert isinstance(result.exception, OptionError)
+    assert "--ranks is 100000; it must be at most 4,096" in str(result.exception)
+
+
+def test_an_unknown_device_is_named_with_one_stop():
+    result = run("plan", "--device", "h10")
+    assert "did you mean 'h100'? Known: a100" in str(result.exception)

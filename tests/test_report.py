@@ -10,9 +10,11 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+import torch
 from models import build, prompt
 
 import segmo
+from segmo.errors import OptionError
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
@@ -36,6 +38,25 @@ def test_the_report_has_a_stable_form(tmp_path: Path) -> None:
     assert report["scenes"][-1]["end_frame"] == 6
     assert sum(segment["tokens"] for segment in report["segments"]) == 12
     assert sum(segment["context"] for segment in report["segments"]) > 0
+
+
+def test_a_folder_for_reports_that_cannot_be_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OptionError, match="cannot be made a folder"):
+        segmo.compile(build("qwen2_vl"), report=tmp_path / "file")
+    with pytest.raises(OptionError, match="cannot be made a folder"):
+        torch.compile(build("qwen2_vl"), backend="segmo", options={"report": str(tmp_path / "file")})
+
+
+def test_an_answer_is_not_lost_with_its_report(tmp_path: Path) -> None:
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl")
+    segmo.compile(model, keep=0.5)
+    expected = model.generate(**inputs, max_new_tokens=2, do_sample=False)
+    segmo.compile(model, keep=0.5, report=tmp_path / "made")
+    (tmp_path / "made" / "segmo-report.json").mkdir()  # in the way, for root too
+    with pytest.warns(UserWarning, match="could not write its report into .*made"):
+        found = model.generate(**inputs, max_new_tokens=2, do_sample=False)
+    assert torch.equal(found, expected)
 
 
 def test_the_report_in_words() -> None:

@@ -14,7 +14,7 @@ import torch._dynamo
 import video_families
 from models import FAMILIES, build, left_padded, prompt
 from transformers import DynamicCache, GenerationMixin
-from turns import ask, assert_same, dropped_hidden, next_turn, words
+from turns import TEXT, ask, assert_same, dropped_hidden, next_turn, words
 
 import segmo
 from segmo.errors import CacheError, PromptError
@@ -339,3 +339,24 @@ def test_turns_of_other_lengths_take_the_same_graphs() -> None:
     for frames, question in ((3, 4), (8, 7)):
         talk(model, prompt("llava_onevision", frames=frames, question=question), (4, 6), max_new_tokens=6)
     assert len(segmo.last_report().graphs) == graphs
+
+
+def test_masks_that_a_model_makes_twice_are_cut_once() -> None:
+    """Molmo2 hands a mask that transformers made for it on to its text model, which has one made of that again."""
+    inputs = video_families.prompt("molmo2", 6, 1)
+    pads = torch.zeros(1, 5, dtype=torch.long)
+    padded = {**inputs, **{name: torch.cat([pads, inputs[name]], dim=1) for name in TEXT if name in inputs}}
+    model = video_families.build("molmo2")
+    segmo.compile(model, keep=0.5, segments=1, strict=True)
+    alone = ask(model, inputs)
+    for found, expected in zip(ask(model, padded).logits, alone.logits, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    # A further turn of several tokens, against the same tokens one after another.
+    more = words(4)
+    turn = ask(model, next_turn(inputs, alone.sequences, more), past_key_values=alone.past_key_values)
+    again = ask(model, inputs)
+    so_far, cache = again.sequences, again.past_key_values
+    for number in range(1, 5):
+        step = ask(model, next_turn(inputs, so_far, more[:, :number]), past_key_values=cache, max_new_tokens=1)
+        cache = step.past_key_values
+    torch.testing.assert_close(step.logits[0], turn.logits[0], rtol=1e-4, atol=1e-5)

@@ -138,6 +138,7 @@ def test_a_gpu_that_is_not_there() -> None:
         "run VIDEO q --device nope",
         "run VIDEO q --cache-gib nan",
         "run VIDEO q --cache-gib inf",
+        "run VIDEO q --cache-gib 1e300",
         "run VIDEO q --cache-folder FILE",
         "run VIDEO q --report FILE",
         "run VIDEO q --segments ²",

@@ -140,6 +140,6 @@ def device_named(name: str) -> Device:
     found = DEVICES.get(name.lower())
     if found is None:
         near = difflib.get_close_matches(name.lower(), DEVICES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise PlanError(f"unknown device {name!r}{hint}. Known: {', '.join(DEVICES)}, or `calibrated`")
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise PlanError(f"unknown device {name!r}{hint} Known: {', '.join(DEVICES)}, or `calibrated`")
     return found

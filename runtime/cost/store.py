@@ -7,10 +7,12 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import torch
 
+from segmo.checked import is_number
 from segmo.errors import PlanError
 from segmo.runtime.cost.device import Device, device_named
 from segmo.runtime.cost.gain import Fusion
@@ -42,16 +44,39 @@ def load_device(device: torch.device, dtype: torch.dtype, folder: Path | None = 
     """What :func:`save_device` stored for this device, dtype and number of threads, or None.
 
     Raises:
-        PlanError: the file cannot be read.
+        PlanError: the file cannot be read, or holds something else.
     """
     file = _file(device, dtype, folder or devices_folder())
-    if not file.exists():
-        return None
     try:
-        stored = json.loads(file.read_text())
-        return Device(**{**stored, "fusion": Fusion.parse(stored.get("fusion"))})
+        text = file.read_text()
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise PlanError(f"what was measured of this device cannot be read from {file}: {error}") from error
+    try:
+        stored = json.loads(text)
+        found = Device(**{**stored, "fusion": Fusion.parse(stored.get("fusion"))})
+        for part in (found, found.fusion, found.fusion and found.fusion.prefill, found.fusion and found.fusion.decode):
+            _check_figures(part)
+        return found
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise PlanError(f"{file} does not hold a measured device ({error}); run `segmo calibrate` again") from error
+
+
+def _check_figures(part: Any) -> None:
+    """Whether numbers are numbers above 0, or at least 0 where that is a cost, and texts are texts.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for field in dataclasses.fields(part) if part is not None else ():
+        value = getattr(part, field.name)
+        if field.type == "str" and not isinstance(value, str):
+            raise ValueError(f"{field.name} is {value!r}, no text")
+        if field.type in ("int", "float") and not (
+            is_number(value) and (value > 0 or (value == 0 and field.name.endswith(("seconds", "keys"))))
+        ):
+            raise ValueError(f"{field.name} is {value!r}")
 
 
 def planning_device(name: str, device: torch.device, dtype: torch.dtype, folder: Path | None = None) -> Device:

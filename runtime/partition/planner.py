@@ -40,8 +40,8 @@ def check_names(method: str, cache: str) -> None:
     for value, known, what in ((method, METHODS, "method"), (cache, CACHES, "cache")):
         if value not in known:
             near = difflib.get_close_matches(value, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise PlanError(f"unknown {what} {value!r}{hint}. Known: {', '.join(known)}")
+            hint = f"; did you mean {near[0]!r}?" if near else "."
+            raise PlanError(f"unknown {what} {value!r}{hint} Known: {', '.join(known)}")
 
 
 def make_plan(

@@ -50,7 +50,13 @@ class TensorCache:
         if max_bytes < 1:
             raise OptionError(f"a cache holds at least one byte, got {max_bytes}")
         self.folder, self.max_bytes = folder, max_bytes
-        made_folder(folder / "locks")
+        try:
+            made_folder(folder / "locks")
+        except OptionError as error:
+            raise OptionError(
+                f"no cache of encoded videos can be kept: {error}. Name another folder (--cache-folder, or "
+                "XDG_CACHE_HOME), or do without (--no-cache)"
+            ) from error
 
     def get(self, key: str) -> tuple[dict[str, Tensor], str] | None:
         """Tensors and text of an entry, which is now the most recently used; None if there is none."""

@@ -6,6 +6,7 @@ torch imports this module when it looks the backend up (entry point group ``torc
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from segmo.calls.frames import choose_in_generate, choose_nowhere
 from segmo.calls.inner import inner_model, inner_models
 from segmo.calls.optimized import optimized, reaching
 from segmo.calls.standing import stand_in_place
+from segmo.checked import made_folder
 from segmo.compat import flags
 from segmo.compat.chunk_loops import make_loops_opaque
 from segmo.compat.dynamo import SWITCHED_OFF, OptimizedModule, switched_off
@@ -22,6 +24,7 @@ from segmo.compat.joining import Asked, join
 from segmo.compiler.backend import inductor_settings, segmo
 from segmo.errors import OptionError
 from segmo.options import Options, check_frames
+from segmo.passes.pipeline import build_pipeline, check_order
 
 __all__ = ["segmo"]
 
@@ -33,7 +36,9 @@ def _compiled(asked: Asked) -> Any:
     torch does: what it calls is seen in its graphs alone.
 
     Raises:
-        OptionError: a wrong option, or a module that holds several Video LLMs, or copies of one.
+        OptionError: a wrong option, a folder for reports that cannot be written into, or a module that holds several
+            Video LLMs, or copies of one.
+        PipelineError: an unknown pass, or SegMo's own in another order.
     """
     given, method = _given(asked.target)
     if given is None or not inner_models(given):
@@ -44,6 +49,9 @@ def _compiled(asked: Asked) -> Any:
     options = Options.parse(asked.options)
     inductor_settings(asked.mode)
     check_frames(options.frames, options.scorer)
+    check_order(build_pipeline(options))
+    if options.report is not None:
+        made_folder(Path(options.report))
     asked.hold(flags.hold)
     asked.count_apart()
     if method == "forward":

@@ -29,19 +29,21 @@ def calibrate(
 
     import torch
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    from segmo.checked import check_count, device_named, dtype_named
+    from segmo.checked import check_count, device_named, dtype_named, made_folder
     from segmo.commands.inputs import model_shape
     from segmo.runtime.cost.fusion import measure_fusion
     from segmo.runtime.cost.link import with_link
     from segmo.runtime.cost.measure import measure_device
-    from segmo.runtime.cost.store import save_device
+    from segmo.runtime.cost.store import devices_folder, save_device
 
     check_count("threads", threads, least=0)
     if threads:
         torch.set_num_threads(threads)
     where, kind = device_named(device), dtype_named(dtype)
+    made_folder(devices_folder())  # now, and not after everything has been measured
     console = Console()
     with console.status("measuring the device"):
         measured = measure_device(where, kind, model_shape(model, kind.itemsize))
@@ -54,7 +56,7 @@ def calibrate(
             measured = with_link(measured, where)
     file = save_device(measured, where, kind)
 
-    table = Table(title=f"{measured.name}, {dtype}")
+    table = Table(title=escape(f"{measured.name}, {dtype}"))
     table.add_column("rate")
     table.add_column("measured", justify="right")
     for name, value in (
@@ -71,7 +73,7 @@ def calibrate(
     console.print(table)
     if measured.fusion is not None:
         _print_choice(console, measured.fusion)
-    console.print(f"stored in {file}", soft_wrap=True)
+    console.print(f"stored in {file}", soft_wrap=True, markup=False)
 
 
 def _print_choice(console: Console, fusion: Fusion) -> None:
@@ -88,4 +90,4 @@ def _print_choice(console: Console, fusion: Fusion) -> None:
             )
         rest = worth(fusion, kind)
         choice = "compiles" if rest.inductor else "does not compile"
-        console.print(f'lowering="auto" {choice} it: {rest.why}', soft_wrap=True)
+        console.print(f'lowering="auto" {choice} it: {rest.why}', soft_wrap=True, markup=False)

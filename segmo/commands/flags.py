@@ -30,13 +30,17 @@ def parsed(segments: str, disable: list[str] | None, **options: Any) -> Any:
 
     Raises:
         OptionError: a value is not allowed, or scores would have to come from a program.
+        PipelineError: an unknown pass, or SegMo's own in another order.
     """
     from segmo.errors import OptionError
     from segmo.options import Options
+    from segmo.passes.pipeline import build_pipeline, check_order
 
     if options["scorer"] == "external":
         raise OptionError('scorer="external" takes scores from a program; here it is "embedding" or "attention"')
-    return Options.parse({"segments": number_or_name(segments), "disable": disable or (), **options})
+    found = Options.parse({"segments": number_or_name(segments), "disable": disable or (), **options})
+    check_order(build_pipeline(found))  # now, and not after a model has been loaded
+    return found
 
 
 def number_or_name(segments: str) -> int | str:

@@ -141,11 +141,12 @@ def _chosen(report: Report, number: int | None) -> GraphReport:
 
 
 def _texts(chosen: GraphReport, graph: str | None, diff: str | None) -> dict[str, list[str]]:
+    from segmo.passes.pipeline import own_name
     from segmo.report import text
 
     found = {}
     if graph is not None:
-        found["graph"] = text.readable(text.graph_at(chosen, graph))
+        found["graph"] = text.readable(text.graph_at(chosen, own_name(graph)))
     if diff is not None:
-        found["diff"] = text.diff(chosen, diff) or [f"{diff} changed nothing"]
+        found["diff"] = text.diff(chosen, own_name(diff)) or [f"{diff} changed nothing"]
     return found

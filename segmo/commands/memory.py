@@ -180,7 +180,7 @@ def _loaded(console: Console, model: Path | None, dtype: str, device: str | None
         dtype_named(dtype)
     loaded = load(model, dtype, device)
     if loaded.note:
-        console.print(f"[yellow]{loaded.note}[/yellow]")
+        console.print(loaded.note, style="yellow", markup=False)
     return loaded
 
 

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
     from segmo.runtime.partition.plan import Plan
 
+MOST_RANKS = 1 << 12  # a plan of so many takes a minute
+
 
 def plan(
     segments: Annotated[str, typer.Option(help="kept tokens per segment: 1200,300,5000 or 300*8")] = "3000,500,900*4",
@@ -35,6 +37,7 @@ def plan(
     """Spread segments over ranks by the cost model: the plan, its timeline, and why imbalance is left."""
     import torch
     from rich.console import Console
+    from rich.markup import escape
 
     from segmo.checked import check_count, dtype_named, file_in
     from segmo.commands.inputs import PICTURES, model_shape, numbers
@@ -46,7 +49,7 @@ def plan(
 
     kind = dtype_named(dtype)
     Options(keep=keep)
-    check_count("--ranks", ranks)
+    check_count("--ranks", ranks, most=MOST_RANKS)
     if picture is not None:
         file_in(picture, PICTURES)
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -59,24 +62,26 @@ def plan(
     encoded = round(sum(tokens) / keep) if encode else 0
     work = Workload(sinks, query, tuple(tokens), tuple(shared), encoded, tokens_per_frame)
     devices = [planning_device(name, here, kind) for name in names]
-    made = make_plan(work, model_shape(model, kind.itemsize), devices, method, split, cache)
-
     console = Console()
+    with console.status("planning"):
+        made = make_plan(work, model_shape(model, kind.itemsize), devices, method, split, cache)
+
     console.print(_table(made))
     console.print(f"[bold]{1e3 * made.seconds:.2f} ms[/bold] predicted")
     console.print("critical path: " + " > ".join(made.critical_path))
     for sentence in explain(made):
-        console.print(f"- {sentence}", highlight=False)
+        console.print(f"- {sentence}", highlight=False, markup=False)
     for source in sorted({one.source for one in devices}):
-        console.print(f"[dim]rates: {source}[/dim]", highlight=False)
+        console.print(f"[dim]rates: {escape(source)}[/dim]", highlight=False)
     if picture is not None:
         from segmo.report.figures.timeline import draw_timeline
 
-        console.print(f"timeline: {draw_timeline(made, picture)}")
+        console.print(f"timeline: {draw_timeline(made, picture)}", markup=False)
 
 
 def _table(made: Plan) -> Table:
     """One row per rank."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title=f"{made.method} plan over {made.world} ranks, cache {made.cache}")
@@ -86,7 +91,7 @@ def _table(made: Plan) -> Table:
         load, memory = made.loads[rank], made.memory[rank]
         table.add_row(
             f"{rank}{' *' if rank == made.home else ''}",
-            made.devices[rank].name,
+            escape(made.devices[rank].name),
             _segments(made, rank) if run else "none",
             f"{load.tokens:,}",
             f"{1e3 * made.busy[rank]:.2f}",

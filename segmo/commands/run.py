@@ -95,13 +95,15 @@ def run(
     settings = Settings(options, fps, max_frames, scenes, workers, max_new_tokens, compare, None, frames, relevance)
     if dtype != "auto":
         dtype_named(dtype)
-    if not is_number(cache_gib):
+    if not (is_number(cache_gib) and is_number(cache_gib * GIB)):
         raise OptionError(f"--cache-gib is {cache_gib}; it must be a number of GiB")
     store = TensorCache(cache_folder or default_folder(), int(cache_gib * GIB)) if cache else None
     if report is not None:
         made_folder(report)
     if batch is not None and (video is not None or question is not None):
         raise OptionError("--batch takes videos and questions from its file; give no others")
+    if batch is None and out is not None:
+        raise OptionError("--out is where a batch's answers go; one answer is printed (--report writes what was done)")
     if batch is None and (video is None or question is None):
         raise OptionError('give a video file and a question: segmo run VIDEO "question"')
     if question is not None:
@@ -130,7 +132,7 @@ def _asker(
 
     loaded = load(model, dtype, str(launch.device))
     if loaded.note:
-        console.print(f"[yellow]{loaded.note}[/yellow]")
+        console.print(loaded.note, style="yellow", markup=False)
     bars = Bars(console)
     return Asker(loaded, settings, store, progress=bars, ranks=launch.ranks), bars
 

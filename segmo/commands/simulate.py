@@ -27,6 +27,7 @@ def simulate(
     """Predict time, efficiency and bytes per number of ranks and length of video, and what limits them."""
     import torch
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from segmo.checked import file_in
@@ -48,7 +49,7 @@ def simulate(
     with console.status("simulating"):
         points = predict(model_shape(model), rates, counts, lengths, video, cache)
 
-    table = Table(title=f"SIMULATED: {model} on {rates.name}, keep {keep:g}, cache {cache}")
+    table = Table(title=escape(f"SIMULATED: {model} on {rates.name}, keep {keep:g}, cache {cache}"))
     for column in ("video", "ranks", "seconds", "speedup", "efficiency", "MB received", "limited by"):
         table.add_column(column, justify="left" if column in ("video", "limited by") else "right")
     for point in points:
@@ -67,5 +68,5 @@ def simulate(
                 f"{rates.memory_bytes / GIB:.1f}; sample fewer frames (--fps) or tokens (--tokens-per-frame).",
                 highlight=False,
             )
-    console.print(f"[dim]rates: {rates.source}; nothing was run[/dim]", highlight=False)
-    console.print(f"picture: {draw_scaling(points, f'{model} on {rates.name}, keep {keep:g}', picture)}")
+    console.print(f"[dim]rates: {escape(rates.source)}; nothing was run[/dim]", highlight=False)
+    console.print(f"picture: {draw_scaling(points, f'{model} on {rates.name}, keep {keep:g}', picture)}", markup=False)

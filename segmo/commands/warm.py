@@ -87,10 +87,10 @@ def warm(
     table.add_row("the same again", f"{seconds[1]:.2f}")
     console.print(table)
     where = " and ".join(str(folder) for folder in compiled_folders())
-    console.print(f"compiled code on disk before: {before}; now: {after} (in {where})", soft_wrap=True)
+    console.print(f"compiled code on disk before: {before}; now: {after} (in {where})", soft_wrap=True, markup=False)
     graphs = last_report().graphs
     for graph in graphs:
-        console.print(f"{graph.kind}: {graph.notes[-1]}", soft_wrap=True)
+        console.print(f"{graph.kind}: {graph.notes[-1]}", soft_wrap=True, markup=False)
     if not any(graph.by_inductor for graph in graphs):
         place = next(loaded.model.parameters()).device
         console.print(

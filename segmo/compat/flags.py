@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch._dynamo
 
+from segmo.compat.telling import Words, functions
+
 WHAT = "torch._dynamo.config"
 VERSIONS = "torch 2.11 to 2.15"
 
@@ -33,7 +35,7 @@ def hold() -> Callable[[], None]:
     compiled; and other calls, of other backends among them, see nothing of it. When the limit of graphs is reached,
     Dynamo would run the model as it was and say so in its own log alone: it fails instead.
     """
-    return _patcher(max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT))()
+    return _patcher(max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT), functions())()
 
 
 def hold_limit() -> Callable[[], None]:
@@ -43,10 +45,14 @@ def hold_limit() -> Callable[[], None]:
 
 
 @functools.cache
-def _patcher(limit: int) -> Callable[[], Callable[[], None]]:
+def _patcher(limit: int, telling: frozenset[Callable[..., Any]]) -> Callable[[], Callable[[], None]]:
     # Inside of DistributedDataParallel, Dynamo would cut the graph at the buckets of gradients, which nobody computes.
     return _config(
-        **dict.fromkeys(FLAGS, True), recompile_limit=limit, fail_on_recompile_limit_hit=True, optimize_ddp=False
+        **dict.fromkeys(FLAGS, True),
+        recompile_limit=limit,
+        fail_on_recompile_limit_hit=True,
+        optimize_ddp=False,
+        reorderable_logging_functions=Words(telling),
     )
 
 
@@ -70,6 +76,7 @@ _SYMBOLS = _config(assume_static_by_default=False)
 
 def fits() -> str | None:
     """The names must still be there."""
-    names = (*FLAGS, "recompile_limit", "fail_on_recompile_limit_hit", "optimize_ddp", "_make_closure_patcher")
+    own = ("recompile_limit", "fail_on_recompile_limit_hit", "optimize_ddp", "reorderable_logging_functions")
+    names = (*FLAGS, *own, "_make_closure_patcher")
     gone = [name for name in names if not hasattr(torch._dynamo.config, name)]
     return f"torch._dynamo.config has no {', '.join(gone)}" if gone else None

@@ -53,8 +53,13 @@ def ask_cut_caches() -> bool:
 
 
 def _mask(layer: Any, mask: Tensor | None, config: Any, embeds: Tensor) -> Tensor | None:
-    """The mask to hand on in place of the one that was handed in; a 4-D one is used as it is."""
+    """The mask to hand on in place of the one that was handed in; a 4-D one is used as it is.
+
+    A model whose parts each make a mask hands on one that was made here, which has the held columns already.
+    """
     if mask is not None and mask.dim() == 4:
+        if mask.shape[-1] == layer.held + embeds.shape[1]:
+            return mask
         held: Tensor = layer.held_columns(mask)
         return held
     if hasattr(layer, "window_mask"):

@@ -25,6 +25,7 @@ _NAMES = (
     "sharding",
     "stored_tensors",
     "symbolic_messages",
+    "telling",
 )
 # Each says what it leans on (WHAT), for which releases it was written (VERSIONS), and whether it still fits (fits():
 # None, or what is different).

@@ -101,7 +101,7 @@ def run_demo(
     sample, answered = answer_side_by_side(keep, segments)
     console.print(answer_table(answered))
     console.print(f"A model of a million parameters, weak at some kinds (docs/sceneqa.md). {TRAINED}", markup=False)
-    console.print(f"picture: {save_answer_picture(sample, answered, out)}\n")
+    console.print(f"picture: {save_answer_picture(sample, answered, out)}\n", markup=False)
 
     console.print(f"[bold]Prefill of a longer video.[/bold] {RANDOM}\n")
     shots = cut_list(seconds)
@@ -116,7 +116,8 @@ def run_demo(
 
     console.print(
         f"\n{video.path}: {clock(seconds)} minutes, {len(shots)} shots, {len(video.frames)} sampled frames; "
-        f"for the model {int(prompt['video_grid_thw'][0, 0])} frames of {CELLS[0]} x {CELLS[1]} tokens"
+        f"for the model {int(prompt['video_grid_thw'][0, 0])} frames of {CELLS[0]} x {CELLS[1]} tokens",
+        markup=False,
     )
     console.print(f"question: {question}\n", markup=False)
     console.print(timing_table(timings))
@@ -134,4 +135,4 @@ def run_demo(
         cuts=cut_times(shots),
         caption=f"{clock(seconds)} minutes of video. {question} {RANDOM}",
     )
-    console.print(f"picture: {save_picture(figure, out / 'kept.png')}")
+    console.print(f"picture: {save_picture(figure, out / 'kept.png')}", markup=False)

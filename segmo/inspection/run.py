@@ -188,13 +188,16 @@ def with_stop(options: Mapping[str, Any], stop_after: str | None) -> dict[str, A
     Raises:
         OptionError: a wrong option, or the pipeline has no such pass.
     """
+    from segmo.passes.pipeline import own_name
+
     names = pass_names(options)
     given = dict(options)
     if stop_after is None:
         return given
-    if stop_after not in names:
+    own = [own_name(name) for name in names]
+    if stop_after not in (*names, *own):
         raise OptionError(f"--stop-after {stop_after!r}: the pipeline has no such pass; its passes: {', '.join(names)}")
-    given["disable"] = [*Options.parse(options).disable, *names[names.index(stop_after) + 1 :]]
+    given["disable"] = [*Options.parse(options).disable, *names[own.index(own_name(stop_after)) + 1 :]]
     return given
 
 

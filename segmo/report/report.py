@@ -21,13 +21,19 @@ class Report(Record):
     """The record of one compiled model, to be printed, saved or shown in a notebook."""
 
     def save(self) -> None:
-        """Writes ``segmo-report.json`` and ``segmo-report.html`` into the folder of the option ``report``, if given."""
+        """Writes ``segmo-report.json`` and ``segmo-report.html`` into the folder of the option ``report``, if given.
+
+        Where that fails, a full disk say, it is a warning: the answer that it is about does not depend on it.
+        """
         if self.options.report is None:
             return
         folder = Path(self.options.report)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "segmo-report.json").write_text(json.dumps(self.to_dict(), indent=1))
-        (folder / "segmo-report.html").write_text(self.to_html(), encoding="utf-8")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "segmo-report.json").write_text(json.dumps(self.to_dict(), indent=1))
+            (folder / "segmo-report.html").write_text(self.to_html(), encoding="utf-8")
+        except OSError as error:
+            warnings.warn(f"SegMo could not write its report into {folder}: {error}", stacklevel=2)
 
     def to_html(self, targets: Sequence[str] = ()) -> str:
         """The report as one HTML page that needs no other file and no network.

@@ -16,7 +16,7 @@ from segmo.sceneqa.methods import Method, answer_full, both_method, cas_method, 
 from segmo.sceneqa.model import load_model, weights_for
 from segmo.sceneqa.plot import draw_results
 from segmo.sceneqa.results import result_table, summarise, write_csv
-from segmo.sceneqa.task import DIFFICULTIES
+from segmo.sceneqa.task import DIFFICULTIES, check_split
 
 
 def own_methods(budgets: Sequence[float], segments: int | str) -> list[Method]:
@@ -43,6 +43,7 @@ def run_evaluation(
     """
     if difficulty not in DIFFICULTIES:
         raise OptionError(f"there is no difficulty {difficulty!r}; there are {', '.join(DIFFICULTIES)}")
+    check_split(split)
     check_count("--videos", videos)
     made_folder(out)
     for keep in budgets:
@@ -64,4 +65,4 @@ def run_evaluation(
     console.print(result_table(rows, questions.label))
     write_csv(rows, out / "results.csv")
     draw_results(rows, questions.label).savefig(out / "results.png")
-    console.print(f"written to {out}: results.jsonl, results.csv, results.png")
+    console.print(f"written to {out}: results.jsonl, results.csv, results.png", markup=False)

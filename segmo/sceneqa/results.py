@@ -66,10 +66,10 @@ class Row:
 def read_results(path: Path) -> list[dict[str, Any]]:
     """The lines of a result file; a half-written last line is left out."""
     records = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             records.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:  # no JSON, or no text
             continue
     return records
 

@@ -85,14 +85,23 @@ class Sample:
         return np.repeat(np.arange(len(self.script)), [scene.length for scene in self.script])
 
 
+def check_split(split: str) -> None:
+    """Whether SceneQA has such a split.
+
+    Raises:
+        SegMoError: it has not.
+    """
+    if split not in SPLITS:
+        raise SegMoError(f"SceneQA has no split {split!r}; it has {', '.join(SPLITS)}")
+
+
 def make_sample(split: str, difficulty: Difficulty, index: int, per_kind: int | Mapping[str, int] = 5) -> Sample:
     """Video number ``index`` of a split, with up to ``per_kind`` questions of each kind (one number, or one for each).
 
     Raises:
         SegMoError: there is no such split, or scikit-learn is missing.
     """
-    if split not in SPLITS:
-        raise SegMoError(f"SceneQA has no split {split!r}; it has {', '.join(SPLITS)}")
+    check_split(split)
     seed = [difficulty.version, SPLITS.index(split), difficulty.scenes, difficulty.frames, index]
     seed += difficulty.busy or ()
     rng = np.random.default_rng(seed)
