@@ -19,10 +19,11 @@ settings.register_profile(
     "segmo",
     derandomize=True,
     deadline=None,
-    max_examples=60,
+    max_examples=30,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
+settings.register_profile("exhaustive", settings.get_profile("segmo"), max_examples=200)
 settings.load_profile("segmo")
 
 # What the user's machine was measured to do is not read, nor written to, by tests and what they start.
@@ -34,6 +35,12 @@ torch.set_num_threads(1)  # the tensors of tests are small, and pytest-xdist bri
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--exhaustive``: every combination and more random runs, where a test samples them by default."""
     parser.addoption("--exhaustive", action="store_true", help="all combinations, more random runs: much longer")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Before test modules are imported, whose own settings start from these."""
+    if config.getoption("--exhaustive"):
+        settings.load_profile("exhaustive")
 
 
 def pytest_sessionfinish() -> None:
