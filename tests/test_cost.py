@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from segmo.errors import PlanError
 from segmo.options import Options
 from segmo.runtime.cost.device import DEVICES, device_named
+from segmo.runtime.cost.gain import processor
 from segmo.runtime.cost.link import with_link
 from segmo.runtime.cost.measure import Timer, measure_device
 from segmo.runtime.cost.memory import check_memory, rank_memory
@@ -72,6 +73,7 @@ def test_a_measured_device_survives_storage(tmp_path):
     assert measured.attention_flops > 0
     assert measured.memory_bytes_per_s > 0
     assert measured.tile_keys >= 0
+    assert processor() in measured.source  # a plan prints it
     file = save_device(measured, CPU, torch.float32, tmp_path)
     assert load_device(CPU, torch.float32, tmp_path) == measured
     assert planning_device("calibrated", CPU, torch.float32, tmp_path) == measured

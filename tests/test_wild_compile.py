@@ -133,6 +133,19 @@ def test_every_way_to_ask_gives_the_same(way: str) -> None:
     assert set(rewritten()) == {True}
 
 
+def test_forward_by_its_name_is_compiled_as_torch_has_it() -> None:
+    """``forward`` of a model that was compiled in place is the model's own; that of what torch.compile gives is not."""
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl")
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        segmo.compile(model, keep=0.5)
+        assert torch.equal(model.forward(**inputs).logits, expected)
+        cut = model(**inputs).logits
+        assert cut.isnan().any()
+        opt = torch.compile(segmo.uncompile(model), backend="segmo", options={"keep": 0.5})
+        torch.testing.assert_close(opt.forward(**inputs).logits, cut, equal_nan=True)
+
+
 def test_a_mode_is_inductor_s_and_the_defaults_hold() -> None:
     """torch takes a mode or options, not both."""
     model, inputs = build("qwen2_vl"), prompt("qwen2_vl", frames=8)

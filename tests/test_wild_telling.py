@@ -72,6 +72,19 @@ def test_a_word_in_the_midst_of_the_decoder_leaves_it_one_graph(
     assert any("a word of the model" in each for each in said)
 
 
+def test_a_word_that_breaks_the_graph_is_told() -> None:
+    """Dynamo moves no call with keyword arguments; where such a one cuts the decoder in two, it runs as it was."""
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl")
+    with torch.no_grad():
+        expected = model(**inputs, logits_to_keep=1).logits
+    layer = model.model.language_model.layers[1]
+    layer.mlp = Telling(layer.mlp, lambda x: warnings.warn("a word", UserWarning, stacklevel=2))
+    segmo.compile(model, keep=0.5)
+    with torch.no_grad(), pytest.warns(UserWarning, match="TORCH_LOGS=.graph_breaks. says what in the model breaks"):
+        found = model(**inputs, logits_to_keep=1).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_attention_weights_that_sdpa_does_not_give_cost_no_graph() -> None:
     """transformers warns of them in each layer, and gives none."""
     model, inputs = build("qwen2_vl"), prompt("qwen2_vl")

@@ -351,6 +351,8 @@ def test_masks_that_a_model_makes_twice_are_cut_once() -> None:
     alone = ask(model, inputs)
     for found, expected in zip(ask(model, padded).logits, alone.logits, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    # Without padding there is no mask at a single token, so the padded prompt's steps have a graph of their own.
+    assert [graph.kind for graph in segmo.last_report().graphs].count("decode") == 2
     # A further turn of several tokens, against the same tokens one after another.
     more = words(4)
     turn = ask(model, next_turn(inputs, alone.sequences, more), past_key_values=alone.past_key_values)

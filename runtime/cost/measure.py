@@ -16,6 +16,7 @@ from torch import Tensor
 
 from segmo.runtime.attention.partial import partial_attention
 from segmo.runtime.cost.device import DEVICES, Device
+from segmo.runtime.cost.gain import processor
 from segmo.runtime.cost.shape import ModelShape
 
 ROWS = 1024  # rows of the measured products: a segment's worth
@@ -157,9 +158,9 @@ def measure_device(device: torch.device, dtype: torch.dtype, shape: ModelShape, 
         for _ in range(_TINY_CALLS):
             torch.add(like, like)
 
-    base = DEVICES["cpu"]
+    where = f", on {processor()}" if device.type == "cpu" else ""  # what is stored may be read on another machine
     return dataclasses.replace(
-        base,
+        DEVICES["cpu"],
         name=device_title(device),
         gemm_flops=gemm,
         attention_flops=attention,
@@ -167,7 +168,7 @@ def measure_device(device: torch.device, dtype: torch.dtype, shape: ModelShape, 
         memory_bytes_per_s=_memory_bytes_per_s(shape, like, timer, gemm),
         memory_bytes=_memory_bytes(device),
         call_seconds=timer(tiny) / _TINY_CALLS,
-        source=f"measured with {str(dtype).removeprefix('torch.')}, torch {torch.__version__}",
+        source=f"measured with {str(dtype).removeprefix('torch.')}, torch {torch.__version__}{where}",
     )
 
 

@@ -58,7 +58,7 @@ def _mask(layer: Any, mask: Tensor | None, config: Any, embeds: Tensor) -> Tenso
     A model whose parts each make a mask hands on one that was made here, which has the held columns already.
     """
     if mask is not None and mask.dim() == 4:
-        if mask.shape[-1] == layer.held + embeds.shape[1]:
+        if mask.shape[-1] == layer.keys.shape[-2] + embeds.shape[1]:
             return mask
         held: Tensor = layer.held_columns(mask)
         return held
