@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
@@ -12,6 +11,7 @@ from importlib.metadata import entry_points
 from itertools import pairwise
 from typing import Any
 
+from segmo.checked import hint
 from segmo.errors import PipelineError
 from segmo.options import Options
 from segmo.passes.base import Pass
@@ -137,9 +137,7 @@ def build_pipeline(options: Options) -> list[Pass]:
     off, placed = {own_name(name) for name in options.disable}, {own_name(name) for name, _ in items if ":" in name}
     for name in (*sorted(off - placed), *(name for name, _ in items)):
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise PipelineError(f"unknown pass {name!r}{hint} Known passes: {', '.join(sorted(known))}")
+            raise PipelineError(f"unknown pass {name!r}{hint(name, known)} Known passes: {', '.join(sorted(known))}")
     return [build_pass(known[name], options, fields) for name, fields in items if own_name(name) not in off]
 
 

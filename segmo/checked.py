@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,12 @@ def check_count(name: str, value: object, least: int = 1, most: float = math.inf
         raise OptionError(f"{name} is {value!r}; it must be a whole number >= {least}")
     if value > most:  # type: ignore[operator]  # as above
         raise OptionError(f"{name} is {value!r}; it must be at most {most:,}")
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """How the first sentence about an unknown name ends: with the known one that is nearest to it, if any is near."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def device_named(name: str) -> torch.device:

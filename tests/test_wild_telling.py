@@ -45,9 +45,7 @@ WAYS: dict[str, Callable[[Tensor], None]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_word_in_the_midst_of_the_decoder_leaves_it_one_graph(
-    way: str, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_word_in_the_midst_of_the_decoder_leaves_it_one_graph(way: str, capfd: pytest.CaptureFixture[str]) -> None:
     model, inputs = build("qwen2_vl"), prompt("qwen2_vl")
     segmo.compile(model, keep=0.5, strict=True)
     expected = model.generate(**inputs, max_new_tokens=2, do_sample=False)

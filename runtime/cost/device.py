@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from dataclasses import dataclass
 
+from segmo.checked import hint
 from segmo.errors import PlanError
 from segmo.runtime.cost.gain import Fusion
 
@@ -139,7 +139,6 @@ def device_named(name: str) -> Device:
     """
     found = DEVICES.get(name.lower())
     if found is None:
-        near = difflib.get_close_matches(name.lower(), DEVICES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "."
-        raise PlanError(f"unknown device {name!r}{hint} Known: {', '.join(DEVICES)}, or `calibrated`")
+        known = f"Known: {', '.join(DEVICES)}, or `calibrated`"
+        raise PlanError(f"unknown device {name!r}{hint(name.lower(), DEVICES)} {known}")
     return found

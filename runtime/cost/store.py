@@ -56,21 +56,22 @@ def load_device(device: torch.device, dtype: torch.dtype, folder: Path | None = 
     try:
         stored = json.loads(text)
         found = Device(**{**stored, "fusion": Fusion.parse(stored.get("fusion"))})
-        for part in (found, found.fusion, found.fusion and found.fusion.prefill, found.fusion and found.fusion.decode):
-            _check_figures(part)
+        _check_figures(found)
         return found
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise PlanError(f"{file} does not hold a measured device ({error}); run `segmo calibrate` again") from error
 
 
 def _check_figures(part: Any) -> None:
-    """Whether numbers are numbers above 0, or at least 0 where that is a cost, and texts are texts.
+    """Whether numbers are numbers above 0, or at least 0 where that is a cost, and texts are texts; in its parts too.
 
     Raises:
         ValueError: one is not.
     """
-    for field in dataclasses.fields(part) if part is not None else ():
+    for field in dataclasses.fields(part):
         value = getattr(part, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_figures(value)
         if field.type == "str" and not isinstance(value, str):
             raise ValueError(f"{field.name} is {value!r}, no text")
         if field.type in ("int", "float") and not (

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Sequence
 
 import numpy as np
 
+from segmo.checked import hint
 from segmo.errors import PlanError
 from segmo.runtime.cost.device import Device
 from segmo.runtime.cost.memory import Memory, check_memory, rank_memory
@@ -39,9 +39,7 @@ def check_names(method: str, cache: str) -> None:
     """
     for value, known, what in ((method, METHODS, "method"), (cache, CACHES, "cache")):
         if value not in known:
-            near = difflib.get_close_matches(value, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else "."
-            raise PlanError(f"unknown {what} {value!r}{hint} Known: {', '.join(known)}")
+            raise PlanError(f"unknown {what} {value!r}{hint(value, known)} Known: {', '.join(known)}")
 
 
 def make_plan(

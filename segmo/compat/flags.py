@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch._dynamo
 
-from segmo.compat.telling import Words, functions
+from segmo.compat.telling import words
 
 WHAT = "torch._dynamo.config"
 VERSIONS = "torch 2.11 to 2.15"
@@ -35,7 +35,9 @@ def hold() -> Callable[[], None]:
     compiled; and other calls, of other backends among them, see nothing of it. When the limit of graphs is reached,
     Dynamo would run the model as it was and say so in its own log alone: it fails instead.
     """
-    return _patcher(max(torch._dynamo.config.recompile_limit, RECOMPILE_LIMIT), functions())()
+    config = torch._dynamo.config
+    limit = max(config.recompile_limit, RECOMPILE_LIMIT)
+    return _patcher(limit, frozenset(config.reorderable_logging_functions))()
 
 
 def hold_limit() -> Callable[[], None]:
@@ -45,14 +47,14 @@ def hold_limit() -> Callable[[], None]:
 
 
 @functools.cache
-def _patcher(limit: int, telling: frozenset[Callable[..., Any]]) -> Callable[[], Callable[[], None]]:
+def _patcher(limit: int, asked: frozenset[Callable[..., Any]]) -> Callable[[], Callable[[], None]]:
     # Inside of DistributedDataParallel, Dynamo would cut the graph at the buckets of gradients, which nobody computes.
     return _config(
         **dict.fromkeys(FLAGS, True),
         recompile_limit=limit,
         fail_on_recompile_limit_hit=True,
         optimize_ddp=False,
-        reorderable_logging_functions=Words(telling),
+        reorderable_logging_functions=words(asked),
     )
 
 

@@ -11,7 +11,7 @@ import functools
 import inspect
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch._dynamo
@@ -29,13 +29,12 @@ class Words(set[Callable[..., Any]]):
     """A set of such functions that is SegMo's: with another one Dynamo is as it was."""
 
 
-def functions() -> frozenset[Callable[..., Any]]:
-    """Those whose calls go behind the graph: the user's own, and all that models use where Dynamo can be taught to."""
-    asked: set[Callable[..., Any]] = torch._dynamo.config.reorderable_logging_functions
+def words(asked: Iterable[Callable[..., Any]]) -> Words:
+    """Those whose calls go behind the graph: what is asked for, and all that models use where Dynamo is as known."""
     if not keep_words():
-        return frozenset(asked)
+        return Words(asked)
     of_loggers = (vars(logging.Logger)[name] for name in _LEVELS if name in vars(logging.Logger))
-    return frozenset({builtins.print, warnings.warn, *of_loggers, *asked})
+    return Words((builtins.print, warnings.warn, *of_loggers, *asked))
 
 
 @functools.cache
