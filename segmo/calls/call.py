@@ -23,6 +23,7 @@ from segmo.compat.collector import collector_spared
 from segmo.compat.dynamo import BackendCompilerFailed, FailOnRecompileLimitHit, trace_again, why_left_alone
 from segmo.compat.flags import RECOMPILE_LIMIT, hold_sizes
 from segmo.compat.joining import Asked
+from segmo.compat.layer_reading import stamped
 from segmo.compiler.capture import called
 from segmo.compiler.left import leave_prefill
 from segmo.compiler.ran import graphs_noted
@@ -72,6 +73,7 @@ class Call:
         capturing: transformers' hooks for what a call wants collected.
         notes: for the report of each graph.
         encoder: what chooses frames before the vision encoder; None where every frame is encoded.
+        reader: how Dynamo reads the decoder's layers.
     """
 
     def __init__(self, model: Any, original: Callable[..., Any], options: Options, asked: Asked) -> None:
@@ -86,6 +88,9 @@ class Call:
         self.shards = Shards(model)
         self.capturing = Capturing(model)
         self.encoder = FrameEncoder(model, options) if options.frames < 1 else None
+        from segmo.runtime.one_layer import reader  # imports transformers
+
+        self.reader = reader()
         loaded = self.attention.decoder
         self.notes = (f"attention was loaded as {loaded}; the decoder uses sdpa while this runs",) if loaded else ()
         self.__signature__ = inspect.signature(model.forward)
@@ -137,7 +142,7 @@ class Call:
 
     def _marked(self, **inputs: Any) -> Any:
         try:
-            with collector_spared(), graphs_noted() as graphs:
+            with collector_spared(), stamped(self.reader), graphs_noted() as graphs:
                 result = call_and_mark(self.compiled, inputs)
         except BaseException as error:
             if trace_again(error):

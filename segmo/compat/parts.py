@@ -7,6 +7,7 @@ from importlib import import_module
 from types import ModuleType
 
 _NAMES = (
+    "alike",
     "arguments",
     "attention_config",
     "cache_name",
@@ -19,10 +20,13 @@ _NAMES = (
     "groups",
     "inductor",
     "joining",
+    "layer_reading",
     "masks",
     "operators",
     "placeholder_check",
+    "regions",
     "sharding",
+    "stamping",
     "stored_tensors",
     "symbolic_messages",
     "telling",

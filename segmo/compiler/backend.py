@@ -15,6 +15,7 @@ from torch.fx import GraphModule
 from segmo.compat.dynamo import RestartAnalysis, trace_structured_artifact
 from segmo.compat.generation import chunks
 from segmo.compat.inductor import mode_settings
+from segmo.compat.regions import expand
 from segmo.compat.stored_tensors import stored_tensors
 from segmo.compiler.capture import calling_line, calling_model, calling_notes, chooses_frames, set_up_dynamo
 from segmo.compiler.chat import Chat, chat_of
@@ -76,12 +77,15 @@ def _compile(
     passes = build_pipeline(options)
     check_order(passes)
     model = calling_model()
-    facts = analyse(gm, getattr(model, "config", None), stored_tensors())
+    layers = expand(gm)
+    stored = frozenset(layers.names.get(name, name) for name in stored_tensors())
+    facts = analyse(gm, getattr(model, "config", None), stored)
     rest = choose_rest(options, facts.kind, *device_and_dtype(example_inputs))
     facts = replace(facts, frames_chosen=chooses_frames(model), called_from=calling_line(), by_inductor=rest.inductor)
     chat = chat_of(model) if facts.merge is not None else Chat(ChatTokens(), "")
     result = run_pipeline(gm, replace(facts, chat=chat.tokens), options, passes, model)
     result.notes.extend(calling_notes())
+    result.notes.extend(layers.notes())
     _refuse_missing_frames(facts, result, options)
     lowered = lower(gm, example_inputs, rest, settings)
     result.notes.append(lowered.note)

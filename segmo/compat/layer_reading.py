@@ -1,0 +1,179 @@
+"""Dynamo reads one decoder layer of each kind, and stamps out the others from what it has read.
+
+A layer's call is made a nested compile region. :mod:`segmo.compat.stamping` says which layer may be stamped out; what
+leaves Dynamo are plain graphs again (:func:`segmo.compat.regions.expand`). Where a layer cannot be read so, all of its
+kind are read one by one, as they are without this file.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch._dynamo
+from torch._dynamo.exc import RestartAnalysis, UnspecializeRestartAnalysis
+from torch._dynamo.utils import _make_inlined
+from torch._dynamo.variables import ConstantVariable, nn_module
+
+from segmo.compat import alike, stamping
+from segmo.compat import regions as compat_regions
+from segmo.compat.regions import entries, regions
+
+log = logging.getLogger(__name__)
+
+WHAT = "torch._dynamo.variables.nn_module.UnspecializedNNModuleVariable and invoke_subgraph"
+VERSIONS = "torch 2.14; before it every layer is read"
+
+# So many kinds of layers are told apart in one graph. A model in which each is another kind is read one by one.
+_KINDS = 8
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How a decoder layer's call is made one that can be read once.
+
+    Attributes:
+        places: what ``call`` has to know of a module; None for one that cannot be read so.
+        call: ``call(layer, *places, *args, **kwargs)`` is ``layer(*args, **kwargs)``, with a region in it.
+    """
+
+    places: Callable[[torch.nn.Module], tuple[int | None, ...] | None]
+    call: Callable[..., Any]
+
+
+@dataclass
+class _Reading:
+    """One call of a layer while Dynamo reads it."""
+
+    stamped: bool = False
+
+
+_READER: ContextVar[Reader | None] = ContextVar("segmo_reader", default=None)
+_READING: ContextVar[_Reading | None] = ContextVar("segmo_reading", default=None)
+# Layers that cannot be regions, by the classes of all that they are made of.
+_ONE_BY_ONE: set[tuple[type, ...]] = set()
+
+
+@contextmanager
+def stamped(reader: Reader | None) -> Iterator[None]:
+    """Inside the block, in this context, Dynamo reads decoder layers through ``reader``; without it, one by one."""
+    if reader is None or not _set_up():
+        yield
+        return
+    token, undo = _READER.set(reader), _keep_regions()()
+    try:
+        yield
+    finally:
+        undo()
+        _READER.reset(token)
+
+
+@functools.cache
+def _keep_regions() -> Callable[[], Callable[[], None]]:
+    """Dynamo itself puts regions in their place that are called once, with all that it has noted of sizes in them."""
+    keep: Callable[[], Callable[[], None]]
+    keep = torch._dynamo.config._make_closure_patcher(inline_single_use_invoke_subgraph=False)
+    return keep
+
+
+@functools.cache
+def _set_up() -> bool:
+    """From now on Dynamo asks here. Returns whether it is as this file knows it."""
+    if regions is None or any(part.fits() is not None for part in (alike, compat_regions, stamping)) or fits():
+        return False
+    variable: Any = nn_module.UnspecializedNNModuleVariable
+    call, reusable, conditions = variable.call_function, regions.is_reusable, regions.build_reuse_condition
+
+    @functools.wraps(call)
+    def call_function(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
+        reader = _READER.get()
+        if reader is None or not _may_be_read(self, kwargs) or len(entries(tx)) >= _KINDS:
+            return call(self, tx, args, kwargs)
+        places = reader.places(self.value)
+        if places is None:
+            return call(self, tx, args, kwargs)
+        known = (ConstantVariable.create(each) for each in places)
+        return _read(reader, self, tx, [*known, *args], kwargs)
+
+    @functools.wraps(reusable)
+    def is_reusable(tx: Any, condition: Any, fingerprint: Any, entry: Any) -> bool:
+        reading = _READING.get()
+        if reading is None:
+            return bool(reusable(tx, condition, fingerprint, entry))
+        reading.stamped = stamping.Stamp(tx, condition, fingerprint, entry).made(reusable)
+        return reading.stamped
+
+    @functools.wraps(conditions)
+    def build_reuse_condition(tx: Any, fingerprint: Any, *args: Any) -> Any:
+        if _READING.get() is None:
+            return conditions(tx, fingerprint, *args)
+        try:
+            found: Any = conditions(tx, fingerprint, *args)
+        except RuntimeError:  # of a guard that cannot be asked of another layer: so none is stamped out
+            return None
+        if found is not None:
+            found.segmo_surroundings = stamping.surroundings(fingerprint)
+        return found
+
+    variable.call_function = call_function
+    regions.is_reusable, regions.build_reuse_condition = is_reusable, build_reuse_condition
+    return True
+
+
+def _may_be_read(variable: Any, kwargs: Any) -> bool:
+    """Whether what is called is a module in a list, gets a cache, and is not inside of a layer that is being read."""
+    if "past_key_values" not in kwargs or _READING.get() is not None or torch.is_grad_enabled():
+        return False
+    place = variable.source.name if variable.source is not None else ""
+    return bool(re.search(r"\._modules\['\d+'\]$", place)) and _kind(variable.value) not in _ONE_BY_ONE
+
+
+def _kind(module: torch.nn.Module) -> tuple[type, ...]:
+    return tuple(type(part) for part in module.modules())
+
+
+def _read(reader: Reader, variable: Any, tx: Any, args: Any, kwargs: Any) -> Any:
+    """A layer's call as a region. What cannot be one is read one by one, in this graph too, which is begun again."""
+    module, stack_source = variable.value, variable.get_nn_module_stack_source()
+    known, reading = len(entries(tx)), _Reading()
+    token = _READING.set(reading)
+    try:
+        # Numbers that layers hold are numbers in the graph: of others torch cannot stamp out a layer.
+        numbers = torch._dynamo.config.patch(specialize_float=True)
+        with numbers, nn_module.record_nn_module_stack(str(id(module)), stack_source, tx, module):
+            result = _make_inlined(tx, reader.call)(variable, *args, **kwargs)
+    except RestartAnalysis:
+        raise
+    except Exception as error:
+        _give_up(module, f"{type(error).__name__}: {error}")
+        raise UnspecializeRestartAnalysis from error
+    finally:
+        _READING.reset(token)
+    if not reading.stamped and len(entries(tx)) == known:
+        _give_up(module, "what was read of it holds for no other layer")
+    return result
+
+
+def _give_up(module: torch.nn.Module, why: str) -> None:
+    _ONE_BY_ONE.add(_kind(module))
+    log.info("layers of the kind of this %s are read one by one: %s", type(module).__name__, why)
+
+
+def fits() -> str | None:
+    """Where torch has regions, they have to be asked for as this file does it."""
+    if regions is None:
+        return None
+    asked = list(inspect.signature(inspect.unwrap(regions.is_reusable)).parameters)
+    if asked != ["tx", "condition", "fingerprint", "cached_entry"]:
+        return "a region is asked for in another way"
+    if not hasattr(torch._dynamo.config, "inline_single_use_invoke_subgraph"):
+        return "regions cannot be kept"
+    return None

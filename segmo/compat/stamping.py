@@ -1,0 +1,178 @@
+"""Whether a decoder layer may be stamped out from another one that Dynamo has read.
+
+Torch asks whether what it has read of a nested compile region depends on anything that is different where the region is
+called again. Of a decoder layer more is asked here: it has to be alike in all that it holds, and its weights have to be
+found at the same places in it. And it gets all the conditions ("guards") that the first one has: of those that torch
+stamps out by itself nobody notices later that a number in them was changed, or a module replaced.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._dynamo.guards import install_guard
+from torch._dynamo.source import is_from_source
+from torch._dynamo.variables.builder import VariableBuilder
+from torch._guards import ChainedSource, Source
+from torch.utils._ordered_set import OrderedSet
+
+from segmo.compat.alike import counterparts
+from segmo.compat.regions import regions
+
+GUARD_VALUE_DISPATCH: Any
+GuardCheckSpec: Any
+try:  # from torch 2.14 on
+    from torch._dynamo.guards import GUARD_VALUE_DISPATCH, GuardCheckSpec
+except ImportError:
+    GUARD_VALUE_DISPATCH, GuardCheckSpec = {}, None
+
+WHAT = "torch._dynamo.guards, and how Dynamo stamps out regions"
+VERSIONS = "torch 2.14; before it there are no regions"
+
+
+def surroundings(fingerprint: Any) -> tuple[Any, ...]:
+    """What torch does not ask: which arguments are one tensor, and the modes of torch that a layer computes in."""
+    symbolic = (regions.InputTag.TENSOR, regions.InputTag.SYMNODE)
+    nodes = [given.as_proxy().node for tag, given in fingerprint.flat_vts if tag in symbolic]
+    casts = [(torch.is_autocast_enabled(each), torch.get_autocast_dtype(each)) for each in ("cpu", "cuda")]
+    return [nodes.index(node) for node in nodes], casts, torch.is_inference_mode_enabled(), torch.get_default_dtype()
+
+
+class Stamp:
+    """One layer that may be stamped out from another one that was read.
+
+    Args:
+        tx: Dynamo's tracer.
+        condition: that the region was read under.
+        fingerprint: of the arguments that it is called with now.
+        entry: the region, and the arguments that it was read with.
+    """
+
+    def __init__(self, tx: Any, condition: Any, fingerprint: Any, entry: Any) -> None:
+        self.tx, self.condition, self.fingerprint, self.entry = tx, condition, fingerprint, entry
+        self.read, self.now = entry.arg_sources[0], fingerprint.arg_sources[0]
+        self.scope = {"G": tx.output.root_tx.f_globals, "L": tx.output.root_tx.f_locals}
+        self.values: dict[Any, Any] = {}
+        self.moved: dict[Any, Any] = {self.read: self.now}
+
+    def made(self, reusable: Callable[..., bool]) -> bool:
+        """Whether the layer is stamped out; then it has its guards."""
+        known = self.read is not None and self.now is not None and self._called_alike(reusable)
+        wanted = self._guards() if known and self._alike() else None
+        if wanted is None:
+            return False
+        for guard, create, place in wanted:
+            if guard.create_fn_name() == "TENSOR_MATCH":  # which knows of tensors that are inputs of the graph
+                VariableBuilder(self.tx, place)(self._value(place))
+            else:
+                again = place.make_guard(create)
+                again.user_stack = guard.user_stack
+                install_guard(again)
+        return True
+
+    def _called_alike(self, reusable: Callable[..., bool]) -> bool:
+        """What torch asks of arguments, and of what was changed since the region was read; but nothing of guards."""
+        others = [each for each in self.fingerprint.arg_sources[1:] if each is not None]
+        apart = (*self.tx.output.side_effects.mutated_sources, *others)  # from what a layer holds
+        if any(is_from_source(each, self.now) or is_from_source(each, self.read) for each in apart):
+            return False
+        if self.condition.segmo_surroundings != surroundings(self.fingerprint):
+            return False
+        pairs = zip(self.condition.input_checks, self.fingerprint.flat_vts, strict=False)
+        sources = zip(self.entry.arg_sources[1:], self.fingerprint.arg_sources[1:], strict=False)
+        for ((tag, before), (_, argument)), (old, new) in zip(list(pairs)[1:], sources, strict=False):
+            if tag is regions.InputTag.CONSTANT and before[1] != getattr(argument, "value", None):
+                return False
+            if tag is regions.InputTag.OBJECT and old != new:
+                return False
+        condition = dataclasses.replace(self.condition, guards=[], traced_sources=self._read_elsewhere())
+        return bool(reusable(self.tx, condition, self.fingerprint, self.entry))
+
+    def _alike(self) -> bool:
+        """Whether both layers hold the same, and the region's inputs are the second one's tensors in its places."""
+        read, now = self._value(self.read), self._value(self.now)
+        tensors = counterparts(read, now) if now is self.fingerprint.flat_vts[0][1].value else None
+        return tensors is not None and all(
+            self._same_place(each, tensors) for each in self.entry.subgraph_input_mapping
+        )
+
+    def _same_place(self, given: Any, tensors: dict[int, torch.Tensor]) -> bool:
+        """Whether one input of the region is found where it belongs."""
+        if isinstance(given, regions.LiftedCapturedSource):
+            before = self._value(given.source)
+            return self._value(self._moved(given.source)) is tensors.get(id(before), before)
+        return isinstance(given, (regions.LiftedUserArg, regions.LiftedBoundSymbol))
+
+    def _guards(self) -> list[tuple[Any, Any, Source]] | None:
+        """The guards of the layer that was read, how and where each is made for this one; None if one does not hold."""
+        found = []
+        for guard, check, expected in self._read_guards():
+            place, create = self._moved(guard.originating_source), guard.create_fn
+            try:
+                value = self._value(place)
+            except (AttributeError, KeyError, IndexError, TypeError):  # there is no such place here
+                return None
+            if guard.create_fn_name() == "DUPLICATE_INPUT":
+                twin = self._moved(create.keywords["source_b"])
+                create, holds = functools.partial(create.func, source_b=twin), self._value(twin) is value
+            else:
+                holds = check is not None and check.eval_fn(value, expected)
+            if not holds:
+                return None
+            found.append((guard, create, place))
+        return found
+
+    def _read_guards(self) -> list[tuple[Any, Any, Any]]:
+        """All guards on what the layer that was read holds: each with its check and what that expects.
+
+        A guard of a kind that has no check (None) holds for no other layer.
+        """
+        if not hasattr(self.condition, "segmo_guards"):
+            rooted = [each for each in self.tx.output.guards if is_from_source(each.originating_source, self.read)]
+            self.condition.segmo_guards = [self._with_check(each) for each in rooted]
+        found: list[tuple[Any, Any, Any]] = self.condition.segmo_guards
+        return found
+
+    def _with_check(self, guard: Any) -> tuple[Any, Any, Any]:
+        check = GUARD_VALUE_DISPATCH.get(guard.create_fn_name())
+        more = (*getattr(guard.create_fn, "args", ()), *getattr(guard.create_fn, "keywords", {}).values())
+        if not isinstance(check, GuardCheckSpec) or any(isinstance(each, Source) for each in more):
+            return guard, None, None
+        return guard, check, check.get_metadata_fn(guard, self._value(guard.originating_source))
+
+    def _read_elsewhere(self) -> OrderedSet[Source]:
+        """Where else than in the layer Dynamo looked when it read it."""
+        if not hasattr(self.condition, "segmo_elsewhere"):
+            sources = (each for each in self.condition.traced_sources if not is_from_source(each, self.read))
+            self.condition.segmo_elsewhere = OrderedSet(sources)
+        found: OrderedSet[Source] = self.condition.segmo_elsewhere
+        return found
+
+    def _value(self, place: Source) -> Any:
+        return place.get_value(self.scope, {}, self.values)
+
+    def _moved(self, place: Source) -> Source:
+        """The same place in the layer that may be stamped out."""
+        found = self.moved.get(place)
+        if found is None:
+            found = place
+            if isinstance(place, ChainedSource):
+                base = self._moved(place.base)
+                found = place if base is place.base else dataclasses.replace(place, base=base)
+            self.moved[place] = found
+        return found
+
+
+def fits() -> str | None:
+    """What Dynamo knows of a region's inputs and conditions must be what is looked at here."""
+    if regions is None:
+        return None
+    kinds = {"LiftedCapturedSource", "LiftedUserArg", "LiftedBoundSymbol", "InputTag"}
+    if not kinds <= set(vars(regions)) or not GUARD_VALUE_DISPATCH:
+        return "a region's inputs or guards are of other kinds"
+    known = {field.name for field in dataclasses.fields(regions.InvokeSubgraphReuseCondition)}
+    return None if {"input_checks", "guards", "traced_sources"} <= known else "a region has other conditions"

@@ -1,0 +1,327 @@
+"""Layers that Dynamo stamps out: the same graphs, weights, answers and conditions as those that it reads one by one."""
+
+from __future__ import annotations
+
+import collections
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.fx import GraphModule
+from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from video_families import build, prompt
+
+import segmo
+from segmo.compat import layer_reading, regions
+from segmo.compiler import backend
+from segmo.passes.attentions import decoder_layer
+from segmo.runtime import one_layer
+
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
+if regions.regions is None:
+    pytest.skip("this torch reads every layer", allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def _afresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layer_reading, "_ONE_BY_ONE", set())
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> list[tuple[regions.Layers, collections.Counter[Any]]]:
+    """Of each graph that is captured, its layers and its nodes, as SegMo's passes get them."""
+    seen: list[Any] = []
+
+    def expand(gm: GraphModule) -> regions.Layers:
+        layers = regions.expand(gm)
+        used = (node for node in gm.graph.nodes if node.users or str(node.target).endswith("_"))
+        seen.append((layers, collections.Counter(map(described, used))))
+        return layers
+
+    monkeypatch.setattr(backend, "expand", expand)
+    return seen
+
+
+def described(node: torch.fx.Node) -> tuple[Any, ...]:
+    """An operator, what kind of tensor comes out of it, and which decoder layer it belongs to."""
+    value = node.meta.get("example_value")
+    kind = (value.dim(), value.dtype) if isinstance(value, torch.Tensor) else None
+    return node.op if node.op == "placeholder" else str(node.target).partition(" at ")[0], kind, decoder_layer(node)
+
+
+def model_of(family: str = "qwen2_vl", rounds: int = 2) -> Any:
+    """Of its layers there are so many of each kind, and twice as many in a family that has one kind."""
+    model = build(family, rounds=rounds)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):
+                parameter.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
+    return model
+
+
+def layers_of(model: Any) -> Any:
+    return model.model.language_model.layers
+
+
+def compiled(model: Any, **options: Any) -> Any:
+    segmo.compile(model, **({"keep": 0.5} | options))
+    return model
+
+
+def logits(model: Any, tokens: int, family: str = "qwen2_vl", **more: Any) -> torch.Tensor:
+    """Of a prefill and the decode steps behind it."""
+    with torch.no_grad():
+        result = model.generate(
+            **prompt(family), **more, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
+            return_dict_in_generate=True, output_logits=True,
+        )  # fmt: skip
+    return torch.stack(result.logits)
+
+
+def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on every layer is read."""
+    monkeypatch.setattr(one_layer, "reader", lambda: None)
+    torch._dynamo.reset()
+
+
+def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
+def counts(found: list[Any]) -> list[tuple[int, int]]:
+    return [(layers.count, layers.read) for layers, _ in found]
+
+
+# One family of each kind of decoder: windows, several kinds of layers, mixtures of experts, latent attention, linear
+# attention; with --exhaustive, all are tried. How many layers of two rounds are stamped out in prefill and decode.
+STAMPED = {
+    "qwen2_vl": (3, 3),
+    "qwen3_vl_moe": (3, 3),
+    "qwen3_5": (1, 1),
+    "exaone4_5": (2, 2),
+    "kimi_k25": (2, 2),
+}
+
+
+@pytest.mark.parametrize("family", STAMPED)
+def test_graphs_and_answers_are_those_of_layers_that_are_read_one_by_one(
+    family: str, found: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = compiled(model_of(family))
+    answer, notes = logits(model, 3, family), [graph.notes for graph in segmo.last_report().graphs]
+    assert tuple(layers.count - layers.read for layers, _ in found[:2]) == STAMPED[family]
+    assert all(any("stamped out the others" in note for note in of_graph) for of_graph in notes)
+    graphs = [nodes for _, nodes in found]
+    matches = [[record.matches for record in graph.passes] for graph in segmo.last_report().graphs]
+
+    found.clear()
+    one_by_one(monkeypatch)
+    again = compiled(model_of(family))
+    assert_same(logits(again, 3, family), answer)
+    assert counts(found) == [(0, 0)] * len(graphs)
+    assert [[record.matches for record in graph.passes] for graph in segmo.last_report().graphs] == matches
+    for (_, plain), nodes in zip(found, graphs, strict=True):
+        assert tensors(nodes) == tensors(plain)
+
+
+def tensors(nodes: collections.Counter[Any]) -> dict[Any, int]:
+    """Those that give tensors. Numbers that layers hold are inputs of the graph where layers are read one by one."""
+    return {
+        node: count for node, count in nodes.items()
+        if node[1] is not None and node[:2] != ("placeholder", (0, torch.float64))
+    }  # fmt: skip
+
+
+def doubled(layer: Any) -> None:
+    layer.self_attn.scaling *= 2
+
+
+def replaced(layer: Any) -> None:
+    layer.mlp = torch.nn.Identity()
+
+
+def hooked(layer: Any) -> None:
+    layer.mlp.register_forward_hook(lambda module, args, output: output * 0)
+
+
+def hooked_whole(layer: Any) -> None:
+    layer.register_forward_pre_hook(lambda module, args: (args[0] * 2, *args[1:]))
+
+
+def other_forward(layer: Any) -> None:
+    layer.mlp.forward = lambda hidden: hidden * 3
+
+
+def other_epsilon(layer: Any) -> None:
+    layer.input_layernorm.variance_epsilon = 0.5
+
+
+def other_weights(layer: Any) -> None:
+    layer.mlp.down_proj.weight = torch.nn.Parameter(torch.zeros_like(layer.mlp.down_proj.weight))
+
+
+def weights_in_place(layer: Any) -> None:
+    with torch.no_grad():
+        layer.self_attn.q_proj.weight.mul_(3)
+
+
+def no_bias(layer: Any) -> None:
+    layer.self_attn.v_proj.bias = None
+
+
+def other_config(layer: Any) -> None:
+    config = copy.copy(layer.self_attn.config)
+    config._attn_implementation = "segmo_test_doubled"
+    layer.self_attn.config = config
+
+
+def other_activation(layer: Any) -> None:
+    layer.mlp.act_fn = torch.nn.ReLU()
+
+
+def other_method(layer: Any) -> None:
+    layer.mlp.__class__ = type("Doubled", (type(layer.mlp),), {"forward": lambda self, hidden: hidden * 2})
+
+
+def other_bits(layer: Any) -> None:
+    layer.mlp.gate_proj.weight = torch.nn.Parameter(layer.mlp.gate_proj.weight[:48])
+    layer.mlp.up_proj.weight = torch.nn.Parameter(layer.mlp.up_proj.weight[:48])
+    layer.mlp.down_proj.weight = torch.nn.Parameter(layer.mlp.down_proj.weight[:, :48].contiguous())
+
+
+HOOKS = (hooked, hooked_whole)  # which Dynamo does not notice afterwards, whoever reads the layers
+CHANGES = (
+    doubled, replaced, other_forward, other_epsilon, other_weights, weights_in_place, no_bias, other_config,
+    other_activation, other_method, other_bits,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _doubled_attention() -> Iterator[None]:
+    """Another implementation of attention, for the one layer whose config is another."""
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def attend(*args: Any, **kwargs: Any) -> Any:
+        result, weights = sdpa(*args, **kwargs)
+        return result * 2, weights
+
+    ALL_ATTENTION_FUNCTIONS.register("segmo_test_doubled", attend)
+    yield
+    del ALL_ATTENTION_FUNCTIONS._global_mapping["segmo_test_doubled"]
+
+
+def outcome(change: Callable[[Any], None], number: int, tokens: int) -> torch.Tensor:
+    """Of a model that is compiled with the change in it."""
+    model = model_of()
+    change(layers_of(model)[number])
+    return logits(compiled(model), tokens)
+
+
+@pytest.mark.parametrize(
+    ("change", "number", "tokens"),
+    [*((change, 2, 1) for change in CHANGES), (doubled, 0, 1), (replaced, 0, 1), (doubled, 3, 2), (replaced, 1, 2)],
+)
+def test_a_change_in_one_layer_afterwards_is_noticed(
+    change: Callable[[Any], None], number: int, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = compiled(model_of())
+    before = logits(model, tokens)
+    change(layers_of(model)[number])
+    after = logits(model, tokens)
+    assert not torch.equal(after, before)
+    one_by_one(monkeypatch)
+    assert_same(outcome(change, number, tokens), after)
+
+
+@pytest.mark.parametrize("change", [*CHANGES, *HOOKS], ids=lambda change: change.__name__)
+def test_a_layer_that_is_another_from_the_start_is_read(
+    change: Callable[[Any], None], found: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = outcome(change, 2, tokens=1)
+    layers = found[0][0]
+    one_kind = change in (other_weights, weights_in_place)
+    assert (layers.count, layers.read) == ((3, 1) if change is other_method else (4, 1 if one_kind else 2))
+    one_by_one(monkeypatch)
+    assert_same(outcome(change, 2, tokens=1), answer)
+
+
+def test_weights_that_layers_share(found: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """One MLP in two layers, and one layer that stands in two places."""
+
+    def shared() -> Any:
+        model = model_of(rounds=3)
+        layers_of(model)[3].mlp = layers_of(model)[1].mlp
+        layers_of(model)[5].mlp.up_proj.weight = layers_of(model)[5].mlp.gate_proj.weight
+        return compiled(model)
+
+    answer = logits(shared(), 2)
+    one_by_one(monkeypatch)
+    assert_same(logits(shared(), 2), answer)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_second_turn_goes_on_from_a_cache_that_was_cut(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    def turns() -> torch.Tensor:
+        torch._dynamo.reset()
+        model = compiled(model_of("exaone4_5").to(dtype))
+        cache = DynamicCache(config=model.config)
+        inputs = prompt("exaone4_5")
+        with torch.no_grad():
+            model(**inputs, past_key_values=cache, use_cache=True)
+            seen = cache.get_seq_length()
+            more = torch.full((1, 5), 9)
+            mask = torch.ones(1, seen + 5, dtype=torch.long)
+            return model(input_ids=more, attention_mask=mask, past_key_values=cache).logits
+
+    answer = turns()
+    one_by_one(monkeypatch)
+    assert_same(turns(), answer)
+
+
+class OwnLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of transformers
+    """A layer of a cache whose code is not transformers'."""
+
+    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().update(key_states * 2, value_states, *args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kind", "regions"),
+    [
+        (lambda config: None, 4),
+        (lambda config: DynamicCache(), 4),
+        (lambda config: DynamicCache(config=config), 4),
+        (lambda config: StaticCache(config=config, max_cache_len=64), 0),
+    ],
+    ids=["none", "bare", "dynamic", "static"],
+)
+def test_caches(kind: Any, regions: int, found: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> torch.Tensor:
+        torch._dynamo.reset()
+        model = compiled(model_of(), keep=1, segments=2)
+        with torch.no_grad():
+            return model(**prompt("qwen2_vl"), past_key_values=kind(model.config)).logits
+
+    answer = run()
+    assert counts(found) == [(regions, min(regions, 1))]
+    one_by_one(monkeypatch)
+    assert_same(run(), answer)
+
+
+def test_a_cache_with_code_of_its_own_is_read_as_it_is(found: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> torch.Tensor:
+        torch._dynamo.reset()
+        model = compiled(model_of(), keep=1, segments=2)
+        cache = DynamicCache(config=model.config)
+        cache.layers[2] = OwnLayer()
+        with torch.no_grad():
+            return model(**prompt("qwen2_vl"), past_key_values=cache).logits
+
+    answer = run()
+    assert counts(found) == [(2, 1)]  # those in front of it
+    one_by_one(monkeypatch)
+    assert_same(run(), answer)
