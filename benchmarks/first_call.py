@@ -4,7 +4,8 @@
     python benchmarks/first_call.py --layers 28 --lowering inductor --json out/first_call.json
 
 Each row is a fresh process. *cold*: torch's caches on disk are empty. *warm*: a second process, with what the first has
-left there. Torch keeps no graph of the eager lowering, so its two rows say how much they differ by chance. Columns:
+left there. Torch keeps no graph of the eager lowering, so its two rows say how much they differ by chance. *each*: as
+cold, and Dynamo reads every decoder layer, in place of one of each kind. Columns:
 seconds by the clock to import and to build the model, to the first token, to the second, and of a whole prefill
 afterwards; of these, seconds that SegMo's passes take in both graphs; processor seconds of both tokens; calls in both.
 """
@@ -42,9 +43,12 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     import segmo
     from segmo.inspection.models import build, load_config, shrink
     from segmo.inspection.prompts import synthetic_prompt
+    from segmo.runtime import one_layer
 
     if given.threads:
         torch.set_num_threads(given.threads)
+    if given.each:
+        one_layer.reader = lambda: None
     model = build(shrink(load_config(given.family, given.layers[0]))).to(given.device)
     prompt = {name: value.to(given.device) for name, value in synthetic_prompt(model, given.frames).items()}
     segmo.compile(model, keep=0.25, lowering=given.lowering)
@@ -82,6 +86,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=0, help="as many as torch takes by itself when left out")
     parser.add_argument("--json", type=Path, help="a file for the rows, written after each")
+    parser.add_argument("--each", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)  # what a row's process is started with
     given = parser.parse_args(arguments)
     if given.here:
@@ -92,8 +97,9 @@ def main(arguments: list[str] | None = None) -> None:
     rows = []
     for layers in given.layers:
         with tempfile.TemporaryDirectory() as caches:
-            for way in ("cold", "warm"):
-                rows.append({"way": way, **in_a_process([f"--layers={layers}", *shared], Path(caches))})
+            for way, more in (("cold", []), ("warm", []), ("each", ["--each"])):
+                place = Path(caches) / ("each" if more else "shared")
+                rows.append({"way": way, **in_a_process([f"--layers={layers}", *shared, *more], place)})
                 print("".join(f"{rows[-1][name]:>{width}}" for name, width in COLUMNS.items()), flush=True)
                 if given.json:
                     given.json.parent.mkdir(parents=True, exist_ok=True)

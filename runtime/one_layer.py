@@ -19,9 +19,13 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from segmo.compat.alike import NUMBER
 from segmo.compat.layer_reading import Reader
+from segmo.runtime.cache import CutLayer, CutSlidingLayer, SpreadLayer
 
 # What the code of a cache's layer may set in update() and lazy_initialization(): as much as is carried around here.
 _CARRIED = {"keys", "values", "dtype", "device", "is_initialized", "cumulative_length", "_sliding_window_tensor"}
+# Layers of a cache that take keys in by the code of the first one.
+_GROWING = (DynamicLayer, CutLayer, SpreadLayer)
+_WINDOWS = (DynamicSlidingWindowLayer, CutSlidingLayer)
 
 
 class _Handed(DynamicCache):
@@ -88,9 +92,8 @@ def through_one(layer: Any, number: int, width: int | None, *args: Any, **kwargs
         while len(cache.layers) <= number:
             cache.layers.append(cache.layer_class_to_replicate())
     held: Any = cache.layers[number]
-    update = getattr(type(held), "update", None)  # layers of linear attention have none
-    window = update is DynamicSlidingWindowLayer.update
-    if update is not DynamicLayer.update and not window:
+    window = type(held) in _WINDOWS
+    if not window and type(held) not in _GROWING:
         return layer(*args, **kwargs)
     if window and (held.record_past or held.sliding_window != width):
         return layer(*args, **kwargs)

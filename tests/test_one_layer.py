@@ -282,11 +282,32 @@ def test_a_second_turn_goes_on_from_a_cache_that_was_cut(dtype: torch.dtype, mon
     assert_same(turns(), answer)
 
 
-class OwnLayer(DynamicLayer):  # type: ignore[no-untyped-call]  # of transformers
-    """A layer of a cache whose code is not transformers'."""
+class OwnUpdate(DynamicLayer):  # type: ignore[no-untyped-call]  # of transformers
+    """Takes keys in by code that is not transformers'."""
 
     def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
         return super().update(key_states * 2, value_states, *args, **kwargs)
+
+
+class OwnStart(DynamicLayer):  # type: ignore[no-untyped-call]  # of transformers
+    """Starts with a key that transformers' does not have."""
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        super().lazy_initialization(key_states, value_states)
+        self.keys, self.values = key_states[:, :, :0] * 2, value_states[:, :, :0] * 2
+        self.started = True
+
+
+class OwnKeys(DynamicLayer):  # type: ignore[no-untyped-call]  # of transformers
+    """Holds its keys in another place."""
+
+    @property
+    def keys(self) -> Any:
+        return self.held
+
+    @keys.setter
+    def keys(self, value: Any) -> None:
+        self.held = value
 
 
 @pytest.mark.parametrize(
@@ -312,16 +333,19 @@ def test_caches(kind: Any, regions: int, found: list[Any], monkeypatch: pytest.M
     assert_same(run(), answer)
 
 
-def test_a_cache_with_code_of_its_own_is_read_as_it_is(found: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("own", [OwnUpdate, OwnStart, OwnKeys])
+def test_a_cache_with_code_of_its_own_is_read_as_it_is(
+    own: Any, found: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def run() -> torch.Tensor:
         torch._dynamo.reset()
         model = compiled(model_of(), keep=1, segments=2)
         cache = DynamicCache(config=model.config)
-        cache.layers[2] = OwnLayer()
+        cache.layers[2] = own()
         with torch.no_grad():
             return model(**prompt("qwen2_vl"), past_key_values=cache).logits
 
     answer = run()
-    assert counts(found) == [(2, 1)]  # those in front of it
+    assert counts(found) == [(2, 1)], own  # those in front of it
     one_by_one(monkeypatch)
     assert_same(run(), answer)
