@@ -11,6 +11,7 @@ import ast
 import functools
 import inspect
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 
 from segmo.compat.alike import NUMBER
 from segmo.compat.layer_reading import Reader
+from segmo.compat.regions import regions
 from segmo.runtime.cache import CutLayer, CutSlidingLayer, SpreadLayer
 
 # What the code of a cache's layer may set in update() and lazy_initialization(): as much as is carried around here.
@@ -70,7 +72,14 @@ def _read(layer: Any, held: Any, args: Any, kwargs: Any) -> Any:
     return out, held.keys, held.values
 
 
-_region = functools.partial(torch.compiler.nested_compile_region, max_reuse_entries=64)
+def _region(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as one that Dynamo reads once; itself where there are no regions."""
+    if regions is None:
+        return function
+    made: Callable[..., Any] = torch.compiler.nested_compile_region(function, max_reuse_entries=64)
+    return made
+
+
 _without_cache, _with_growing, _with_window = _region(without_cache), _region(with_growing), _region(with_window)
 
 
@@ -95,19 +104,19 @@ def through_one(layer: Any, number: int, width: int | None, *args: Any, **kwargs
     window = type(held) in _WINDOWS
     if not window and type(held) not in _GROWING:
         return layer(*args, **kwargs)
-    if window and (held.record_past or held.sliding_window != width):
+    if window and (getattr(held, "record_past", False) or held.sliding_window != width):
         return layer(*args, **kwargs)
     kwargs["past_key_values"] = None
     keys, values = (held.keys, held.values) if held.is_initialized else (None, None)
+    as_tensor = None if held.is_initialized else getattr(held, "_sliding_window_tensor", None)
     if window:
-        as_tensor = None if held.is_initialized else held._sliding_window_tensor
         out, keys, values = _with_window(layer, keys, values, width, as_tensor, args, kwargs)
     else:
         out, keys, values = _with_growing(layer, keys, values, args, kwargs)
     if not held.is_initialized:
         held.dtype, held.device, held.is_initialized = keys.dtype, keys.device, True
-        if window:
-            held._sliding_window_tensor = held._sliding_window_tensor.to(keys.device)
+        if as_tensor is not None:
+            held._sliding_window_tensor = as_tensor.to(keys.device)
     held.keys, held.values = keys, values
     if window:
         held.cumulative_length += (args[0] if args else kwargs["hidden_states"]).shape[-2]

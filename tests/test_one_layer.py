@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from video_families import build, prompt
 
 import segmo
-from segmo.compat import layer_reading, regions
+from segmo.compat import regions
 from segmo.compiler import backend
 from segmo.passes.attentions import decoder_layer
 from segmo.runtime import one_layer
@@ -24,11 +24,6 @@ pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 if regions.regions is None:
     pytest.skip("this torch reads every layer", allow_module_level=True)
-
-
-@pytest.fixture(autouse=True)
-def _afresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_reading, "_ONE_BY_ONE", set())
 
 
 @pytest.fixture
@@ -347,5 +342,58 @@ def test_a_cache_with_code_of_its_own_is_read_as_it_is(
 
     answer = run()
     assert counts(found) == [(2, 1)], own  # those in front of it
+    one_by_one(monkeypatch)
+    assert_same(run(), answer)
+
+
+def test_a_cache_of_fixed_length_leaves_later_calls_as_they_are(found: list[Any]) -> None:
+    model = compiled(model_of(), keep=1, segments=2)
+    with torch.no_grad():
+        for cache in (StaticCache(config=model.config, max_cache_len=64), DynamicCache(config=model.config)):
+            model(**prompt("qwen2_vl"), past_key_values=cache)
+    assert counts(found) == [(0, 0), (4, 1)]
+
+
+class Broken(torch.nn.Module):
+    """A part of a layer that breaks the graph."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        torch._dynamo.graph_break()
+        return hidden * 2
+
+
+def test_layers_that_break_the_graph_are_read_one_by_one(found: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> torch.Tensor:
+        torch._dynamo.reset()
+        model = model_of()
+        layers_of(model)[2].mlp = Broken()
+        return logits(compiled(model), 1)
+
+    with pytest.warns(UserWarning, match="ran as it was|graph"):
+        answer = run()
+    one_by_one(monkeypatch)
+    with pytest.warns(UserWarning, match="ran as it was|graph"):
+        assert_same(run(), answer)
+
+
+def test_regions_inside_of_layers(found: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's own nested compile region, in each layer."""
+
+    @torch.compiler.nested_compile_region
+    def scaled(hidden: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.silu(hidden) * 2 + torch.tensor([1.0])
+
+    class Scaled(torch.nn.Module):
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return scaled(hidden)
+
+    def run() -> torch.Tensor:
+        torch._dynamo.reset()
+        model = model_of()
+        for layer in layers_of(model):
+            layer.mlp = Scaled()
+        return logits(compiled(model), 2)
+
+    answer = run()
     one_by_one(monkeypatch)
     assert_same(run(), answer)

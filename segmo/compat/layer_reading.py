@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -50,16 +50,27 @@ class Reader:
 
 
 @dataclass
+class _Session:
+    """One call of a model, in which Dynamo may trace several graphs.
+
+    Attributes:
+        reader: how it reads decoder layers.
+        one_by_one: layers that cannot be regions in it, by the classes of all that they are made of.
+    """
+
+    reader: Reader
+    one_by_one: set[tuple[type, ...]] = field(default_factory=set)
+
+
+@dataclass
 class _Reading:
     """One call of a layer while Dynamo reads it."""
 
     stamped: bool = False
 
 
-_READER: ContextVar[Reader | None] = ContextVar("segmo_reader", default=None)
+_SESSION: ContextVar[_Session | None] = ContextVar("segmo_session", default=None)
 _READING: ContextVar[_Reading | None] = ContextVar("segmo_reading", default=None)
-# Layers that cannot be regions, by the classes of all that they are made of.
-_ONE_BY_ONE: set[tuple[type, ...]] = set()
 
 
 @contextmanager
@@ -68,12 +79,12 @@ def stamped(reader: Reader | None) -> Iterator[None]:
     if reader is None or not _set_up():
         yield
         return
-    token, undo = _READER.set(reader), _keep_regions()()
+    token, undo = _SESSION.set(_Session(reader)), _keep_regions()()
     try:
         yield
     finally:
         undo()
-        _READER.reset(token)
+        _SESSION.reset(token)
 
 
 @functools.cache
@@ -94,14 +105,14 @@ def _set_up() -> bool:
 
     @functools.wraps(call)
     def call_function(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
-        reader = _READER.get()
-        if reader is None or not _may_be_read(self, kwargs) or len(entries(tx)) >= _KINDS:
+        session = _SESSION.get()
+        if session is None or not _may_be_read(session, self, kwargs) or len(entries(tx)) >= _KINDS:
             return call(self, tx, args, kwargs)
-        places = reader.places(self.value)
+        places = session.reader.places(self.value)
         if places is None:
             return call(self, tx, args, kwargs)
         known = (ConstantVariable.create(each) for each in places)
-        return _read(reader, self, tx, [*known, *args], kwargs)
+        return _read(session, self, tx, [*known, *args], kwargs)
 
     @functools.wraps(reusable)
     def is_reusable(tx: Any, condition: Any, fingerprint: Any, entry: Any) -> bool:
@@ -128,19 +139,19 @@ def _set_up() -> bool:
     return True
 
 
-def _may_be_read(variable: Any, kwargs: Any) -> bool:
+def _may_be_read(session: _Session, variable: Any, kwargs: Any) -> bool:
     """Whether what is called is a module in a list, gets a cache, and is not inside of a layer that is being read."""
     if "past_key_values" not in kwargs or _READING.get() is not None or torch.is_grad_enabled():
         return False
     place = variable.source.name if variable.source is not None else ""
-    return bool(re.search(r"\._modules\['\d+'\]$", place)) and _kind(variable.value) not in _ONE_BY_ONE
+    return bool(re.search(r"\._modules\['\d+'\]$", place)) and _kind(variable.value) not in session.one_by_one
 
 
 def _kind(module: torch.nn.Module) -> tuple[type, ...]:
     return tuple(type(part) for part in module.modules())
 
 
-def _read(reader: Reader, variable: Any, tx: Any, args: Any, kwargs: Any) -> Any:
+def _read(session: _Session, variable: Any, tx: Any, args: Any, kwargs: Any) -> Any:
     """A layer's call as a region. What cannot be one is read one by one, in this graph too, which is begun again."""
     module, stack_source = variable.value, variable.get_nn_module_stack_source()
     known, reading = len(entries(tx)), _Reading()
@@ -149,21 +160,21 @@ def _read(reader: Reader, variable: Any, tx: Any, args: Any, kwargs: Any) -> Any
         # Numbers that layers hold are numbers in the graph: of others torch cannot stamp out a layer.
         numbers = torch._dynamo.config.patch(specialize_float=True)
         with numbers, nn_module.record_nn_module_stack(str(id(module)), stack_source, tx, module):
-            result = _make_inlined(tx, reader.call)(variable, *args, **kwargs)
+            result = _make_inlined(tx, session.reader.call)(variable, *args, **kwargs)
     except RestartAnalysis:
         raise
     except Exception as error:
-        _give_up(module, f"{type(error).__name__}: {error}")
+        _give_up(session, module, f"{type(error).__name__}: {error}")
         raise UnspecializeRestartAnalysis from error
     finally:
         _READING.reset(token)
     if not reading.stamped and len(entries(tx)) == known:
-        _give_up(module, "what was read of it holds for no other layer")
+        _give_up(session, module, "what was read of it holds for no other layer")
     return result
 
 
-def _give_up(module: torch.nn.Module, why: str) -> None:
-    _ONE_BY_ONE.add(_kind(module))
+def _give_up(session: _Session, module: torch.nn.Module, why: str) -> None:
+    session.one_by_one.add(_kind(module))
     log.info("layers of the kind of this %s are read one by one: %s", type(module).__name__, why)
 
 

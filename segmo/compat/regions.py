@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ def expand(gm: GraphModule) -> Layers:
     first: dict[str, Any] = {}
     names: dict[str, str] = {}
     for call in calls:
+        expand(getattr(gm, call.args[0].target))  # regions inside of regions
         path = call.meta.get("nn_module_stack", {})
         names.update(_expand(gm, call, first.setdefault(call.args[0].target, path), path))
     for name in first:
@@ -78,12 +80,16 @@ def _expand(gm: GraphModule, call: Node, read: dict[str, Any], now: dict[str, An
         As in :class:`Layers`.
     """
     region: Any = call.args[0]
-    graph = getattr(gm, region.target).graph
+    body = getattr(gm, region.target)
+    graph = body.graph
     made: dict[Node, Any] = dict(zip(graph.find_nodes(op="placeholder"), call.args[2:], strict=True))
     inside = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
     with gm.graph.inserting_before(call):
         for node in inside:
             made[node] = gm.graph.node_copy(node, made.__getitem__)
+            if node.op == "get_attr":
+                made[node].target = f"{region.target}_{node.target}".replace(".", "_")
+                setattr(gm, made[node].target, attrgetter(node.target)(body))
             made[node].meta["nn_module_stack"] = _path(node.meta.get("nn_module_stack", {}), read, now)
     (results,) = graph.output_node().args
     names = {}
