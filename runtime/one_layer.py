@@ -3,6 +3,8 @@
 A layer writes into the cache, and what Dynamo reads once may have no such effects. So the keys and values go in and
 come out as tensors, and around the layer they are taken from the cache and put back. Inside, the code of the cache's
 own layer runs on a stand-in of its class. All of this is run by Dynamo alone, while it reads a model.
+
+It is for layers whose code is known (:func:`places_of`): a stand-in could be told from a cache by code that asks.
 """
 
 from __future__ import annotations
@@ -11,14 +13,15 @@ import ast
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from segmo.compat.alike import NUMBER
+from segmo.compat.alike import NUMBER, hooked
 from segmo.compat.layer_reading import Reader
 from segmo.compat.regions import regions
 from segmo.runtime.cache import CutLayer, CutSlidingLayer, SpreadLayer
@@ -28,6 +31,10 @@ _CARRIED = {"keys", "values", "dtype", "device", "is_initialized", "cumulative_l
 # Layers of a cache that take keys in by the code of the first one.
 _GROWING = (DynamicLayer, CutLayer, SpreadLayer)
 _WINDOWS = (DynamicSlidingWindowLayer, CutSlidingLayer)
+_UPDATE = Cache.update
+_WIDTH = "sliding_window"
+# Whose code may be in a layer. That of others may ask what is not asked here, or change things between two layers.
+_KNOWN = ("torch", "transformers", "peft", "abc", "typing")
 
 
 class _Handed(DynamicCache):
@@ -55,7 +62,10 @@ def with_window(layer: Any, keys: Any, values: Any, width: Any, as_tensor: Any, 
     held: Any = _filled(object.__new__(DynamicSlidingWindowLayer), keys, values)
     held.sliding_window, held.cumulative_length, held.record_past = width, 0, False
     held._sliding_window_tensor = as_tensor
-    return _read(layer, held, args, kwargs)
+    result = _read(layer, held, args, kwargs)
+    if held.cumulative_length != _rows(args, kwargs):
+        raise RuntimeError("a layer that has not one key for each of its rows")
+    return result
 
 
 def _filled(held: Any, keys: Any, values: Any) -> Any:
@@ -83,19 +93,36 @@ def _region(function: Callable[..., Any]) -> Callable[..., Any]:
 _without_cache, _with_growing, _with_window = _region(without_cache), _region(with_growing), _region(with_window)
 
 
-def through_one(layer: Any, number: int, width: int | None, *args: Any, **kwargs: Any) -> Any:
+def _rows(args: Any, kwargs: Any) -> Any:
+    return (args[0] if args else kwargs["hidden_states"]).shape[-2]
+
+
+def through_one(layer: Any, number: int, width: int | None, places: str, *args: Any, **kwargs: Any) -> Any:
     """``layer(*args, **kwargs)``, for Dynamo.
 
     Args:
         layer: of a decoder.
         number: its layer of the cache.
         width: of its sliding window.
+        places: where in the layer these two stand, paths of attributes with a blank between them.
         args, kwargs: what it is called with, ``past_key_values`` by name.
     """
+    result = _through_cache(layer, number, width, args, kwargs)
+    # Read by Dynamo behind the layer, in which nothing may depend on them: so it notices when they are others.
+    for place in places.split():
+        found = layer
+        for name in place.split("."):
+            found = getattr(found, name)
+        if found != number and found != width:
+            raise RuntimeError("a layer's number was changed")
+    return result
+
+
+def _through_cache(layer: Any, number: int, width: int | None, args: Any, kwargs: Any) -> Any:
     cache = kwargs["past_key_values"]
     if cache is None:
         return _without_cache(layer, args, kwargs)
-    if type(cache) is not DynamicCache or cache.offloading:
+    if type(cache) is not DynamicCache or cache.offloading or not _is_own(cache, _UPDATE):
         return layer(*args, **kwargs)
     if cache.layer_class_to_replicate is not None:
         while len(cache.layers) <= number:
@@ -104,9 +131,11 @@ def through_one(layer: Any, number: int, width: int | None, *args: Any, **kwargs
     window = type(held) in _WINDOWS
     if not window and type(held) not in _GROWING:
         return layer(*args, **kwargs)
+    if not _is_own(held, DynamicSlidingWindowLayer.update if window else DynamicLayer.update):
+        return layer(*args, **kwargs)
     if window and (getattr(held, "record_past", False) or held.sliding_window != width):
         return layer(*args, **kwargs)
-    kwargs["past_key_values"] = None
+    kwargs = {**kwargs, "past_key_values": None}
     keys, values = (held.keys, held.values) if held.is_initialized else (None, None)
     as_tensor = None if held.is_initialized else getattr(held, "_sliding_window_tensor", None)
     if window:
@@ -119,45 +148,87 @@ def through_one(layer: Any, number: int, width: int | None, *args: Any, **kwargs
             held._sliding_window_tensor = as_tensor.to(keys.device)
     held.keys, held.values = keys, values
     if window:
-        held.cumulative_length += (args[0] if args else kwargs["hidden_states"]).shape[-2]
+        held.cumulative_length += _rows(args, kwargs)
     return out
+
+
+def _is_own(cache: Any, update: Any) -> bool:
+    """Whether ``update`` is what takes keys in, and nothing was put in its place in the object or in its class."""
+    return type(cache).update is update and isinstance(cache.update, MethodType)
 
 
 def reader() -> Reader | None:
     """How Dynamo is to read decoder layers; None where a cache's own layers do more than is carried around one."""
-    known = all(_sets(kind) <= _CARRIED for kind in (DynamicLayer, DynamicSlidingWindowLayer))
-    return Reader(places_of, through_one) if known else None
+    code = tuple(getattr(kind, name) for kind in (DynamicLayer, DynamicSlidingWindowLayer) for name in _TAKES_IN)
+    own = DynamicCache.update is _UPDATE and all(map(_is_known, (*code, _UPDATE)))
+    return Reader(places_of, through_one) if own and _sets(code) <= _CARRIED and not _sets((_UPDATE,)) else None
+
+
+_TAKES_IN = ("update", "lazy_initialization")
 
 
 @functools.cache
-def _sets(kind: type) -> set[str]:
-    """Names of the attributes that a cache layer's code sets where keys come in."""
-    trees = (_tree(getattr(kind, name)) for name in ("update", "lazy_initialization"))
-    nodes = (node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute))
+def _sets(code: tuple[FunctionType, ...]) -> set[str]:
+    """Names of the attributes that functions set."""
+    nodes = (node for function in code for node in ast.walk(_tree(function)) if isinstance(node, ast.Attribute))
     return {node.attr for node in nodes if isinstance(node.ctx, ast.Store)}
 
 
-def places_of(layer: torch.nn.Module) -> tuple[int, int | None] | None:
-    """Which layer of the cache a decoder layer writes into, and the width of its window.
+def places_of(layer: torch.nn.Module) -> tuple[int, int | None, str] | None:
+    """Which layer of the cache a decoder layer writes into, the width of its window, and where in it these stand.
 
     Returns:
-        None unless it is surely that layer of the cache alone.
+        None unless it is surely that layer of the cache alone, and the code of all that it is made of is known.
     """
-    parts = list(layer.modules())
-    numbers = {vars(part)[NUMBER] for part in parts if NUMBER in vars(part)}
-    widths = {vars(part)["sliding_window"] for part in parts if type(vars(part).get("sliding_window")) is int}
-    number = numbers.pop() if len(numbers) == 1 else None
-    if type(number) is not int or not all(map(_names_own, map(type, parts))):
+    parts = dict(layer.named_modules())
+    if any(map(hooked, parts.values())) or not all(map(_has_known_code, set(map(type, parts.values())))):
         return None
-    return number, widths.pop() if len(widths) == 1 else None
+    numbers, widths = _where(parts, NUMBER), _where(parts, _WIDTH)
+    if len({*numbers.values()}) != 1 or len({*widths.values()}) > 1:
+        return None
+    return next(iter(numbers.values())), next(iter(widths.values()), None), " ".join([*numbers, *widths])
+
+
+def _where(parts: dict[str, torch.nn.Module], name: str) -> dict[str, int]:
+    """Numbers that parts of a layer have under a name, by their paths in the layer."""
+    found = {f"{path}.{name}".lstrip("."): vars(part).get(name) for path, part in parts.items()}
+    return {path: value for path, value in found.items() if type(value) is int}
+
+
+def _has_known_code(kind: type) -> bool:
+    """Whether a module's class is of a package that is known, and updates no other layer of a cache than its own."""
+    classes = [each for each in kind.__mro__ if each is not object]
+    functions = (value for each in classes if _package(each.__module__) != "torch" for value in _functions(each))
+    known = all(_package(each.__module__) in _KNOWN for each in classes) and all(map(_is_known, functions))
+    return known and _names_own(kind)
+
+
+def _functions(kind: type) -> Iterator[Callable[..., Any]]:
+    for value in vars(kind).values():
+        function = getattr(value, "__func__", value)
+        if isinstance(function, FunctionType):
+            yield function
+
+
+def _is_known(function: Any) -> bool:
+    """Whether a function is of a package that is known; what it wraps included."""
+    while function is not None:
+        if _package(getattr(function, "__globals__", {}).get("__name__", "")) not in _KNOWN:
+            return False
+        function = getattr(function, "__wrapped__", None)
+    return True
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
 
 
 @functools.cache
 def _names_own(kind: type) -> bool:
     """Whether the code of a module's class updates the cache's layer ``self.layer_idx`` and no other."""
-    known = [each for each in kind.__mro__ if each.__module__.partition(".")[0] not in ("torch", "builtins")]
+    own = [each for each in kind.__mro__ if _package(each.__module__) not in ("torch", "builtins")]
     try:
-        calls = [node for each in known for node in ast.walk(_tree(each)) if isinstance(node, ast.Call)]
+        calls = [node for each in own for node in ast.walk(_tree(each)) if isinstance(node, ast.Call)]
     except (OSError, TypeError, SyntaxError):  # a class that was made where no file shows how
         return False
     updates = (call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "update")

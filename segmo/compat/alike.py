@@ -36,7 +36,7 @@ def _same(one: Any, other: Any, found: dict[int, Tensor]) -> bool:
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.nn.Module):
-        return not _hooked(one) and not _hooked(other) and _same_items(vars(one), vars(other), found)
+        return not hooked(one) and not hooked(other) and _same_items(vars(one), vars(other), found)
     if isinstance(one, Tensor):
         alike = _same_kind(one, other) and _same_items(vars(one), vars(other), found)
         return alike and found.setdefault(id(one), other) is other
@@ -66,7 +66,8 @@ def _kind(tensor: Tensor) -> tuple[Any, ...]:
     return tensor.shape, tensor.stride(), tensor.dtype, tensor.device, tensor.requires_grad
 
 
-def _hooked(module: torch.nn.Module) -> bool:
+def hooked(module: torch.nn.Module) -> bool:
+    """Whether something else than its class's forward runs when a module is called."""
     return "forward" in vars(module) or any(vars(module).get(name) for name in _HOOKS)
 
 

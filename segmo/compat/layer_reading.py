@@ -36,17 +36,24 @@ VERSIONS = "torch 2.14; before it every layer is read"
 _KINDS = 8
 
 
-@dataclass(frozen=True)
+# In so many calls of a model layers are read so. A model of which a number in the layers is another in every call would
+# be traced again each time, as these numbers are part of what was read; from then on they are inputs of the graph.
+_CALLS = 8
+
+
+@dataclass
 class Reader:
-    """How a decoder layer's call is made one that can be read once.
+    """How the decoder layers of one model are made such that one can be read for all.
 
     Attributes:
         places: what ``call`` has to know of a module; None for one that cannot be read so.
         call: ``call(layer, *places, *args, **kwargs)`` is ``layer(*args, **kwargs)``, with a region in it.
+        calls: of the model in which layers were read so.
     """
 
-    places: Callable[[torch.nn.Module], tuple[int | None, ...] | None]
+    places: Callable[[torch.nn.Module], tuple[int | str | None, ...] | None]
     call: Callable[..., Any]
+    calls: int = 0
 
 
 @dataclass
@@ -56,17 +63,20 @@ class _Session:
     Attributes:
         reader: how it reads decoder layers.
         one_by_one: layers that cannot be regions in it, by the classes of all that they are made of.
+        counted: whether this is among the reader's calls.
     """
 
     reader: Reader
+    counted: bool = False
     one_by_one: set[tuple[type, ...]] = field(default_factory=set)
 
 
 @dataclass
 class _Reading:
-    """One call of a layer while Dynamo reads it."""
+    """One call of a layer while Dynamo reads it: whether it was stamped out, or read as a region."""
 
     stamped: bool = False
+    read: bool = False
 
 
 _SESSION: ContextVar[_Session | None] = ContextVar("segmo_session", default=None)
@@ -76,7 +86,7 @@ _READING: ContextVar[_Reading | None] = ContextVar("segmo_reading", default=None
 @contextmanager
 def stamped(reader: Reader | None) -> Iterator[None]:
     """Inside the block, in this context, Dynamo reads decoder layers through ``reader``; without it, one by one."""
-    if reader is None or not _set_up():
+    if reader is None or reader.calls >= _CALLS or not _set_up():
         yield
         return
     token, undo = _SESSION.set(_Session(reader)), _keep_regions()()
@@ -102,11 +112,12 @@ def _set_up() -> bool:
         return False
     variable: Any = nn_module.UnspecializedNNModuleVariable
     call, reusable, conditions = variable.call_function, regions.is_reusable, regions.build_reuse_condition
+    eligible = regions.is_reuse_eligible
 
     @functools.wraps(call)
     def call_function(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
         session = _SESSION.get()
-        if session is None or not _may_be_read(session, self, kwargs) or len(entries(tx)) >= _KINDS:
+        if session is None or not _may_be_read(session, self, tx, kwargs) or len(entries(tx)) >= _KINDS:
             return call(self, tx, args, kwargs)
         places = session.reader.places(self.value)
         if places is None:
@@ -122,6 +133,13 @@ def _set_up() -> bool:
         reading.stamped = stamping.Stamp(tx, condition, fingerprint, entry).made(reusable)
         return reading.stamped
 
+    @functools.wraps(eligible)
+    def is_reuse_eligible(*args: Any, **kwargs: Any) -> bool:
+        reading = _READING.get()
+        if reading is not None:
+            reading.read = True
+        return bool(eligible(*args, **kwargs))
+
     @functools.wraps(conditions)
     def build_reuse_condition(tx: Any, fingerprint: Any, *args: Any) -> Any:
         if _READING.get() is None:
@@ -131,17 +149,20 @@ def _set_up() -> bool:
         except RuntimeError:  # of a guard that cannot be asked of another layer: so none is stamped out
             return None
         if found is not None:
-            found.segmo_surroundings = stamping.surroundings(fingerprint)
+            stamping.note(tx, found, fingerprint)
         return found
 
     variable.call_function = call_function
     regions.is_reusable, regions.build_reuse_condition = is_reusable, build_reuse_condition
+    regions.is_reuse_eligible = is_reuse_eligible
     return True
 
 
-def _may_be_read(session: _Session, variable: Any, kwargs: Any) -> bool:
-    """Whether what is called is a module in a list, gets a cache, and is not inside of a layer that is being read."""
+def _may_be_read(session: _Session, variable: Any, tx: Any, kwargs: Any) -> bool:
+    """Whether a decoder of transformers calls a module of a list with a cache, and no gradients are recorded."""
     if "past_key_values" not in kwargs or _READING.get() is not None or torch.is_grad_enabled():
+        return False
+    if not tx.f_globals.get("__name__", "").startswith("transformers."):
         return False
     place = variable.source.name if variable.source is not None else ""
     return bool(re.search(r"\._modules\['\d+'\]$", place)) and _kind(variable.value) not in session.one_by_one
@@ -154,6 +175,10 @@ def _kind(module: torch.nn.Module) -> tuple[type, ...]:
 def _read(session: _Session, variable: Any, tx: Any, args: Any, kwargs: Any) -> Any:
     """A layer's call as a region. What cannot be one is read one by one, in this graph too, which is begun again."""
     module, stack_source = variable.value, variable.get_nn_module_stack_source()
+    session.reader.calls += not session.counted
+    session.counted = True
+    for given in (*args, *kwargs.values()):
+        given.realize()  # as they would be read elsewhere
     known, reading = len(entries(tx)), _Reading()
     token = _READING.set(reading)
     try:
@@ -170,6 +195,8 @@ def _read(session: _Session, variable: Any, tx: Any, args: Any, kwargs: Any) -> 
         _READING.reset(token)
     if not reading.stamped and len(entries(tx)) == known:
         _give_up(session, module, "what was read of it holds for no other layer")
+        if reading.read:  # with effects that Dynamo cannot have outside of the region
+            raise UnspecializeRestartAnalysis
     return result
 
 

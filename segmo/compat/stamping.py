@@ -22,6 +22,7 @@ from torch.utils._ordered_set import OrderedSet
 
 from segmo.compat.alike import counterparts
 from segmo.compat.regions import regions
+from segmo.compat.stored_tensors import is_cache
 
 GUARD_VALUE_DISPATCH: Any
 GuardCheckSpec: Any
@@ -34,12 +35,46 @@ WHAT = "torch._dynamo.guards, and how Dynamo stamps out regions"
 VERSIONS = "torch 2.14; before it there are no regions"
 
 
-def surroundings(fingerprint: Any) -> tuple[Any, ...]:
-    """What torch does not ask: which arguments are one tensor, and the modes of torch that a layer computes in."""
+def note(tx: Any, condition: Any, fingerprint: Any) -> None:
+    """Keeps with what was read, right behind it, all that is asked of other layers later.
+
+    Args:
+        tx: Dynamo's tracer.
+        condition: that the region was read under.
+        fingerprint: of the arguments that it was read with.
+    """
+    layer = fingerprint.arg_sources[0]
+    condition.segmo_surroundings = _surroundings(tx, fingerprint)
+    # All guards on what the layer holds. What Dynamo asks of the layer from now on has nothing to do with the region.
+    condition.segmo_guards = [
+        _with_check(tx, guard) for guard in tx.output.guards if is_from_source(guard.originating_source, layer)
+    ]
+    condition.segmo_elsewhere = OrderedSet(each for each in condition.traced_sources if not is_from_source(each, layer))
+    condition.segmo_ordered = [each for each in tx.output.guard_on_key_order if is_from_source(each, layer)]
+
+
+def _with_check(tx: Any, guard: Any) -> tuple[Any, Any, Any]:
+    """A guard, its check and what that expects. One of a kind that has no check (None) holds for no other layer."""
+    check = GUARD_VALUE_DISPATCH.get(guard.create_fn_name())
+    more = (*getattr(guard.create_fn, "args", ()), *getattr(guard.create_fn, "keywords", {}).values())
+    if not isinstance(check, GuardCheckSpec) or any(isinstance(each, Source) for each in more):
+        return guard, None, None
+    return guard, check, check.get_metadata_fn(guard, tx.output.resolve_source_value(guard.originating_source))
+
+
+def _surroundings(tx: Any, fingerprint: Any) -> tuple[Any, ...]:
+    """What torch does not ask: which arguments are one tensor, the modes of torch, and what was written meanwhile."""
     symbolic = (regions.InputTag.TENSOR, regions.InputTag.SYMNODE)
     nodes = [given.as_proxy().node for tag, given in fingerprint.flat_vts if tag in symbolic]
     casts = [(torch.is_autocast_enabled(each), torch.get_autocast_dtype(each)) for each in ("cpu", "cuda")]
-    return [nodes.index(node) for node in nodes], casts, torch.is_inference_mode_enabled(), torch.get_default_dtype()
+    modes = casts, torch.is_inference_mode_enabled(), torch.get_default_dtype()
+    written = {
+        (id(owner), name, id(value))
+        for owner, fields in tx.output.side_effects.store_attr_mutations.items()
+        if not is_cache(owner)
+        for name, value in fields.items()
+    }
+    return [nodes.index(node) for node in nodes], modes, written
 
 
 class Stamp:
@@ -72,6 +107,7 @@ class Stamp:
                 again = place.make_guard(create)
                 again.user_stack = guard.user_stack
                 install_guard(again)
+        self.tx.output.guard_on_key_order.update(map(self._moved, self.condition.segmo_ordered))
         return True
 
     def _called_alike(self, reusable: Callable[..., bool]) -> bool:
@@ -80,7 +116,7 @@ class Stamp:
         apart = (*self.tx.output.side_effects.mutated_sources, *others)  # from what a layer holds
         if any(is_from_source(each, self.now) or is_from_source(each, self.read) for each in apart):
             return False
-        if self.condition.segmo_surroundings != surroundings(self.fingerprint):
+        if self.condition.segmo_surroundings != _surroundings(self.tx, self.fingerprint):
             return False
         pairs = zip(self.condition.input_checks, self.fingerprint.flat_vts, strict=False)
         sources = zip(self.entry.arg_sources[1:], self.fingerprint.arg_sources[1:], strict=False)
@@ -89,16 +125,20 @@ class Stamp:
                 return False
             if tag is regions.InputTag.OBJECT and old != new:
                 return False
-        condition = dataclasses.replace(self.condition, guards=[], traced_sources=self._read_elsewhere())
+        condition = dataclasses.replace(self.condition, guards=[], traced_sources=self.condition.segmo_elsewhere)
         return bool(reusable(self.tx, condition, self.fingerprint, self.entry))
 
     def _alike(self) -> bool:
         """Whether both layers hold the same, and the region's inputs are the second one's tensors in its places."""
         read, now = self._value(self.read), self._value(self.now)
         tensors = counterparts(read, now) if now is self.fingerprint.flat_vts[0][1].value else None
-        return tensors is not None and all(
-            self._same_place(each, tensors) for each in self.entry.subgraph_input_mapping
-        )
+        if tensors is None:
+            return False
+        given = (*self.entry.arg_sources[1:], *self.fingerprint.arg_sources[1:])
+        arguments = {id(self._value(each)) for each in given if each is not None}
+        if arguments & {*tensors, *map(id, tensors.values())}:  # torch takes these for arguments in every layer
+            return False
+        return all(self._same_place(each, tensors) for each in self.entry.subgraph_input_mapping)
 
     def _same_place(self, given: Any, tensors: dict[int, torch.Tensor]) -> bool:
         """Whether one input of the region is found where it belongs."""
@@ -110,7 +150,7 @@ class Stamp:
     def _guards(self) -> list[tuple[Any, Any, Source]] | None:
         """The guards of the layer that was read, how and where each is made for this one; None if one does not hold."""
         found = []
-        for guard, check, expected in self._read_guards():
+        for guard, check, expected in self.condition.segmo_guards:
             place, create = self._moved(guard.originating_source), guard.create_fn
             try:
                 value = self._value(place)
@@ -124,32 +164,6 @@ class Stamp:
             if not holds:
                 return None
             found.append((guard, create, place))
-        return found
-
-    def _read_guards(self) -> list[tuple[Any, Any, Any]]:
-        """All guards on what the layer that was read holds: each with its check and what that expects.
-
-        A guard of a kind that has no check (None) holds for no other layer.
-        """
-        if not hasattr(self.condition, "segmo_guards"):
-            rooted = [each for each in self.tx.output.guards if is_from_source(each.originating_source, self.read)]
-            self.condition.segmo_guards = [self._with_check(each) for each in rooted]
-        found: list[tuple[Any, Any, Any]] = self.condition.segmo_guards
-        return found
-
-    def _with_check(self, guard: Any) -> tuple[Any, Any, Any]:
-        check = GUARD_VALUE_DISPATCH.get(guard.create_fn_name())
-        more = (*getattr(guard.create_fn, "args", ()), *getattr(guard.create_fn, "keywords", {}).values())
-        if not isinstance(check, GuardCheckSpec) or any(isinstance(each, Source) for each in more):
-            return guard, None, None
-        return guard, check, check.get_metadata_fn(guard, self._value(guard.originating_source))
-
-    def _read_elsewhere(self) -> OrderedSet[Source]:
-        """Where else than in the layer Dynamo looked when it read it."""
-        if not hasattr(self.condition, "segmo_elsewhere"):
-            sources = (each for each in self.condition.traced_sources if not is_from_source(each, self.read))
-            self.condition.segmo_elsewhere = OrderedSet(sources)
-        found: OrderedSet[Source] = self.condition.segmo_elsewhere
         return found
 
     def _value(self, place: Source) -> Any:

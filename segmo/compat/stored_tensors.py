@@ -28,7 +28,7 @@ def stored_tensors() -> frozenset[str]:
     if output is None:
         return frozenset()
     written = getattr(output.side_effects, _NAME)
-    values = [value for owner, fields in written.items() if _is_cache(owner) for value in fields.values()]
+    values = [value for owner, fields in written.items() if is_cache(owner) for value in fields.values()]
     return frozenset(name for value in values for name in _nodes(value))
 
 
@@ -42,7 +42,8 @@ def _output_graph() -> Any:
     return None
 
 
-def _is_cache(owner: Any) -> bool:
+def is_cache(owner: Any) -> bool:
+    """Whether Dynamo's record of an object is one of a cache."""
     try:
         kind = owner.python_type()
     except Exception:  # noqa: BLE001  # each kind of record has its own way of having no type
