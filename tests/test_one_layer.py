@@ -97,7 +97,7 @@ def counts(found: list[Any]) -> list[tuple[int, int]]:
 STAMPED = {
     "qwen2_vl": (3, 3),
     "qwen3_vl_moe": (3, 3),
-    "qwen3_5": (1, 1),
+    "qwen3_5": (1, 0),  # in a step, its layers of linear attention write in between
     "exaone4_5": (2, 2),
     "kimi_k25": (2, 2),
 }

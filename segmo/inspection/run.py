@@ -108,7 +108,9 @@ def capture_subject(given: Subject, options: Mapping[str, Any], stop_after: str 
     from segmo.compat import flags
     from segmo.compat.chunk_loops import make_loops_opaque
     from segmo.compat.dynamo import BackendCompilerFailed
+    from segmo.compat.layer_reading import stamped
     from segmo.compiler.backend import segmo as rewrite
+    from segmo.runtime.one_layer import reader
 
     wanted = Options.parse(with_stop(options, stop_after)).as_dict()
 
@@ -127,7 +129,8 @@ def capture_subject(given: Subject, options: Mapping[str, Any], stop_after: str 
     make_loops_opaque()
     undo = flags.hold()
     try:
-        _generate(given, 1)
+        with stamped(reader()):
+            _generate(given, 1)
     except BackendCompilerFailed as failure:
         if not isinstance(failure.inner_exception, SegMoError):
             raise
