@@ -110,7 +110,8 @@ def test_graphs_and_answers_are_those_of_layers_that_are_read_one_by_one(
     model = compiled(model_of(family))
     answer, notes = logits(model, 3, family), [graph.notes for graph in segmo.last_report().graphs]
     assert tuple(layers.count - layers.read for layers, _ in found[:2]) == STAMPED[family]
-    assert all(any("stamped out the others" in note for note in of_graph) for of_graph in notes)
+    told = [any("stamped out the others" in note for note in of_graph) for of_graph in notes[:2]]
+    assert told == [count > 0 for count in STAMPED[family]]
     graphs = [nodes for _, nodes in found]
     matches = [[record.matches for record in graph.passes] for graph in segmo.last_report().graphs]
 
