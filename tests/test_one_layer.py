@@ -93,7 +93,7 @@ def counts(found: list[Any]) -> list[tuple[int, int]]:
 
 
 # One family of each kind of decoder: windows, several kinds of layers, mixtures of experts, latent attention, linear
-# attention; with --exhaustive, all are tried. How many layers of two rounds are stamped out in prefill and decode.
+# attention. How many layers of two rounds are stamped out in prefill and decode.
 STAMPED = {
     "qwen2_vl": (3, 3),
     "qwen3_vl_moe": (3, 3),
@@ -355,7 +355,7 @@ def test_a_number_that_is_another_in_every_call_is_an_input_of_the_graph_in_the_
 
 
 def test_weights_that_layers_share(found: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """One MLP in two layers, and one layer that stands in two places."""
+    """One MLP in two layers, and one weight in two places of a layer."""
 
     def shared() -> Any:
         model = model_of(rounds=3)

@@ -118,9 +118,9 @@ class Stamp:
             return False
         if self.condition.segmo_surroundings != _surroundings(self.tx, self.fingerprint):
             return False
-        pairs = zip(self.condition.input_checks, self.fingerprint.flat_vts, strict=False)
-        sources = zip(self.entry.arg_sources[1:], self.fingerprint.arg_sources[1:], strict=False)
-        for ((tag, before), (_, argument)), (old, new) in zip(list(pairs)[1:], sources, strict=False):
+        checks, arguments = self.condition.input_checks[1:], self.fingerprint.flat_vts[1:]
+        sources = self.entry.arg_sources[1:], self.fingerprint.arg_sources[1:]
+        for (tag, before), (_, argument), old, new in zip(checks, arguments, *sources, strict=False):
             if tag is regions.InputTag.CONSTANT and before[1] != getattr(argument, "value", None):
                 return False
             if tag is regions.InputTag.OBJECT and old != new:
