@@ -329,5 +329,6 @@ def _kind(kind: type[CacheLayerMixin]) -> type[_Cut] | None:
             return cut
         if issubclass(kind, known):
             same = all(getattr(kind, name) is getattr(known, name) for name in ("get_seq_length", "get_mask_sizes"))
-            return type(f"Cut{kind.__name__}", (cut, kind), {}) if same else None
+            # Of no layer type: transformers would fill new caches with this class in the place of the one it is for.
+            return type(f"Cut{kind.__name__}", (cut, kind), {"_layer_type": None}) if same else None
     return None

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import DynamicCache
+from transformers import DynamicCache, cache_utils
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from segmo.errors import CacheError
@@ -136,3 +136,22 @@ def test_whatever_is_done_with_a_cut_cache_it_holds_what_the_lists_say(data: st.
                 with pytest.raises(CacheError, match="crop would take"):
                     cache.crop(-gone)
         check(cache, expected, draw)
+
+
+def test_a_layer_that_a_model_brings_keeps_its_place_in_transformers_table() -> None:
+    """New caches are filled by a table of classes, into which each class that is derived from one puts itself."""
+
+    class Own(DynamicLayer):  # as MiniMax-M3-VL's
+        _layer_type = "own"
+
+    table = getattr(cache_utils, "DYNAMIC_LAYER_TYPE_MAPPING", {})
+    try:
+        cache = DynamicCache()
+        cache.layers = [Own()]
+        cache.update(as_keys([[0, 2]]), as_keys([[0, 2]]), 0)
+        mark_cut(cache, 4, torch.tensor([[0, 2]]))
+        assert isinstance(cache.layers[0], CutLayer)
+        assert isinstance(cache.layers[0], Own)
+        assert table.get("own", Own) is Own
+    finally:
+        table.pop("own", None)
