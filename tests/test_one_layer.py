@@ -9,17 +9,24 @@ from typing import Any
 
 import pytest
 import torch
-from torch.fx import GraphModule
-from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
+from read_layers import (
+    Captured,
+    assert_same,
+    captured,
+    compiled,
+    counts,
+    layers_of,
+    logits,
+    model_of,
+    one_by_one,
+)
+from transformers.cache_utils import DynamicCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2MLP, Qwen2VLDecoderLayer
-from video_families import build, prompt
+from video_families import prompt
 
 import segmo
 from segmo.compat import layer_reading, regions
-from segmo.compiler import backend
-from segmo.passes.attentions import decoder_layer
-from segmo.runtime import one_layer
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
@@ -28,68 +35,8 @@ if regions.regions is None:
 
 
 @pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> list[tuple[regions.Layers, collections.Counter[Any]]]:
-    """Of each graph that is captured, its layers and its nodes, as SegMo's passes get them."""
-    seen: list[Any] = []
-
-    def expand(gm: GraphModule) -> regions.Layers:
-        layers = regions.expand(gm)
-        used = (node for node in gm.graph.nodes if node.users or str(node.target).endswith("_"))
-        seen.append((layers, collections.Counter(map(described, used))))
-        return layers
-
-    monkeypatch.setattr(backend, "expand", expand)
-    return seen
-
-
-def described(node: torch.fx.Node) -> tuple[Any, ...]:
-    """An operator, what kind of tensor comes out of it, and which decoder layer it belongs to."""
-    value = node.meta.get("example_value")
-    kind = (value.dim(), value.dtype) if isinstance(value, torch.Tensor) else None
-    return node.op if node.op == "placeholder" else str(node.target).partition(" at ")[0], kind, decoder_layer(node)
-
-
-def model_of(family: str = "qwen2_vl", rounds: int = 2) -> Any:
-    """Of its layers there are so many of each kind, and twice as many in a family that has one kind."""
-    model = build(family, rounds=rounds)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(generator=torch.Generator().manual_seed(parameter.numel()))
-    return model
-
-
-def layers_of(model: Any) -> Any:
-    return model.model.language_model.layers
-
-
-def compiled(model: Any, **options: Any) -> Any:
-    segmo.compile(model, **({"keep": 0.5} | options))
-    return model
-
-
-def logits(model: Any, tokens: int, family: str = "qwen2_vl", **more: Any) -> torch.Tensor:
-    """Of a prefill and the decode steps behind it."""
-    with torch.no_grad():
-        result = model.generate(
-            **prompt(family), **more, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False,
-            return_dict_in_generate=True, output_logits=True,
-        )  # fmt: skip
-    return torch.stack(result.logits)
-
-
-def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on every layer is read."""
-    monkeypatch.setattr(one_layer, "reader", lambda: None)
-    torch._dynamo.reset()
-
-
-def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
-
-
-def counts(found: list[Any]) -> list[tuple[int, int]]:
-    return [(layers.count, layers.read) for layers, _ in found]
+def found(monkeypatch: pytest.MonkeyPatch) -> list[Captured]:
+    return captured(monkeypatch)
 
 
 # One family of each kind of decoder: windows, several kinds of layers, mixtures of experts, latent attention, linear
@@ -308,41 +255,6 @@ def test_code_of_others_is_read_layer_by_layer(found: list[Any], monkeypatch: py
     assert not torch.equal(doubled, answer)
 
 
-def of_class(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    update = DynamicCache.update
-    monkeypatch.setattr(
-        DynamicCache, "update", lambda self, keys, values, *rest, **more: update(self, keys * 2, values, *rest, **more)
-    )
-
-
-def of_cache(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    update = cache.update
-    cache.update = lambda keys, values, *rest, **more: update(keys * 2, values, *rest, **more)
-
-
-def of_its_layer(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    update = cache.layers[2].update
-    cache.layers[2].update = lambda keys, values, *rest, **more: update(keys * 2, values, *rest, **more)
-
-
-@pytest.mark.parametrize("change", [of_class, of_cache, of_its_layer])
-@pytest.mark.parametrize("when", ["before", "afterwards"])
-def test_another_way_to_take_keys_in(change: Callable[..., None], when: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def run(model: Any, change: Callable[..., None] | None) -> torch.Tensor:
-        cache = DynamicCache(config=model.config)
-        with monkeypatch.context() as patch, torch.no_grad():
-            if change is not None:
-                change(cache, patch)
-            return model(**prompt("qwen2_vl"), past_key_values=cache).logits
-
-    model = compiled(model_of(), keep=1, segments=2)
-    before = run(model, None) if when == "afterwards" else None
-    after = run(model, change)
-    assert before is None or not torch.equal(before, after)
-    one_by_one(monkeypatch)
-    assert_same(run(compiled(model_of(), keep=1, segments=2), change), after)
-
-
 def test_a_number_that_is_another_in_every_call_is_an_input_of_the_graph_in_the_end(
     found: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,102 +278,6 @@ def test_weights_that_layers_share(found: list[Any], monkeypatch: pytest.MonkeyP
     answer = logits(shared(), 2)
     one_by_one(monkeypatch)
     assert_same(logits(shared(), 2), answer)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_second_turn_goes_on_from_a_cache_that_was_cut(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    def turns() -> torch.Tensor:
-        torch._dynamo.reset()
-        model = compiled(model_of("exaone4_5").to(dtype))
-        cache = DynamicCache(config=model.config)
-        inputs = prompt("exaone4_5")
-        with torch.no_grad():
-            model(**inputs, past_key_values=cache, use_cache=True)
-            seen = cache.get_seq_length()
-            more = torch.full((1, 5), 9)
-            mask = torch.ones(1, seen + 5, dtype=torch.long)
-            return model(input_ids=more, attention_mask=mask, past_key_values=cache).logits
-
-    answer = turns()
-    one_by_one(monkeypatch)
-    assert_same(turns(), answer)
-
-
-class OwnUpdate(DynamicLayer):  # type: ignore[no-untyped-call]  # of transformers
-    """Takes keys in by code that is not transformers'."""
-
-    def update(self, key_states: Any, value_states: Any, *args: Any, **kwargs: Any) -> Any:
-        return super().update(key_states * 2, value_states, *args, **kwargs)
-
-
-class OwnStart(DynamicLayer):  # type: ignore[no-untyped-call]  # of transformers
-    """Starts with a key that transformers' does not have."""
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        super().lazy_initialization(key_states, value_states)
-        self.keys, self.values = key_states[:, :, :0] * 2, value_states[:, :, :0] * 2
-        self.started = True
-
-
-class OwnKeys(DynamicLayer):  # type: ignore[no-untyped-call]  # of transformers
-    """Holds its keys in another place."""
-
-    @property
-    def keys(self) -> Any:
-        return self.held
-
-    @keys.setter
-    def keys(self, value: Any) -> None:
-        self.held = value
-
-
-@pytest.mark.parametrize(
-    ("kind", "regions"),
-    [
-        (lambda config: None, 4),
-        (lambda config: DynamicCache(), 4),
-        (lambda config: DynamicCache(config=config), 4),
-        (lambda config: StaticCache(config=config, max_cache_len=64), 0),
-    ],
-    ids=["none", "bare", "dynamic", "static"],
-)
-def test_caches(kind: Any, regions: int, found: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    def run() -> torch.Tensor:
-        torch._dynamo.reset()
-        model = compiled(model_of(), keep=1, segments=2)
-        with torch.no_grad():
-            return model(**prompt("qwen2_vl"), past_key_values=kind(model.config)).logits
-
-    answer = run()
-    assert counts(found) == [(regions, min(regions, 1))]
-    one_by_one(monkeypatch)
-    assert_same(run(), answer)
-
-
-@pytest.mark.parametrize("own", [OwnUpdate, OwnStart, OwnKeys])
-def test_a_cache_with_code_of_its_own_is_read_as_it_is(
-    own: Any, found: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run() -> torch.Tensor:
-        torch._dynamo.reset()
-        model = compiled(model_of(), keep=1, segments=2)
-        cache = DynamicCache(config=model.config)
-        cache.layers[2] = own()
-        with torch.no_grad():
-            return model(**prompt("qwen2_vl"), past_key_values=cache).logits
-
-    answer = run()
-    assert counts(found) == [(2, 1)], own  # those in front of it
-    one_by_one(monkeypatch)
-    assert_same(run(), answer)
-
-
-def test_a_cache_of_fixed_length_leaves_later_calls_as_they_are(found: list[Any]) -> None:
-    model = compiled(model_of(), keep=1, segments=2)
-    with torch.no_grad():
-        for cache in (StaticCache(config=model.config, max_cache_len=64), DynamicCache(config=model.config)):
-            model(**prompt("qwen2_vl"), past_key_values=cache)
-    assert counts(found) == [(0, 0), (4, 1)]
 
 
 class Broken(torch.nn.Module):
