@@ -7,9 +7,9 @@ Everything is timed in one process. All ways are compiled first, and then take t
 to minute where others use a machine; medians are given, of ratios within a round. The roofline is the time of the
 FLOPs that remain at rates measured after each prefill, medians of a round: linear layers at the GEMM rate of the dtype,
 visible pairs of tokens at the rate of flash attention. "untrimmed" computes every row of the last layer, as a model of
-many layers does almost wholly: of its four layers, this one saves most of one. ``own`` is the share of SegMo's own
-operators (scenes, scores, selection, gathering) in the prefill that they leave; ``--profile`` shows each. Results are
-saved after every length.
+many layers does almost wholly: of its four layers, this one saves most of one. "untiled" has no tiles of rows.
+``own`` is the share of SegMo's own operators (scenes, scores, selection, gathering) in the prefill that they leave;
+``--profile`` shows each. Results are saved after every length.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ VIDEO, START, END = 5, 7, 8
 CELLS = 16  # of a frame's side, so 256 tokens a frame
 SEGMENTS = 8
 
-TRIM = "trim-last-layer"
+TRIM, TILE = "trim-last-layer", "tile-rows"
 LSP_OFF = {"disable": ["segment-attention", "inject-context"]}
 WAYS: dict[str, Mapping[str, Any] | None] = {
     "eager": None,
@@ -53,6 +53,8 @@ WAYS: dict[str, Mapping[str, Any] | None] = {
     "CAS+LSP 0.5": {"keep": 0.5, "segments": SEGMENTS},
     "CAS+LSP 0.25": {"keep": 0.25, "segments": SEGMENTS},
     "CAS+LSP 0.25, untrimmed": {"keep": 0.25, "segments": SEGMENTS, "disable": [TRIM]},
+    "LSP, untiled": {"keep": 1.0, "segments": SEGMENTS, "disable": ["inject-context", TILE]},
+    "CAS+LSP 0.25, untiled": {"keep": 0.25, "segments": SEGMENTS, "disable": [TILE]},
 }
 
 

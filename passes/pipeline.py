@@ -23,6 +23,7 @@ from segmo.passes.reuse_buffers import ReuseBuffers
 from segmo.passes.segment_attention import SegmentAttention
 from segmo.passes.select_tokens import SelectTokens
 from segmo.passes.shard_segments import ShardSegments
+from segmo.passes.tile_rows import TileRows
 from segmo.passes.trim_last_layer import TrimLastLayer
 
 ENTRY_POINTS = "segmo.passes"
@@ -34,12 +35,13 @@ OWN: tuple[type[Any], ...] = (
     ShardSegments,
     LowerKernels,
     TrimLastLayer,
+    TileRows,
     ReuseBuffers,
     GroupHeads,
 )
 DEFAULT = (
     "select-tokens,segment-attention,inject-context,shard-segments,lower-kernels,"
-    "trim-last-layer,reuse-buffers,group-heads"
+    "trim-last-layer,tile-rows,reuse-buffers,group-heads"
 )
 _ITEM = re.compile(r"\s*([A-Za-z0-9_.:-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 

@@ -121,6 +121,7 @@ _ALL = (
     Reason("no-copies", "no attention copies keys and values for the query heads that share them", "nothing to do"),
     Reason("off-cpu", "only the CPU's attention was found to gain from it", "nothing to do"),
     Reason("own-buffers", "inductor plans its own buffers", "nothing to do"),
+    Reason("no-stretch", "no two linear layers stand in calls that keep rows apart", "nothing to do"),
     Reason("no-segments", "no attention was replaced by segments", "see why segment-attention did not apply"),
     Reason(
         "no-layer",
@@ -238,7 +239,7 @@ class Miss:
 EXPECTED = frozenset({
     "no-decoder", "decode", "text-only", "images", "keep-all", "one-segment", "no-context", "no-segments", "no-group",
     "not-asked", "every-row", "gradients", "own-buffers", "local-layer", "one-row", "hybrid", "no-copies",
-    "off-cpu",
+    "off-cpu", "no-stretch",
 })  # fmt: skip
 
 

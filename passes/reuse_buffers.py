@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, GraphModule, Node
 
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.graph import example, is_plain
@@ -56,8 +56,35 @@ class ReuseBuffers:
         embeds = example(facts.merge.node) if facts.merge else None
         if facts.by_inductor or embeds is None or embeds.device.type != "cpu":
             return Outcome(misses=(Miss.of("own-buffers"),))
-        memory = _Memory()
-        return Outcome(matches=sum(memory.visit(node) for node in list(rewrite.graph.nodes)))
+        matches = _visit(rewrite.graph) + sum(_visit_body(*alike) for alike in _bodies(rewrite.graph).items())
+        return Outcome(matches=matches)
+
+
+def _visit(graph: Graph) -> int:
+    memory = _Memory()
+    return sum(memory.visit(node) for node in list(graph.nodes))
+
+
+def _bodies(graph: Graph) -> dict[GraphModule, list[Node]]:
+    """Graphs that are called in a graph, and the nodes that name each."""
+    found: dict[GraphModule, list[Node]] = {}
+    for node in graph.find_nodes(op="get_attr"):
+        body = getattr(graph.owning_module, node.target, None)
+        if isinstance(body, GraphModule):
+            found.setdefault(body, []).append(node)
+    return found
+
+
+def _visit_body(body: GraphModule, named: list[Node]) -> int:
+    """The same in a body, of which a new one is made: a record of the graph as it was still has the old one."""
+    graph = Graph()
+    graph.output(graph.graph_copy(body.graph, {}))
+    matches = _visit(graph)
+    for node in named:
+        name = f"{node.target}_in_place"
+        setattr(node.graph.owning_module, name, GraphModule(body, graph))
+        node.target = name
+    return matches
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Measures what inductor makes of a decoder layer on this processor, beside the same layer as PyTorch runs it.
+"""Measures what inductor makes of a decoder layer on this processor, beside the same layer in tiles of rows.
 
 Legend: n rows, H hidden size, I intermediate size, A query heads, G key/value heads, D head size.
 """
@@ -17,13 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from segmo.compat.inductor import compile_graph, copy_of, fresh_cache
+from segmo.compat.inductor import compile_graph, fresh_cache
 from segmo.errors import in_one_line
 from segmo.runtime.cost.gain import Fusion, Gain, processor
 from segmo.runtime.cost.measure import LAYER_ROWS, Timer
 from segmo.runtime.cost.shape import ModelShape
+from segmo.runtime.row_tiles import in_row_tiles
 
 _PAIRS = 7
+_ROWS = (-2,) * 4  # where they are in all that the layer reads and gives
 _FEW_ROWS_CALLS = 20  # of a decode step, which is too short to be timed alone
 
 
@@ -76,19 +78,17 @@ def _rotate(x_1AnD: Tensor, cos_1nD: Tensor, sin_1nD: Tensor) -> Tensor:
     return turned
 
 
-class _Both:
-    """A backend of ``torch.compile`` that has a graph compiled as SegMo does, and keeps it as it is as well."""
+class _Inductor:
+    """A backend of ``torch.compile`` that has a graph compiled as SegMo does, and notes the time."""
 
     def __init__(self) -> None:
-        self.fused = True
         self.seconds = 0.0
 
     def __call__(self, gm: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        as_it_is = copy_of(gm)
         start = time.perf_counter()
-        fused = compile_graph(gm, inputs, {}, on_cpu=True)
+        compiled: Callable[..., Any] = compile_graph(gm, inputs, {}, on_cpu=True)
         self.seconds = time.perf_counter() - start
-        return lambda *args: (fused if self.fused else as_it_is)(*args)
+        return compiled
 
 
 def measure_fusion(
@@ -107,7 +107,7 @@ def measure_fusion(
     failed, gains = "", []
     try:
         with torch.no_grad(), fresh_cache():
-            _Both()(*_trivial())  # what inductor makes once for a machine is no layer's
+            _Inductor()(*_trivial())  # what inductor makes once for a machine is no layer's
             gains = [_gain(layer, count, timer, pairs) for count in (rows, 1)]
     except Exception as error:  # noqa: BLE001  # that it fails here is what is asked for
         failed = in_one_line(getattr(error, "inner_exception", error))  # Dynamo wraps it
@@ -120,23 +120,23 @@ def _trivial() -> tuple[GraphModule, list[Tensor]]:
 
 
 def _gain(layer: _Layer, rows: int, timer: Timer, pairs: int) -> Gain:
-    both = _Both()
-    run: Any = torch.compile(layer, backend=both, dynamic=True, fullgraph=True)
+    inductor = _Inductor()
+    fused: Any = torch.compile(layer, backend=inductor, dynamic=True, fullgraph=True)
     like = layer.before
     x_1nH, attended_1nX = (like.new_empty(1, rows, linear.in_features).normal_() for linear in (layer.q, layer.o))
     cos_1nD, sin_1nD = (like.new_empty(1, rows, layer.size).normal_() for _ in range(2))
+    given = x_1nH, attended_1nX, cos_1nD, sin_1nD
     once = dataclasses.replace(timer, runs=1)
     calls = _FEW_ROWS_CALLS if rows == 1 else 1
 
-    def act() -> None:
-        for _ in range(calls):
-            run(x_1nH, attended_1nX, cos_1nD, sin_1nD)
+    def seconds(run: Callable[..., Any], *args: Any) -> float:
+        def act() -> None:
+            for _ in range(calls):
+                run(*args)
 
-    ratios = []
-    for _ in range(pairs):
-        seconds = {}
-        for both.fused in (False, True):
-            seconds[both.fused] = once(act)
-        ratios.append(seconds[False] / seconds[True])
+        return once(act)
+
+    tiled = in_row_tiles, layer, _ROWS, _ROWS, 0  # as ``tile-rows`` has it run
+    ratios = [seconds(*tiled, *given) / seconds(fused, *given) for _ in range(pairs)]
     low, ratio, high = statistics.quantiles(ratios, n=4)
-    return Gain(rows, ratio, low, high, both.seconds)
+    return Gain(rows, ratio, low, high, inductor.seconds)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
