@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch._dynamo.guards import install_guard
 from torch._dynamo.source import is_from_source
+from torch._dynamo.variables.base import AttributeMutationNew
 from torch._dynamo.variables.builder import VariableBuilder
 from torch._guards import ChainedSource, Source
 from torch.utils._ordered_set import OrderedSet
@@ -44,7 +45,8 @@ def note(tx: Any, condition: Any, fingerprint: Any) -> None:
         fingerprint: of the arguments that it was read with.
     """
     layer = fingerprint.arg_sources[0]
-    condition.segmo_surroundings = _surroundings(tx, fingerprint)
+    condition.segmo_surroundings = _surroundings(fingerprint)
+    condition.segmo_written, condition.segmo_objects = _written(tx), _objects(tx)
     # All guards on what the layer holds. What Dynamo asks of the layer from now on has nothing to do with the region.
     condition.segmo_guards = [
         _with_check(tx, guard) for guard in tx.output.guards if is_from_source(guard.originating_source, layer)
@@ -62,19 +64,28 @@ def _with_check(tx: Any, guard: Any) -> tuple[Any, Any, Any]:
     return guard, check, check.get_metadata_fn(guard, tx.output.resolve_source_value(guard.originating_source))
 
 
-def _surroundings(tx: Any, fingerprint: Any) -> tuple[Any, ...]:
-    """What torch does not ask: which arguments are one tensor, the modes of torch, and what was written meanwhile."""
+def _surroundings(fingerprint: Any) -> tuple[Any, ...]:
+    """What torch does not ask: which arguments are one tensor, and the modes of torch."""
     symbolic = (regions.InputTag.TENSOR, regions.InputTag.SYMNODE)
     nodes = [given.as_proxy().node for tag, given in fingerprint.flat_vts if tag in symbolic]
     casts = [(torch.is_autocast_enabled(each), torch.get_autocast_dtype(each)) for each in ("cpu", "cuda")]
     modes = casts, torch.is_inference_mode_enabled(), torch.get_default_dtype()
-    written = {
-        (id(owner), name, id(value))
+    return [nodes.index(node) for node in nodes], modes
+
+
+def _written(tx: Any) -> dict[tuple[int, str], tuple[Any, Any]]:
+    """Whose attributes have been written, and what was: by object and name, both of Dynamo's own."""
+    return {
+        (id(owner), name): (owner, value)
         for owner, fields in tx.output.side_effects.store_attr_mutations.items()
         if not is_cache(owner)
         for name, value in fields.items()
     }
-    return [nodes.index(node) for node in nodes], modes, written
+
+
+def _objects(tx: Any) -> set[int]:
+    """The objects that Dynamo has met, or made, by now."""
+    return {id(each) for each in tx.output.side_effects.id_to_variable.values()}
 
 
 class Stamp:
@@ -116,7 +127,7 @@ class Stamp:
         apart = (*self.tx.output.side_effects.mutated_sources, *others)  # from what a layer holds
         if any(is_from_source(each, self.now) or is_from_source(each, self.read) for each in apart):
             return False
-        if self.condition.segmo_surroundings != _surroundings(self.tx, self.fingerprint):
+        if self.condition.segmo_surroundings != _surroundings(self.fingerprint) or not self._written_alike():
             return False
         checks, arguments = self.condition.input_checks[1:], self.fingerprint.flat_vts[1:]
         sources = self.entry.arg_sources[1:], self.fingerprint.arg_sources[1:]
@@ -127,6 +138,18 @@ class Stamp:
                 return False
         condition = dataclasses.replace(self.condition, guards=[], traced_sources=self.condition.segmo_elsewhere)
         return bool(reusable(self.tx, condition, self.fingerprint, self.entry))
+
+    def _written_alike(self) -> bool:
+        """Whether nothing was written since the region was read, but to objects that were made since: no layer has seen
+        these, unless something that was there before holds them now, which is written too.
+        """
+        then, now = self.condition.segmo_written, _written(self.tx)
+        kept = {
+            place: value
+            for place, (owner, value) in now.items()
+            if place[0] in self.condition.segmo_objects or not isinstance(owner.mutation_type, AttributeMutationNew)
+        }
+        return kept.keys() == then.keys() and all(value is then[place][1] for place, value in kept.items())
 
     def _alike(self) -> bool:
         """Whether both layers hold the same, and the region's inputs are the second one's tensors in its places."""
