@@ -205,7 +205,7 @@ def _has_known_code(kind: type) -> bool:
 
 def _functions(kind: type) -> Iterator[Callable[..., Any]]:
     for value in vars(kind).values():
-        function = getattr(value, "__func__", value)
+        function = getattr(value, "__func__", getattr(value, "fget", value))  # of a class method, of a property
         if isinstance(function, FunctionType):
             yield function
 
@@ -227,9 +227,10 @@ def _package(module: str) -> str:
 def _names_own(kind: type) -> bool:
     """Whether the code of a module's class updates the cache's layer ``self.layer_idx`` and no other."""
     own = [each for each in kind.__mro__ if _package(each.__module__) not in ("torch", "builtins")]
+    functions = [function for each in own for function in _functions(each)]
     try:
-        calls = [node for each in own for node in ast.walk(_tree(each)) if isinstance(node, ast.Call)]
-    except (OSError, TypeError, SyntaxError):  # a class that was made where no file shows how
+        calls = [node for each in functions for node in ast.walk(_tree(each)) if isinstance(node, ast.Call)]
+    except (OSError, TypeError, SyntaxError):  # code that was made where no file shows how
         return False
     updates = (call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "update")
     return all(_layer_named(call) in ("", f"self.{NUMBER}") for call in updates)
