@@ -35,13 +35,13 @@ OWN: tuple[type[Any], ...] = (
     ShardSegments,
     LowerKernels,
     TrimLastLayer,
+    GroupHeads,
     TileRows,
     ReuseBuffers,
-    GroupHeads,
 )
 DEFAULT = (
     "select-tokens,segment-attention,inject-context,shard-segments,lower-kernels,"
-    "trim-last-layer,tile-rows,reuse-buffers,group-heads"
+    "trim-last-layer,group-heads,tile-rows,reuse-buffers"
 )
 _ITEM = re.compile(r"\s*([A-Za-z0-9_.:-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 

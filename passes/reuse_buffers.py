@@ -10,6 +10,7 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from segmo.passes.base import Outcome, Rewrite, Tier
+from segmo.passes.effects import may_write
 from segmo.passes.graph import example, is_plain
 from segmo.passes.reasons import Miss
 from segmo.runtime.buffers import linear_into, scatter_rows, scatter_rows_
@@ -101,7 +102,7 @@ class _Memory:
 
     def visit(self, node: Node) -> bool:
         """Lets a node take memory that is free, if there is any; nodes are visited in order."""
-        if node.op not in ("call_function", "call_method"):
+        if node.op not in ("call_function", "call_method") or may_write(node):
             return False
         taken = self._overwritten(node) or self._refilled(node)
         if taken is not None:

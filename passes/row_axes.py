@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
-from segmo.passes.graph import changed_in_place, concrete, example, is_plain
+from segmo.passes.effects import may_write
+from segmo.passes.graph import concrete, example, is_plain
 
 F = torch.nn.functional
 Axis = int | tuple[int, ...]  # a tuple for a call with several results
@@ -31,26 +32,54 @@ class Followed:
         axis: where its rows are.
         aligned: operands from elsewhere that have these rows, or one for all, and where.
         sizes: places among its arguments where the number of rows stands.
+        view: its result may lie in the memory of its first operand.
     """
 
     axis: Axis
     aligned: dict[Node, int] = field(default_factory=dict)
     sizes: tuple[int, ...] = ()
+    view: bool = False
 
 
 def follow(node: Node, known: Known) -> Followed | None:
     """Follows a call whose operands have rows; None where it may compute a row from others, or none has."""
     rule = _RULES.get(node.target) if node.op in ("call_function", "call_method") else None
     source = node.args[0] if node.args else None
-    if rule is None or node.kwargs.get("inplace") or "out" in node.kwargs or changed_in_place(node) is not None:
+    if rule is None or may_write(node) or not any(each in known for each in node.all_input_nodes):
         return None
-    if not any(each in known for each in node.all_input_nodes) or not all(
-        map(_is_known, (node, *node.all_input_nodes))
-    ):
+    if not all(map(_is_known, (node, *node.all_input_nodes))):
         return None
     if rule in _OF_ONE and (source not in known or any(each in known for each in _tensors(node)[1:])):
         return None
-    return rule(node, known) if rule not in _WORDS or node.kwargs.keys() <= _WORDS[rule] else None
+    if rule in _WORDS and not node.kwargs.keys() <= _WORDS[rule]:
+        return None
+    found = rule(node, known)
+    if found is None or not _keeps_rows(node, found, known):
+        return None
+    found.view = rule in _VIEWS
+    return found
+
+
+def is_fresh(node: Node) -> bool:
+    """Whether the result of a call that writes nothing is surely memory of its own."""
+    rule = _RULES.get(node.target)
+    if isinstance(node.target, torch._ops.OpOverload):
+        return all(each.alias_info is None for each in node.target._schema.returns)
+    return node.target is F.scaled_dot_product_attention or (rule is not None and rule not in _VIEWS)
+
+
+def _keeps_rows(node: Node, found: Followed, known: Known) -> bool:
+    """Whether a result is as long where its rows are to be as one of the operands is there."""
+    operand = next(each for each in node.all_input_nodes if each in known)
+    before, after = _lengths(example(operand), known[operand]), _lengths(example(node), found.axis)
+    return None not in after and set(after) <= set(before)
+
+
+def _lengths(value: Any, axis: Axis) -> list[int | None]:
+    values, axes = (value, axis) if isinstance(axis, tuple) else ((value,), (axis,))
+    if not all(isinstance(each, Tensor) for each in values) or len(values) != len(axes):
+        return [None]
+    return [concrete(each.shape[at]) if each.dim() >= -at else None for each, at in zip(values, axes, strict=True)]
 
 
 def _is_known(node: Node) -> bool:
@@ -102,8 +131,9 @@ def _kept(node: Node, known: Known) -> Followed | None:
 
 
 def _linear(node: Node, known: Known) -> Followed | None:
-    axis = known[node.args[0]]  # type: ignore[index]
-    return Followed(axis) if isinstance(axis, int) and axis < -1 else None
+    axis, weight = known[node.args[0]], _argument(node, 1, "weight")  # type: ignore[index]
+    flat = isinstance(weight, Node) and example(weight).dim() == 2
+    return Followed(axis) if flat and isinstance(axis, int) and axis < -1 else None
 
 
 def _normed(node: Node, known: Known) -> Followed | None:
@@ -196,6 +226,14 @@ def _reshaped(node: Node, known: Known) -> Followed | None:
     return Followed(places[0] - len(after), sizes=(places[0],) if sizes and sizes[places[0]] != -1 else ())
 
 
+def _split(node: Node, known: Known) -> Followed | None:
+    """``unflatten`` of another axis."""
+    source: Any = node.args[0]
+    axis, rank, dim = known[source], example(source).dim(), _argument(node, 1, "dim")
+    apart = isinstance(dim, int) and dim % rank - rank != axis
+    return _reshaped(node, known) if apart else None
+
+
 def _sizes(node: Node) -> Sequence[Any] | None:
     """What a tensor is reshaped to; None where that is no list of sizes."""
     given = node.args[1:]
@@ -265,7 +303,8 @@ _RULES: dict[Any, Callable[[Node, Known], Followed | None]] = {
     **_of(_parted, "chunk", "split", "unbind", torch.chunk, torch.split, torch.unbind),
     **_of(_moved, "transpose", "permute", torch.transpose, torch.permute),
     **_of(_widened, "unsqueeze", torch.unsqueeze),
-    **_of(_reshaped, "view", "reshape", "flatten", "unflatten", torch.flatten, torch.unflatten),
+    **_of(_reshaped, "view", "reshape", "flatten", torch.flatten),
+    **_of(_split, "unflatten", torch.unflatten),
     **_of(_picked, operator.getitem),
 }
 # What a rule understands, if it is given by name; rules that are not here have no use for it.
@@ -281,4 +320,6 @@ _WORDS: dict[Any, set[str]] = {
     _widened: {"dim"},
 }
 # Rules that read one tensor with rows; what else the call takes has none.
-_OF_ONE = (_same, _kept, _linear, _normed, _reduced, _softmax, _parted, _moved, _widened, _reshaped, _picked)
+_OF_ONE = (_same, _kept, _linear, _normed, _reduced, _softmax, _parted, _moved, _widened, _reshaped, _split, _picked)
+# Rules of calls that may give memory of their operand: views, and conversions where there is nothing to convert.
+_VIEWS = (_same, _typed, _kept, _parted, _moved, _widened, _reshaped, _split, _picked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -16,17 +17,16 @@ import segmo.runtime.distributed.ops  # noqa: F401  # registers torch.ops.segmo
 from segmo.errors import PipelineError
 from segmo.passes.attentions import SDPA
 from segmo.passes.base import Outcome, Rewrite, Tier
-from segmo.passes.graph import changed_in_place, example, is_view
+from segmo.passes.effects import may_write
+from segmo.passes.graph import example
 from segmo.passes.reasons import Miss
-from segmo.passes.row_axes import Axis, Followed, follow
+from segmo.passes.row_axes import Axis, Followed, follow, is_fresh
 from segmo.passes.scene_nodes import OPS, merge_of
 from segmo.runtime.row_tiles import in_row_tiles, tile_rows
 
 _LINEAR = torch.nn.functional.linear
 _WORTH = 2  # linear layers in a stretch: one alone reads and writes no more than its operand and result
 _ATTENTIONS = (SDPA, OPS.segment_attention.default, OPS.rank_attention.default)
-# Calls that give their operand itself where there is nothing to do.
-_MAYBE_VIEWS = {"contiguous", "to", "float", "half", "bfloat16", "type", "type_as", "detach"}
 _MODES = ("_enter_", "_exit_", "_set_")  # what torch computes with from there on
 
 
@@ -41,8 +41,8 @@ class TileRows:
     Exact to rounding. On the CPU, where the graph is run as it is: inductor fuses such calls itself.
 
     Trap avoided: a call may look at other rows (a norm over them, a shift, a count), or change memory that is read
-    elsewhere. So only calls with a rule in :mod:`segmo.passes.row_axes` belong to a stretch, and only memory that
-    nobody changes behind its back.
+    elsewhere. So only calls with a rule in :mod:`segmo.passes.row_axes` belong to a stretch, and it ends before any
+    call that may write (:mod:`segmo.passes.effects`).
     """
 
     name: ClassVar[str] = "tile-rows"
@@ -83,32 +83,55 @@ class _Stretch:
     """
 
     calls: dict[Node, Followed] = field(default_factory=dict)
-    inputs: dict[Node, int | None] = field(default_factory=dict)
+    inputs: dict[Node, Axis | None] = field(default_factory=dict)  # no tuples; see takes()
     rows: Any = None
 
     def results(self) -> list[Node]:
-        """Calls whose results are read elsewhere."""
-        return [node for node in self.calls if any(user not in self.calls for user in node.users)]
+        """Calls whose results are read elsewhere. Views of what came from elsewhere stay where they are."""
+        read = (node for node in self.calls if any(user not in self.calls for user in node.users))
+        return [node for node in read if self._memory(node) in self.calls]
 
     def is_worth_it(self) -> bool:
-        """Whether tiles gain anything, and all results are tensors."""
+        """Whether tiles gain anything, all results are tensors, and nobody sees that each has memory of its own."""
         linears, results = sum(node.target is _LINEAR for node in self.calls), self.results()
-        return linears >= _WORTH and bool(results) and all(isinstance(self.calls[each].axis, int) for each in results)
+        if linears < _WORTH or not results or not all(isinstance(self.calls[each].axis, int) for each in results):
+            return False
+        shared = Counter(map(self._memory, results))
+        return not any(shared[self._memory(each)] > 1 and self._is_written(each) for each in results)
+
+    def _memory(self, node: Node) -> Node:
+        """The call, or what came from elsewhere, in whose memory a result may lie."""
+        while node in self.calls and self.calls[node].view:
+            node = node.all_input_nodes[0]
+        return node
+
+    def _is_written(self, node: Node) -> bool:
+        """Whether a result may be changed elsewhere, directly or through a view of it."""
+        for user in node.users:
+            if user not in self.calls and (may_write(user) or (not is_fresh(user) and self._is_written(user))):
+                return True
+        return False
 
     def takes(self, node: Node, found: Followed, known: Mapping[Node, Axis]) -> bool:
-        """Whether a call has as many rows as those that are here, and reads nothing but tensors from elsewhere."""
-        elsewhere = (known.get(each) for each in node.all_input_nodes if each not in self.calls)
-        return self.rows in (None, _rows(node, found.axis)) and not any(isinstance(axis, tuple) for axis in elsewhere)
+        """Whether a call has as many rows as those that are here, and reads what comes from elsewhere as they do."""
+        new = self._read(node, found, known)
+        alike = all(self.inputs.get(each, axis) == axis and not isinstance(axis, tuple) for each, axis in new.items())
+        return alike and self.rows in (None, _rows(node, found.axis))
 
     def add(self, node: Node, found: Followed, known: Mapping[Node, Axis]) -> None:
         """Adds a call behind those that are here."""
         self.rows = _rows(node, found.axis)
-        read: dict[Node, None] = {}
-        map_arg((_resized(node, found, 0), node.kwargs), lambda each: read.setdefault(each))
-        for each in read:
-            if each not in self.calls:
-                self.inputs.setdefault(each, found.aligned.get(each, known.get(each)))  # type: ignore[arg-type]
+        self.inputs |= self._read(node, found, known)
         self.calls[node] = found
+
+    def _read(self, node: Node, found: Followed, known: Mapping[Node, Axis]) -> dict[Node, Axis | None]:
+        """What a call reads from elsewhere, the number of rows left out, and where its rows are."""
+        read: dict[Node, Axis | None] = {}
+        map_arg(
+            (_resized(node, found, 0), node.kwargs),
+            lambda each: read.setdefault(each, found.aligned.get(each, known.get(each))),
+        )
+        return {each: axis for each, axis in read.items() if each not in self.calls}
 
 
 def _resized(node: Node, found: Followed, size: Any) -> tuple[Any, ...]:
@@ -126,10 +149,10 @@ def _resized(node: Node, found: Followed, size: Any) -> tuple[Any, ...]:
 def _put(rewrite: Rewrite, bodies: _Bodies) -> Iterator[_Stretch]:
     """Puts each stretch that is worth it into tiles, in order."""
     known: dict[Node, Axis] = {}
-    written, recorded = _Written(rewrite.graph), set(rewrite.nodes.values())
+    recorded = set(rewrite.nodes.values())
     stretch = _Stretch()
     for node in list(rewrite.graph.nodes):
-        out = node in recorded or written.concerns(node) or _is_result(node)
+        out = node in recorded or _is_result(node)
         found = None if out else follow(node, known)
         if found is not None and not stretch.takes(node, found, known):
             found = None
@@ -146,9 +169,10 @@ def _put(rewrite: Rewrite, bodies: _Bodies) -> Iterator[_Stretch]:
 
 
 def _ends(node: Node, stretch: _Stretch) -> bool:
-    """Whether a stretch has to be computed before a node: it is read there, or torch may compute otherwise after it."""
+    """Whether a stretch has to be computed before a node: it is read there, or what it reads may change there."""
     mode = str(getattr(node.target, "__name__", "")).startswith(_MODES)
-    return node.op == "output" or mode or any(each in stretch.calls for each in node.all_input_nodes)
+    read = any(each in stretch.calls for each in node.all_input_nodes)
+    return node.op == "output" or mode or read or may_write(node)
 
 
 def _row_axis(node: Node, merge: Node) -> int | None:
@@ -165,8 +189,9 @@ def _row_axis(node: Node, merge: Node) -> int | None:
 
 
 def _is_trimmed(attention: Node) -> bool:
-    """Whether ``trim-last-layer`` left it one row, which it picked by a call that nobody has traced."""
-    return any(example(each) is None for each in attention.all_input_nodes)
+    """Whether ``trim-last-layer`` left it one row of queries, which it picked by a call that nobody has traced."""
+    query: Any = attention.args[0] if attention.args else attention.kwargs["query"]
+    return example(query) is None
 
 
 def _rows(node: Node, axis: Axis) -> Any:
@@ -179,37 +204,6 @@ def _rows(node: Node, axis: Axis) -> Any:
 def _is_result(node: Node) -> bool:
     """Whether a linear layer's result leaves the graph, as logits do: they would be copied once more."""
     return node.target is _LINEAR and all(user.op == "output" for user in node.users)
-
-
-def _changed(node: Node) -> list[Node]:
-    """Whose memory a call may change."""
-    schema = getattr(node.target, "_schema", None)
-    if schema is not None and schema.is_mutable:
-        return node.all_input_nodes
-    given = (changed_in_place(node), node.kwargs.get("out"))
-    return [each for each in given if isinstance(each, Node)]
-
-
-class _Written:
-    """Whose memory is changed in place, and when last."""
-
-    def __init__(self, graph: Graph) -> None:
-        self.place = {node: place for place, node in enumerate(graph.nodes)}
-        self.last: dict[Node, int] = {}
-        for node, place in self.place.items():
-            for root in _changed(node):
-                self.last[self._memory(root)] = place
-
-    def concerns(self, node: Node) -> bool:
-        """Whether the memory of a call's result is changed, or that of an operand from then on."""
-        behind = (self.last.get(self._memory(each), -1) > self.place[node] for each in node.all_input_nodes)
-        return self._memory(node) in self.last or any(behind)
-
-    @staticmethod
-    def _memory(node: Node) -> Node:
-        while (is_view(node) or node.target in _MAYBE_VIEWS) and node.args and isinstance(node.args[0], Node):
-            node = node.args[0]
-        return node
 
 
 class _Bodies:
@@ -237,7 +231,8 @@ class _Bodies:
             new.meta = old.meta
             old.replace_all_uses_with(new, lambda user: user not in stretch.calls)
         for node in reversed(stretch.calls):
-            self.graph.erase_node(node)
+            if not node.users:
+                self.graph.erase_node(node)
         return dict(zip(made, axes[1], strict=True))
 
     def _body(self, stretch: _Stretch, results: Sequence[Node]) -> Node:

@@ -27,7 +27,10 @@ import segmo
 from segmo.errors import RankError
 from segmo.passes.pipeline import DEFAULT
 
-PIPELINE = DEFAULT.replace("shard-segments", "shard-segments{{cache={cache}}}")
+PIPELINE = DEFAULT.replace("shard-segments", "shard-segments{{cache={cache}}}").replace(
+    "tile-rows",
+    "tile-rows{{rows=8}}",
+)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +133,7 @@ def test_the_answer_is_that_of_one_process(crews, ranks, cache, family, keep):
         for one in everyone:
             assert one["passes"]["prefill", "shard-segments"] == models.LAYERS
             assert one["passes"]["prefill", "trim-last-layer"] == 1
+            assert one["passes"]["prefill", "tile-rows"] > 0
             assert torch.equal(one["tokens"], expected["tokens"])
             torch.testing.assert_close(one["logits"], expected["logits"], rtol=1e-4, atol=1e-5)
             assert torch.equal(one["logits"], everyone[0]["logits"])

@@ -64,6 +64,7 @@ WEIGHTS = {"narrow": torch.linspace(-1, 1, 24).view(3, 8), "widen": torch.linspa
 ROWS = torch.tensor([[True], [False], [True]])[None]
 ONE: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "silu": (torch.nn.functional.silu, ()),
+    "in place": (torch.nn.functional.silu, (True,)),
     "neg": (operator.neg, ()),
     "narrow": (LINEAR, (WEIGHTS["narrow"],)),
     "widen": (LINEAR, (WEIGHTS["widen"],)),
@@ -127,7 +128,7 @@ class Program:
                 at for at, x in enumerate(self.values)
                 if wanted is None or (x.shape[-1], x.dtype) == (wanted.shape[1], wanted.dtype)
             ]  # fmt: skip
-            if name != "change" or left % len(fitting):  # the program's input stays
+            if name not in ("change", "in place") or left % len(fitting):  # the program's input stays
                 self.call(target, [fitting[left % len(fitting)]], rest)
             return
         first = left % len(self.values)
@@ -140,6 +141,7 @@ class Program:
     st.lists(st.tuples(st.sampled_from([*ONE, *TWO]), st.integers(0, 99), st.integers(0, 99)), min_size=1, max_size=20)
 )
 @example([("single", 2, 0), ("mul", 3, 0)])  # a conversion that converts nothing
+@example([("in place", 1, 0), ("silu", 3, 0)])  # an activation that the model has in place
 def test_any_program_gives_the_same(steps: list[tuple[str, int, int]]) -> None:
     """Random programs with shared operands, views and changes in place; the last value and one in the middle count."""
     program = Program()
