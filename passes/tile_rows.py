@@ -107,9 +107,15 @@ class _Stretch:
 
     def _is_written(self, node: Node) -> bool:
         """Whether a result may be changed elsewhere, directly or through a view of it."""
-        for user in node.users:
-            if user not in self.calls and (may_write(user) or (not is_fresh(user) and self._is_written(user))):
-                return True
+        views = [node]
+        for view in views:
+            for user in view.users:
+                if user in self.calls or user in views:
+                    continue
+                if may_write(user):
+                    return True
+                if not is_fresh(user):
+                    views.append(user)
         return False
 
     def takes(self, node: Node, found: Followed, known: Mapping[Node, Axis]) -> bool:
