@@ -48,9 +48,10 @@ def test_static_first_then_dynamic() -> None:
     assert kinds().count("prefill") == 2
     for graph in segmo.last_report().to_dict()["graphs"]:
         if graph["kind"] == "prefill":
-            matches = [each["matches"] for each in graph["passes"]]
-            assert matches[:6] == [1, LAYERS, 1, 0, LAYERS, 1]
-            assert matches[6] > LAYERS
+            matches = {each["name"]: each["matches"] for each in graph["passes"]}
+            assert list(matches.values())[:6] == [1, LAYERS, 1, 0, LAYERS, 1]
+            assert matches["tile-rows"] == LAYERS
+            assert matches["reuse-buffers"] > LAYERS
 
 
 def test_works_without_an_import_and_with_dynamo_as_it_comes() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from segmo.errors import PlanError
 from segmo.options import Options
 from segmo.runtime.cost.device import DEVICES, device_named
-from segmo.runtime.cost.gain import processor
+from segmo.runtime.cost.gain import VERSION, processor
 from segmo.runtime.cost.link import with_link
 from segmo.runtime.cost.measure import Timer, measure_device
 from segmo.runtime.cost.memory import check_memory, rank_memory
@@ -90,7 +90,7 @@ FUSION = {
     "date": "2026-11-30",
     "processor": "Z80",
     "torch": "2.14.1",
-    "version": 1,
+    "version": VERSION,
 }
 
 

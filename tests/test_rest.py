@@ -23,7 +23,7 @@ from segmo.errors import CompileError
 from segmo.inspection.environment import as_text, examine
 from segmo.options import Options
 from segmo.runtime.cost.device import DEVICES
-from segmo.runtime.cost.gain import Fusion, Gain, processor
+from segmo.runtime.cost.gain import VERSION, Fusion, Gain, processor
 from segmo.runtime.cost.store import devices_folder, load_device, save_device
 from segmo.runtime.rest import WORTH, choose_rest
 
@@ -121,7 +121,7 @@ def test_gradients_files_of_before_and_broken_ones_leave_the_graph_as_it_is(tmp_
     stored = json.loads(file.read_text())
     del stored["fusion"]
     with torch.no_grad():
-        for text in (json.dumps(stored), json.dumps({**stored, "fusion": {"version": 1}}), "{", "[]"):
+        for text in (json.dumps(stored), json.dumps({**stored, "fusion": {"version": VERSION}}), "{", "[]"):
             file.write_text(text)
             assert not choose_rest(Options(), "prefill", CPU, FP32, tmp_path).inductor
         file.write_text(json.dumps(stored))
