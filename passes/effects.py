@@ -36,8 +36,8 @@ def may_write(node: Node) -> bool:
 
 
 def _says_so(name: str) -> bool:
-    """PyTorch's name for what changes its operand ends so."""
-    return name.endswith("_") and name not in ("and_", "or_", "not_", "is_") and not name.endswith("__")
+    """PyTorch's names for what changes its operand end so; Python's own end so too, whatever they do."""
+    return name.endswith("_") and name not in ("and_", "or_", "not_", "is_")
 
 
 def _is_of_torch(target: Any) -> bool:
