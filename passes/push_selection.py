@@ -9,6 +9,7 @@ from typing import ClassVar
 from torch.fx import Graph, Node
 
 from segmo.passes.base import Outcome, Rewrite, Tier
+from segmo.passes.reasons import Miss
 from segmo.passes.scene_nodes import OPS
 
 INPUTS = ("pixels", "beside", "pixel_rows", "few_beside", "token_rows", "total")
@@ -58,7 +59,9 @@ class PushSelection:
             return Outcome(misses=(rewrite.facts.miss,))
         graph = rewrite.graph
         named = {str(node.target): node for node in graph.nodes if node.op == "placeholder"}
-        encoder = next(node for node in graph.nodes if node.op == "call_module")
+        encoder = next((node for node in graph.nodes if node.op == "call_module"), None)
+        if encoder is None:
+            return Outcome(misses=(Miss.of("no-pixels"),))
         with graph.inserting_before(encoder):
             few = graph.call_function(OPS.take_rows.default, (named["pixels"], named["pixel_rows"]))
         encoder.args = (few, named["few_beside"])

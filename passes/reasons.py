@@ -154,6 +154,11 @@ _ALL = (
         "use segmo.compile(model); every frame was encoded, and keep was at most frames",
     ),
     Reason(
+        "no-pixels",
+        "the vision encoder is not in this graph",
+        "leave the pass out of the pipeline: where frames are chosen it runs by itself",
+    ),
+    Reason(
         "no-ids",
         "frames are chosen before the vision encoder by the prompt's token ids, and its embeddings came alone",
         "pass input_ids beside inputs_embeds; every frame was encoded",
@@ -239,7 +244,7 @@ class Miss:
 EXPECTED = frozenset({
     "no-decoder", "decode", "text-only", "images", "keep-all", "one-segment", "no-context", "no-segments", "no-group",
     "not-asked", "every-row", "gradients", "own-buffers", "local-layer", "one-row", "hybrid", "no-copies",
-    "off-cpu", "no-stretch",
+    "off-cpu", "no-stretch", "no-pixels",
 })  # fmt: skip
 
 

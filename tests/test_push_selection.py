@@ -15,6 +15,7 @@ import segmo
 from segmo.calls.inputs import encoded
 from segmo.errors import NotRewrittenError, OptionError, PromptError
 from segmo.options import Options
+from segmo.passes.pipeline import DEFAULT
 from segmo.runtime.frame_budget import frame_count
 from segmo.upstream.encoder import FrameEncoder, encode_all, encoding
 
@@ -268,3 +269,13 @@ def test_embeddings_alone_do_not_tell_where_frames_stand() -> None:
         model.generate(**alone, max_new_tokens=1, do_sample=False)
     model.generate(**inputs, inputs_embeds=embeds, max_new_tokens=1, do_sample=False)
     assert segmo.last_report().frames.encoded == 4
+
+
+def test_named_in_the_pipeline_of_a_decoder_it_says_that_there_is_nothing_to_do() -> None:
+    model = build("qwen2_vl")
+    segmo.compile(model, keep=0.5, pipeline=f"push-selection,{DEFAULT}", strict=True)
+    with torch.no_grad():
+        model(**prompt("qwen2_vl"), logits_to_keep=1)
+    graph = next(graph for graph in segmo.last_report().graphs if graph.kind == "prefill")
+    assert [miss.code for miss in graph.passes[0].misses] == ["no-pixels"]
+    assert graph.passes[1].matches == 1
