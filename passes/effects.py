@@ -1,4 +1,7 @@
-"""Whether a call may change a tensor that it is given. What is not known to leave them alone may."""
+"""Whether a call may change a tensor that it is given, and whether a graph's memory is ours to plan.
+
+What is not known to leave its operands alone may change them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,10 @@ from typing import Any
 
 import torch
 from torch.fx import Node
+
+from segmo.passes.analyse import Facts
+from segmo.passes.graph import example
+from segmo.passes.reasons import Miss
 
 F = torch.nn.functional
 # Where a function takes "inplace", if it is not given by name.
@@ -33,6 +40,17 @@ def may_write(node: Node) -> bool:
     if target in _WRITERS or (place < len(node.args) and bool(node.args[place])):
         return True
     return not _is_of_torch(target) or _says_so(target.__name__)
+
+
+def not_as_it_is(facts: Facts) -> Miss | None:
+    """Why a graph is not run on the CPU as it is, without gradients; None if it is: then its memory is ours to plan."""
+    if facts.miss:
+        return facts.miss
+    if torch.is_grad_enabled():
+        return Miss.of("gradients")
+    embeds = example(facts.merge.node) if facts.merge else None
+    other = facts.by_inductor or embeds is None or embeds.device.type != "cpu"
+    return Miss.of("own-buffers") if other else None
 
 
 def _says_so(name: str) -> bool:

@@ -10,9 +10,8 @@ import torch
 from torch.fx import Graph, GraphModule, Node
 
 from segmo.passes.base import Outcome, Rewrite, Tier
-from segmo.passes.effects import may_write
+from segmo.passes.effects import may_write, not_as_it_is
 from segmo.passes.graph import example, is_plain
-from segmo.passes.reasons import Miss
 from segmo.runtime.buffers import linear_into, scatter_rows, scatter_rows_
 
 _IN_PLACE = {operator.mul: operator.imul, operator.add: operator.iadd}
@@ -49,14 +48,9 @@ class ReuseBuffers:
 
     def run(self, rewrite: Rewrite) -> Outcome:
         """See :class:`segmo.passes.base.Pass`."""
-        facts = rewrite.facts
-        if facts.miss:
-            return Outcome(misses=(facts.miss,))
-        if torch.is_grad_enabled():
-            return Outcome(misses=(Miss.of("gradients"),))
-        embeds = example(facts.merge.node) if facts.merge else None
-        if facts.by_inductor or embeds is None or embeds.device.type != "cpu":
-            return Outcome(misses=(Miss.of("own-buffers"),))
+        miss = not_as_it_is(rewrite.facts)
+        if miss:
+            return Outcome(misses=(miss,))
         matches = _visit(rewrite.graph) + sum(_visit_body(*alike) for alike in _bodies(rewrite.graph).items())
         return Outcome(matches=matches)
 

@@ -17,7 +17,7 @@ import segmo.runtime.distributed.ops  # noqa: F401  # registers torch.ops.segmo
 from segmo.errors import PipelineError
 from segmo.passes.attentions import SDPA
 from segmo.passes.base import Outcome, Rewrite, Tier
-from segmo.passes.effects import may_write
+from segmo.passes.effects import may_write, not_as_it_is
 from segmo.passes.graph import example
 from segmo.passes.reasons import Miss
 from segmo.passes.row_axes import Axis, Followed, follow, is_fresh
@@ -56,13 +56,9 @@ class TileRows:
 
     def run(self, rewrite: Rewrite) -> Outcome:
         """See :class:`segmo.passes.base.Pass`."""
-        facts = rewrite.facts
-        if facts.miss:
-            return Outcome(misses=(facts.miss,))
-        if torch.is_grad_enabled():
-            return Outcome(misses=(Miss.of("gradients"),))
-        if facts.by_inductor or example(merge_of(rewrite).node).device.type != "cpu":
-            return Outcome(misses=(Miss.of("own-buffers"),))
+        miss = not_as_it_is(rewrite.facts)
+        if miss:
+            return Outcome(misses=(miss,))
         bodies = _Bodies(rewrite.graph, self.rows)
         matches = sum(1 for _ in _put(rewrite, bodies))
         if not matches:
