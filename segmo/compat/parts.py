@@ -22,6 +22,7 @@ _NAMES = (
     "joining",
     "layer_reading",
     "masks",
+    "module_numbers",
     "operators",
     "placeholder_check",
     "regions",

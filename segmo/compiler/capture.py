@@ -13,6 +13,7 @@ import torch
 from segmo.compat.chunk_loops import make_loops_opaque
 from segmo.compat.flags import missing
 from segmo.compat.masks import ask_cut_caches
+from segmo.compat.module_numbers import keep_module_numbers
 from segmo.compat.parts import warn_of_misfits
 from segmo.compat.placeholder_check import assert_in_the_graph
 from segmo.compat.symbolic_messages import keep_counts_symbolic
@@ -28,6 +29,7 @@ def set_up_dynamo() -> Setup:
     assert_in_the_graph()
     make_loops_opaque()
     ask_cut_caches()
+    keep_module_numbers()
     setup = Setup(missing(), keep_counts_symbolic())
     warn_of_misfits()
     return setup
