@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -108,12 +109,20 @@ def library_of(node: Node) -> str:
 
 
 def count_ops(graph: Graph) -> dict[str, int]:
-    """How often each op is called."""
-    counts: dict[str, int] = {}
+    """How often each op is called, in graphs that are called too."""
+    counts: Counter[str] = Counter()
     for node in graph.nodes:
         if node.op in ("call_function", "call_method", "call_module"):
-            counts[op_name(node)] = counts.get(op_name(node), 0) + 1
-    return counts
+            counts[op_name(node)] += 1
+            for body in _bodies_of(node):
+                counts.update(count_ops(body.graph))
+    return dict(counts)
+
+
+def _bodies_of(node: Node) -> Iterator[GraphModule]:
+    named = (each.target for each in node.all_input_nodes if each.op == "get_attr")
+    found = (getattr(node.graph.owning_module, str(name), None) for name in named)
+    return (each for each in found if isinstance(each, GraphModule))
 
 
 def graph_text(gm: GraphModule) -> str:

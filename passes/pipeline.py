@@ -18,6 +18,7 @@ from segmo.passes.base import Pass
 from segmo.passes.group_heads import GroupHeads
 from segmo.passes.inject_context import InjectContext
 from segmo.passes.lower_kernels import LowerKernels
+from segmo.passes.outline_layers import OutlineLayers
 from segmo.passes.push_selection import PushSelection
 from segmo.passes.reuse_buffers import ReuseBuffers
 from segmo.passes.segment_attention import SegmentAttention
@@ -38,10 +39,11 @@ OWN: tuple[type[Any], ...] = (
     GroupHeads,
     TileRows,
     ReuseBuffers,
+    OutlineLayers,
 )
 DEFAULT = (
     "select-tokens,segment-attention,inject-context,shard-segments,lower-kernels,"
-    "trim-last-layer,group-heads,tile-rows,reuse-buffers"
+    "trim-last-layer,group-heads,tile-rows,reuse-buffers,outline-layers"
 )
 _ITEM = re.compile(r"\s*([A-Za-z0-9_.:-]+)\s*(?:\{([^{}]*)\})?\s*(?:,|$)")
 

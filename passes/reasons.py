@@ -121,6 +121,27 @@ _ALL = (
     Reason("no-copies", "no attention copies keys and values for the query heads that share them", "nothing to do"),
     Reason("off-cpu", "only the CPU's attention was found to gain from it", "nothing to do"),
     Reason("own-buffers", "inductor plans its own buffers", "nothing to do"),
+    Reason("as-it-is", "the graph is run call by call, and nothing is compiled", "nothing to do"),
+    Reason(
+        "no-repeats",
+        "no stretch of the graph stands in it twice behind the last call whose result's size is in the data",
+        "nothing to do",
+    ),
+    Reason(
+        "no-regions",
+        "this version of PyTorch has no code that is compiled once and called again in a graph",
+        "torch 2.14 has; until then the first call takes longer with each layer",
+    ),
+    Reason(
+        "modes",
+        "the model sets in the middle of the graph what PyTorch computes with ({detail})",
+        "nothing to do: inductor compiles every layer, which takes longer in the first call",
+    ),
+    Reason(
+        "no-values",
+        "sizes could not be traced through the graph as it is now: {detail}",
+        "nothing to do: inductor compiles every layer, which takes longer in the first call",
+    ),
     Reason("no-stretch", "no two linear layers stand in calls that keep rows apart", "nothing to do"),
     Reason("no-segments", "no attention was replaced by segments", "see why segment-attention did not apply"),
     Reason(
@@ -244,7 +265,7 @@ class Miss:
 EXPECTED = frozenset({
     "no-decoder", "decode", "text-only", "images", "keep-all", "one-segment", "no-context", "no-segments", "no-group",
     "not-asked", "every-row", "gradients", "own-buffers", "local-layer", "one-row", "hybrid", "no-copies",
-    "off-cpu", "no-stretch", "no-pixels",
+    "off-cpu", "no-stretch", "no-pixels", "as-it-is", "no-repeats", "no-regions", "modes", "no-values",
 })  # fmt: skip
 
 

@@ -13,21 +13,18 @@ from torch import Tensor
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.node import map_arg
 
-import segmo.runtime.distributed.ops  # noqa: F401  # registers torch.ops.segmo
 from segmo.errors import PipelineError
-from segmo.passes.attentions import SDPA
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.effects import may_write, not_as_it_is
 from segmo.passes.graph import example
 from segmo.passes.reasons import Miss
-from segmo.passes.row_axes import Axis, Followed, follow, is_fresh
+from segmo.passes.row_axes import Axis, Followed, follow
 from segmo.passes.scene_nodes import OPS, merge_of
+from segmo.passes.stretches import ATTENTIONS, At, body_of, is_mode, is_written
 from segmo.runtime.row_tiles import in_row_tiles, tile_rows
 
 _LINEAR = torch.nn.functional.linear
 _WORTH = 2  # linear layers in a stretch: one alone reads and writes no more than its operand and result
-_ATTENTIONS = (SDPA, OPS.segment_attention.default, OPS.rank_attention.default)
-_MODES = ("_enter_", "_exit_", "_set_")  # what torch computes with from there on
 
 
 @dataclass(frozen=True)
@@ -93,26 +90,13 @@ class _Stretch:
         if linears < _WORTH or not results or not all(isinstance(self.calls[each].axis, int) for each in results):
             return False
         shared = Counter(map(self._memory, results))
-        return not any(shared[self._memory(each)] > 1 and self._is_written(each) for each in results)
+        return not any(shared[self._memory(each)] > 1 and is_written(each, self.calls) for each in results)
 
     def _memory(self, node: Node) -> Node:
         """The call, or what came from elsewhere, in whose memory a result may lie."""
         while node in self.calls and self.calls[node].view:
             node = node.all_input_nodes[0]
         return node
-
-    def _is_written(self, node: Node) -> bool:
-        """Whether a result may be changed elsewhere, directly or through a view of it."""
-        views = [node]
-        for view in views:
-            for user in view.users:
-                if user in self.calls or user in views:
-                    continue
-                if may_write(user):
-                    return True
-                if not is_fresh(user):
-                    views.append(user)
-        return False
 
     def takes(self, node: Node, found: Followed, known: Mapping[Node, Axis]) -> bool:
         """Whether a call has as many rows as those that are here, and reads what comes from elsewhere as they do."""
@@ -172,9 +156,8 @@ def _put(rewrite: Rewrite, bodies: _Bodies) -> Iterator[_Stretch]:
 
 def _ends(node: Node, stretch: _Stretch) -> bool:
     """Whether a stretch has to be computed before a node: it is read there, or what it reads may change there."""
-    mode = str(getattr(node.target, "__name__", "")).startswith(_MODES)
     read = any(each in stretch.calls for each in node.all_input_nodes)
-    return node.op == "output" or mode or read or may_write(node)
+    return node.op == "output" or is_mode(node) or read or may_write(node)
 
 
 def _row_axis(node: Node, merge: Node) -> int | None:
@@ -182,7 +165,7 @@ def _row_axis(node: Node, merge: Node) -> int | None:
     value = example(node)
     if not isinstance(value, Tensor) or not value.is_floating_point():
         return None
-    if node is merge or (node.target in _ATTENTIONS and not _is_trimmed(node)):
+    if node is merge or (node.target in ATTENTIONS and not _is_trimmed(node)):
         return -2
     if node.target is OPS.gather_tokens.default:
         dim: Any = node.args[2]
@@ -245,16 +228,9 @@ class _Bodies:
         return self.graph.get_attr(self.bodies[key])
 
 
-@dataclass(frozen=True)
-class _At:
-    """A node by its place, in what two stretches are compared by."""
-
-    place: int
-
-
 def _key(stretch: _Stretch, results: Sequence[Node]) -> str:
     """The same for stretches of the same calls on tensors of the same kinds."""
-    place: dict[Node, Any] = {node: _At(number) for number, node in enumerate([*stretch.inputs, *stretch.calls])}
+    place: dict[Node, Any] = {node: At(number) for number, node in enumerate([*stretch.inputs, *stretch.calls])}
     lines = [f"{axis} {_kind(node)}" for node, axis in stretch.inputs.items()]
     for node, found in stretch.calls.items():
         args, kwargs = map_arg((_resized(node, found, -2), node.kwargs), place.__getitem__)
@@ -271,18 +247,13 @@ def _kind(node: Node) -> str:
 
 def _body(stretch: _Stretch, results: Sequence[Node]) -> GraphModule:
     """A stretch as a graph of its own."""
-    graph = Graph()
-    made: dict[Node, Node] = {}
-    for node in stretch.inputs:
-        made[node] = graph.placeholder(node.name)
-        made[node].meta["example_value"] = example(node)
-    for node, found in stretch.calls.items():
+
+    def arguments(graph: Graph, node: Node, made: dict[Node, Node]) -> Any:
+        found = stretch.calls[node]
         size = _rows_of_operand(graph, stretch, node, made) if found.sizes else None
-        args, kwargs = map_arg((_resized(node, found, size), node.kwargs), lambda each: made.get(each, each))
-        made[node] = graph.create_node(node.op, node.target, args, kwargs, node.name)
-        made[node].meta = {key: node.meta[key] for key in ("example_value", "stack_trace") if key in node.meta}
-    graph.output(tuple(made[node] for node in results))
-    return GraphModule(torch.nn.Module(), graph)
+        return map_arg((_resized(node, found, size), node.kwargs), lambda each: made.get(each, each))
+
+    return body_of(stretch.inputs, stretch.calls, results, arguments)
 
 
 def _rows_of_operand(graph: Graph, stretch: _Stretch, node: Node, made: Mapping[Node, Node]) -> Node:

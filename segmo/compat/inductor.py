@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from torch.fx import Graph, GraphModule
+from torch.fx import GraphModule
 
 WHAT = "torch._inductor: compile_fx, codecache and cpp_builder"
 VERSIONS = "torch 2.11 to 2.15"
@@ -28,14 +28,6 @@ def compile_graph(gm: GraphModule, inputs: Sequence[Any], settings: dict[str, An
     if on_cpu:
         get_cpp_compiler()
     return compile_fx(gm, list(inputs), config_patches=settings)
-
-
-def copy_of(gm: GraphModule) -> Callable[..., Any]:
-    """The graph as it is, to be run after :func:`compile_graph` was given ``gm``: inductor rewrites that in place."""
-    graph = Graph()
-    graph.output(graph.graph_copy(gm.graph, {}))
-    forward: Callable[..., Any] = GraphModule(gm, graph).forward
-    return forward
 
 
 def fresh_cache() -> AbstractContextManager[None]:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._library.custom_ops import CustomOpDef
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -24,6 +27,7 @@ __all__ = [
     "fits",
     "function_of",
     "name_of",
+    "shapes_alone",
 ]
 
 WHAT = "torch._library.custom_ops.CustomOpDef, FakeTensorMode and TorchDispatchMode"
@@ -31,6 +35,15 @@ VERSIONS = "torch 2.11 to 2.15"
 
 # What a call on fake tensors raises where the size of its result is in the data.
 UNKNOWN_SIZE = (DataDependentOutputException, DynamicOutputShapeException)
+
+
+@contextmanager
+def shapes_alone(mode: FakeTensorMode) -> Iterator[None]:
+    """Inside the block calls are those on fake tensors of a mode; sizes that they make up need not be in a graph."""
+    shapes = mode.shape_env
+    unasked: AbstractContextManager[Any] = nullcontext() if shapes is None else shapes.ignore_fresh_unbacked_symbols()
+    with torch.no_grad(), enable_python_dispatcher(), mode, unasked:
+        yield
 
 
 def function_of(op: CustomOpDef) -> Callable[..., Any]:

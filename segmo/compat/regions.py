@@ -23,7 +23,7 @@ except ImportError:
 WHAT = "torch.ops.higher_order.invoke_subgraph in a graph"
 VERSIONS = "torch 2.14; before it there are no regions"
 
-_INVOKE = torch.ops.higher_order.invoke_subgraph
+INVOKE = torch.ops.higher_order.invoke_subgraph
 _SIZES = (int, torch.SymInt, torch.SymBool, torch.Size)
 
 
@@ -54,7 +54,7 @@ def expand(gm: GraphModule) -> Layers:
     Args:
         gm: changed in place.
     """
-    calls = gm.graph.find_nodes(op="call_function", target=_INVOKE)
+    calls = gm.graph.find_nodes(op="call_function", target=INVOKE)
     first: dict[str, Any] = {}
     names: dict[str, str] = {}
     for call in calls:
@@ -114,9 +114,14 @@ def _path(inner: dict[str, Any], read: dict[str, Any], now: dict[str, Any]) -> d
     return {**now, **{key: (path.replace(old, new, 1), kind) for key, (path, kind) in below}}
 
 
+def takes_regions() -> bool:
+    """Whether inductor takes a graph with calls of regions, and :func:`expand` puts these back in their places."""
+    return fits() is None and regions is not None
+
+
 def entries(tx: Any) -> list[tuple[Any, Any]]:
     """What Dynamo has read in the graph that it is tracing: under which conditions, and what."""
-    cache = tx.output.tracing_context.hop_dispatch_set_cache.get_cache(_INVOKE)
+    cache = tx.output.tracing_context.hop_dispatch_set_cache.get_cache(INVOKE)
     return [entry for of_code in cache.subgraph_reuse_cache.values() for entry in of_code]
 
 
@@ -124,6 +129,6 @@ def fits() -> str | None:
     """A call must name its region and a number of it before the inputs, and Dynamo keep what it read for a function."""
     if regions is None:
         return None
-    if list(inspect.signature(type(_INVOKE).__call__).parameters)[1:3] != ["subgraph", "identifier"]:
+    if list(inspect.signature(type(INVOKE).__call__).parameters)[1:3] != ["subgraph", "identifier"]:
         return "a call of a region takes other arguments"
     return None if hasattr(InvokeSubgraphCache(), "subgraph_reuse_cache") else "what was read is kept in another place"

@@ -12,8 +12,10 @@ import torch
 from torch.fx import GraphModule
 
 from segmo.compat.dynamo import RestartAnalysis
-from segmo.compat.inductor import compile_graph, copy_of
+from segmo.compat.inductor import compile_graph
+from segmo.compat.regions import expand
 from segmo.errors import CompileError, SegMoError, in_one_line
+from segmo.passes.snapshot import Snapshot
 from segmo.runtime.rest import Rest
 
 log = logging.getLogger(__name__)
@@ -48,17 +50,20 @@ def lower(gm: GraphModule, inputs: Sequence[Any], rest: Rest, settings: dict[str
     """
     if not rest.inductor:
         return _as_it_is(gm.forward, rest.why)
-    kept = None if rest.must else copy_of(gm)
-    start = time.perf_counter()
+    before, start = Snapshot(gm), time.perf_counter()
     try:
         run: Any = compile_graph(gm, inputs, settings, rest.on_cpu)
     except RestartAnalysis:  # is how a lowering asks Dynamo to trace once more
         raise
     except Exception as error:
-        if kept is None:
+        before.restore()
+        if expand(gm).count:  # what outline-layers has put into bodies
+            log.warning("inductor failed with one body for several layers, so it compiles each: %s", in_one_line(error))
+            return lower(gm, inputs, rest, settings)
+        if rest.must:
             raise _explained(error) from error
         log.warning("inductor failed, so the graph is run as it is: %s", in_one_line(error))
-        return _as_it_is(kept, f"inductor, {rest.why}, failed here: {in_one_line(error)}")
+        return _as_it_is(gm.forward, f"inductor, {rest.why}, failed here: {in_one_line(error)}")
     seconds = time.perf_counter() - start
     return Lowered(run, True, f"rest of the graph: by inductor ({rest.why}; compiled in {seconds:.1f} s)")
 
