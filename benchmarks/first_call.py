@@ -5,7 +5,7 @@
 
 Each row is a fresh process. *cold*: torch's caches on disk are empty. *warm*: a second process, with what the first has
 left there. Torch keeps no graph of the eager lowering, so its two rows say how much they differ by chance. *each*: as
-cold, and Dynamo reads every decoder layer, in place of one of each kind. Columns:
+cold, and Dynamo reads, and inductor compiles, every decoder layer, in place of one of each kind. Columns:
 seconds by the clock to import and to build the model, to the first token, to the second, and of a whole prefill
 afterwards; of these, seconds that SegMo's passes take in both graphs; processor seconds of both tokens; calls in both.
 """
@@ -51,7 +51,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         one_layer.reader = lambda: None
     model = build(shrink(load_config(given.family, given.layers[0]))).to(given.device)
     prompt = {name: value.to(given.device) for name, value in synthetic_prompt(model, given.frames).items()}
-    segmo.compile(model, keep=0.25, lowering=given.lowering)
+    segmo.compile(model, keep=0.25, lowering=given.lowering, disable="outline-layers" if given.each else ())
     found: dict[str, Any] = {"layers": given.layers[0], "import_s": time.perf_counter() - start}
     worked = time.process_time()
     for name, tokens in (("first_token_s", 1), ("second_token_s", 2), ("again_s", 1)):

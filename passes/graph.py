@@ -31,6 +31,11 @@ def concrete(value: Any) -> Any:
     return value
 
 
+def expression(value: Any) -> Any:
+    """What a symbolic number stands for. To compare such numbers themselves would be to ask for a guard on them."""
+    return value.node.expr if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)) else value
+
+
 def sizes(node: Node) -> tuple[int | None, ...] | None:
     """Concrete shape of a node's tensor, None if it is not a tensor."""
     value = example(node)

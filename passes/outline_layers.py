@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from segmo.compat.regions import INVOKE, takes_regions
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.effects import may_write
-from segmo.passes.graph import example, is_plain, library_of, op_name
+from segmo.passes.graph import example, expression, is_plain, library_of, op_name
 from segmo.passes.reasons import DoesNotApply, Miss
 from segmo.passes.stretches import ATTENTIONS, At, body_of, is_mode
 from segmo.passes.values import Values
@@ -121,15 +121,15 @@ class _Stretch:
         return [self.calls[place] for place in self.read.views]
 
 
-def _groups(rewrite: Rewrite, values: Values) -> dict[str, list[_Stretch]]:
+def _groups(rewrite: Rewrite, values: Values) -> dict[Hashable, list[_Stretch]]:
     """The stretches that may have a body, those together that are alike; all values of the graph are computed.
 
     Inductor traces a graph again where it changes something behind a body, and cannot name a size in the data twice. So
     these are stretches behind the last one, as after the layers in which Qwen3-VL adds features to its video's tokens.
     """
-    kinds = dict[str, _Kind]()
+    kinds = dict[Hashable, _Kind]()
     symbols = _symbols(rewrite.graph).keys()
-    found: dict[str, list[_Stretch]] = {}
+    found: dict[Hashable, list[_Stretch]] = {}
     for calls in _parts(rewrite):
         key = _key(calls, values)
         if key not in kinds:
@@ -207,9 +207,12 @@ def _read(calls: list[Node], values: Values, symbols: Any) -> _Read | None:
 
 
 def _is_plain_and_sized(calls: list[Node], values: Values, symbols: Any) -> bool:
-    """Whether all values are tensors of no subclass, or sizes, of sizes that come with the inputs."""
-    leaves = pytree.tree_leaves([values[node] for node in (*_sources(calls), *calls)])
-    return all((is_plain(each) or isinstance(each, (int, torch.SymInt))) and _free(each) <= symbols for each in leaves)
+    """Whether operands and values are tensors of no subclass, or sizes, of sizes that come with the inputs."""
+    operands = [values[node] for node in _sources(calls)]
+    every = (*operands, *pytree.tree_leaves([values[node] for node in calls]))
+    return all(
+        (is_plain(each) or isinstance(each, (int, torch.SymInt))) and _free(each) <= symbols for each in every
+    )
 
 
 def _makes_sizes(calls: list[Node], values: Values) -> bool:
@@ -236,25 +239,25 @@ def _free(value: Any) -> set[Any]:
 def _symbols(graph: Graph) -> dict[Any, Node]:
     """The graph's inputs that are sizes, by their symbols."""
     sizes = ((example(node), node) for node in graph.find_nodes(op="placeholder"))
-    return {size.node.expr: node for size, node in sizes if isinstance(size, torch.SymInt)}
+    return {expression(size): node for size, node in sizes if isinstance(size, torch.SymInt)}
 
 
-def _key(calls: list[Node], values: Values) -> str:
+def _key(calls: list[Node], values: Values) -> Hashable:
     """The same for stretches of the same calls on operands of the same kinds."""
     sources = _sources(calls)
     places: dict[Node, Any] = {node: At(place) for place, node in enumerate((*sources, *calls))}
-    lines = [_kind(values[node]) for node in sources]
+    lines = []
     for node in calls:
         args, kwargs = map_arg((node.args, node.kwargs), places.__getitem__)
         lines.append(f"{node.op} {node.target!r} {args!r} {kwargs!r} {all(user in places for user in node.users)}")
-    return "\n".join(lines)
+    return tuple(_kind(values[node]) for node in sources), "\n".join(lines)
 
 
-def _kind(value: Any) -> str:
+def _kind(value: Any) -> Hashable:
     if isinstance(value, Tensor):
-        sizes = [str(size) for size in (*value.shape, *value.stride())]
-        return f"{type(value).__name__} {value.dtype} {value.device} {sizes} {value.is_conj()} {value.is_neg()}"
-    return f"{type(value).__name__} {value}"
+        sizes = tuple(map(expression, (*value.shape, *value.stride())))
+        return type(value), value.dtype, value.device, sizes, value.is_conj(), value.is_neg()
+    return type(value), expression(value) if isinstance(value, torch.SymInt) else repr(value)
 
 
 def _outline(graph: Graph, group: list[_Stretch], name: str, symbols: list[Node]) -> None:

@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 from segmo.errors import PipelineError
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.effects import may_write, not_as_it_is
-from segmo.passes.graph import example
+from segmo.passes.graph import example, expression
 from segmo.passes.reasons import Miss
 from segmo.passes.row_axes import Axis, Followed, follow
 from segmo.passes.scene_nodes import OPS, merge_of
@@ -180,10 +180,9 @@ def _is_trimmed(attention: Node) -> bool:
 
 
 def _rows(node: Node, axis: Axis) -> Any:
-    """The number of rows as it was traced. To compare symbolic sizes themselves would be to ask for a guard on them."""
+    """The number of rows as it was traced."""
     value = example(node)
-    size = value[0].shape[axis[0]] if isinstance(axis, tuple) else value.shape[axis]
-    return size.node.expr if isinstance(size, torch.SymInt) else size
+    return expression(value[0].shape[axis[0]] if isinstance(axis, tuple) else value.shape[axis])
 
 
 def _is_result(node: Node) -> bool:
