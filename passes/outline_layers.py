@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.fx import Graph, Node
+from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.symbolic_shapes import free_symbols, free_unbacked_symbols
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
@@ -22,6 +22,8 @@ from segmo.passes.reasons import DoesNotApply, Miss
 from segmo.passes.stretches import ATTENTIONS, At, body_of, is_mode
 from segmo.passes.values import Values
 
+# Where an operand is 0 or 1 the other one is the result.
+_ARITHMETIC = {"add", "sub", "mul", "div", "truediv", "pow", "true_divide", "subtract", "multiply", "divide"}
 _WORTH = 8  # calls in a stretch: below that a call of a body costs inductor as much as they do
 
 
@@ -37,8 +39,8 @@ class OutlineLayers:
 
     Trap avoided: a body is compiled for operands of one kind, and sizes that Dynamo has traced are no longer true
     behind a cut. So values are traced anew, and stretches are alike only if their operands are: in dtype and device,
-    sizes and strides. What lies in one memory stays so: views that are read elsewhere stay where they are, and a
-    stretch ends before whatever may write.
+    sizes and strides. What lies in one memory stays so, and what does not stays apart: of what is read elsewhere, views
+    and what may be its own operand stay outside, and a stretch ends before whatever may write.
     """
 
     name: ClassVar[str] = "outline-layers"
@@ -53,9 +55,8 @@ class OutlineLayers:
         alike = [group for group in _groups(rewrite, values).values() if len(group) > 1]
         if not alike:
             return Outcome(misses=(Miss.of("no-repeats"),))
-        symbols = _symbols(rewrite.graph)
         for number, group in enumerate(alike):
-            _outline(rewrite.graph, group, f"outlined_{number}", list(symbols.values()))
+            _outline(rewrite.graph, group, f"outlined_{number}", values)
         for node in rewrite.graph.nodes:  # torch keeps no graph on disk in which values of a pass's nodes are missing
             node.meta.setdefault("example_value", values.get(node))
         matches = sum(map(len, alike))
@@ -84,12 +85,12 @@ class _Read:
     """Calls of a stretch that are read elsewhere, by place.
 
     Attributes:
-        results: of a body; none is a view, so each has memory of its own.
-        views: what stays outside, behind the body.
+        results: of a body, each with memory of its own.
+        left: what stays outside, behind the body: views, and what inductor may find to be its operand.
     """
 
     results: tuple[int, ...]
-    views: tuple[int, ...]
+    left: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,8 @@ class _Stretch:
     def results(self) -> list[Node]:
         return [self.calls[place] for place in self.read.results]
 
-    def views(self) -> list[Node]:
-        return [self.calls[place] for place in self.read.views]
+    def left(self) -> list[Node]:
+        return [self.calls[place] for place in self.read.left]
 
 
 def _groups(rewrite: Rewrite, values: Values) -> dict[Hashable, list[_Stretch]]:
@@ -187,32 +188,31 @@ def _sources(calls: list[Node]) -> list[Node]:
 def _read(calls: list[Node], values: Values, symbols: Any) -> _Read | None:
     """What is read elsewhere of calls; None where a body cannot give it.
 
-    Inductor takes a body's results for tensors that begin where their memory does, and no two for the same.
+    Inductor takes a body's results for tensors that begin where their memory does, and no two for the same; but behind
+    that it finds that ``x * 1`` is ``x``.
     """
     if len(calls) < _WORTH or not _is_plain_and_sized(calls, values, symbols):
         return None
-    inside, results, views = set(calls), list[int](), list[int]()
+    inside, results, left, constants = set(calls), list[int](), list[int](), _constants(calls)
     for place in reversed(range(len(calls))):
         node = calls[place]
         if inside.issuperset(node.users):
             continue
-        if _is_view(node, values):
-            views.append(place)
-            inside.remove(node)  # so what it is a view of is read elsewhere
+        if _is_view(node, values) or _may_do_nothing(node, constants):
+            left.append(place)
+            inside.remove(node)  # so what it reads is read elsewhere
         elif isinstance(values[node], Tensor) and values[node].storage_offset() == 0:
             results.append(place)
         else:
             return None
-    return _Read(tuple(reversed(results)), tuple(reversed(views)))
+    return _Read(tuple(reversed(results)), tuple(reversed(left)))
 
 
 def _is_plain_and_sized(calls: list[Node], values: Values, symbols: Any) -> bool:
     """Whether operands and values are tensors of no subclass, or sizes, of sizes that come with the inputs."""
     operands = [values[node] for node in _sources(calls)]
     every = (*operands, *pytree.tree_leaves([values[node] for node in calls]))
-    return all(
-        (is_plain(each) or isinstance(each, (int, torch.SymInt))) and _free(each) <= symbols for each in every
-    )
+    return all((is_plain(each) or isinstance(each, (int, torch.SymInt))) and _free(each) <= symbols for each in every)
 
 
 def _makes_sizes(calls: list[Node], values: Values) -> bool:
@@ -232,6 +232,23 @@ def _memories(value: Any) -> set[int]:
     return {each.untyped_storage()._cdata for each in pytree.tree_leaves(value) if isinstance(each, Tensor)}
 
 
+def _constants(calls: list[Node]) -> set[Node]:
+    """Calls that read no operand's data."""
+    found: set[Node] = set()
+    for node in calls:
+        made_up = any(part in op_name(node) for part in ("zeros", "ones", "full", "tensor"))
+        if made_up or found.issuperset(node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def _may_do_nothing(node: Node, constants: set[Node]) -> bool:
+    """Whether a call is arithmetic with a number, or with what was computed from numbers alone."""
+    if op_name(node).lstrip(".") not in _ARITHMETIC:
+        return False
+    return any(not isinstance(each, Node) or each in constants for each in node.args)
+
+
 def _free(value: Any) -> set[Any]:
     return set(free_symbols(value)) if isinstance(value, (Tensor, torch.SymInt)) else set()
 
@@ -246,6 +263,7 @@ def _key(calls: list[Node], values: Values) -> Hashable:
     """The same for stretches of the same calls on operands of the same kinds."""
     sources = _sources(calls)
     places: dict[Node, Any] = {node: At(place) for place, node in enumerate((*sources, *calls))}
+    places |= _numbers(sources, values)
     lines = []
     for node in calls:
         args, kwargs = map_arg((node.args, node.kwargs), places.__getitem__)
@@ -260,36 +278,52 @@ def _kind(value: Any) -> Hashable:
     return type(value), expression(value) if isinstance(value, torch.SymInt) else repr(value)
 
 
-def _outline(graph: Graph, group: list[_Stretch], name: str, symbols: list[Node]) -> None:
+def _outline(graph: Graph, group: list[_Stretch], name: str, values: Values) -> None:
     """Puts a call of one body in the place of each stretch.
+
+    A body takes all sizes that are inputs of the graph: those of its operands are computed from them.
 
     Args:
         name: of the body.
-        symbols: inputs that are sizes. A body takes them all: the sizes of its operands are computed from them.
+        values: of the graph's nodes.
     """
-    first = group[0]
-    body = body_of([*symbols, *_operands(first, symbols)], first.calls, first.results(), _as_they_are)
+    symbols = list(_symbols(graph).values())
+    body = _body(group[0], [*symbols, *_operands(group[0], symbols, values)], values)
     setattr(graph.owning_module, name, body)
     for stretch in group:
-        results, views = stretch.results(), stretch.views()
+        results, left = stretch.results(), stretch.left()
+        given = _operands(stretch, symbols, values)  # of which some were results of the stretch before
         with graph.inserting_before(stretch.calls[-1].next):
-            call = graph.call_function(INVOKE, (graph.get_attr(name), name, *symbols, *_operands(stretch, symbols)))
+            call = graph.call_function(INVOKE, (graph.get_attr(name), name, *symbols, *given))
             made = [graph.call_function(operator.getitem, (call, place)) for place in range(len(results))]
         call.meta["example_value"] = tuple(map(example, results))
-        for view in reversed(views):
-            made[-1].append(view)
-        inside = set(stretch.calls).difference(views)
+        for node in reversed(left):
+            made[-1].append(node)
+        inside = set(stretch.calls).difference(left)
         for old, new in zip(results, made, strict=True):
-            new.meta = old.meta
+            new.meta, values[new] = old.meta, values[old]
             old.replace_all_uses_with(new, set(old.users).difference(inside).__contains__)
         for node in reversed(stretch.calls):
             if not node.users:
                 graph.erase_node(node)
 
 
-def _operands(stretch: _Stretch, symbols: list[Node]) -> list[Node]:
-    return [node for node in _sources(stretch.calls) if node not in symbols]
+def _operands(stretch: _Stretch, symbols: list[Node], values: Values) -> list[Node]:
+    sources = _sources(stretch.calls)
+    apart = {*symbols, *_numbers(sources, values)}
+    return [node for node in sources if node not in apart]
 
 
-def _as_they_are(graph: Graph, node: Node, made: dict[Node, Node]) -> Any:
-    return map_arg((node.args, node.kwargs), made.__getitem__)
+def _numbers(sources: list[Node], values: Values) -> dict[Node, int]:
+    """Sizes that are no symbols: they are part of a body."""
+    return {node: values[node] for node in sources if isinstance(values[node], int)}
+
+
+def _body(stretch: _Stretch, inputs: list[Node], values: Values) -> GraphModule:
+    numbers = _numbers(_sources(stretch.calls), values)
+
+    def arguments(graph: Graph, node: Node, made: dict[Node, Node]) -> Any:
+        known: dict[Node, Any] = {**made, **numbers}
+        return map_arg((node.args, node.kwargs), known.__getitem__)
+
+    return body_of(inputs, stretch.calls, stretch.results(), arguments)

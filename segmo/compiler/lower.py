@@ -36,7 +36,7 @@ class Lowered:
     note: str
 
 
-def lower(gm: GraphModule, inputs: Sequence[Any], rest: Rest, settings: dict[str, Any]) -> Lowered:
+def lower(gm: GraphModule, inputs: Sequence[Any], rest: Rest, settings: dict[str, Any], each: str = "") -> Lowered:
     """The graph as it was chosen to be run.
 
     Args:
@@ -44,6 +44,7 @@ def lower(gm: GraphModule, inputs: Sequence[Any], rest: Rest, settings: dict[str
         inputs: of the traced call.
         rest: the choice.
         settings: of inductor's.
+        each: why inductor compiles each layer.
 
     Raises:
         CompileError: inductor failed where it must not.
@@ -58,14 +59,15 @@ def lower(gm: GraphModule, inputs: Sequence[Any], rest: Rest, settings: dict[str
     except Exception as error:
         before.restore()
         if expand(gm).count:  # what outline-layers has put into bodies
-            log.warning("inductor failed with one body for several layers, so it compiles each: %s", in_one_line(error))
-            return lower(gm, inputs, rest, settings)
+            each = f"each layer, as it failed with one body for several: {in_one_line(error)}"
+            log.warning("inductor compiles %s", each)
+            return lower(gm, inputs, rest, settings, f"; {each}")
         if rest.must:
             raise _explained(error) from error
         log.warning("inductor failed, so the graph is run as it is: %s", in_one_line(error))
         return _as_it_is(gm.forward, f"inductor, {rest.why}, failed here: {in_one_line(error)}")
     seconds = time.perf_counter() - start
-    return Lowered(run, True, f"rest of the graph: by inductor ({rest.why}; compiled in {seconds:.1f} s)")
+    return Lowered(run, True, f"rest of the graph: by inductor ({rest.why}; compiled in {seconds:.1f} s{each})")
 
 
 def _as_it_is(run: Callable[..., Any], why: str) -> Lowered:
