@@ -246,7 +246,7 @@ def _may_do_nothing(node: Node, constants: set[Node]) -> bool:
     """Whether a call is arithmetic with a number, or with what was computed from numbers alone."""
     if op_name(node).lstrip(".") not in _ARITHMETIC:
         return False
-    return any(not isinstance(each, Node) or each in constants for each in node.args)
+    return any(not isinstance(each, Node) or each in constants for each in (*node.args, *node.kwargs.values()))
 
 
 def _free(value: Any) -> set[Any]:
