@@ -273,8 +273,10 @@ def _key(calls: list[Node], values: Values) -> Hashable:
 
 def _kind(value: Any) -> Hashable:
     if isinstance(value, Tensor):
-        sizes = tuple(map(expression, (*value.shape, *value.stride())))
-        return type(value), value.dtype, value.device, sizes, value.is_conj(), value.is_neg()
+        # Where a tensor begins matters to a GPU as far as 16 bytes go, which its kernels read at once.
+        start = value.storage_offset() * value.element_size() % 16
+        numbers = tuple(map(expression, (*value.shape, *value.stride(), start)))
+        return type(value), value.dtype, value.device, numbers, value.is_conj(), value.is_neg()
     return type(value), expression(value) if isinstance(value, torch.SymInt) else repr(value)
 
 

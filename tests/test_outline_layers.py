@@ -303,6 +303,30 @@ def test_inductor_gives_what_eager_does_of_views_and_changes(program: tuple[list
     assert compare(*program, run=lower.compile_graph) >= 2
 
 
+def test_operands_that_begin_at_another_place_in_16_bytes_have_another_body() -> None:
+    """A GPU's kernels are compiled to read 16 bytes at once, or not to."""
+    found: list[int] = []
+
+    def program(x: Tensor) -> Tensor:
+        parts = [x[..., start : start + 8] for start in (0, 4, 1, 8)]
+        x = F.scaled_dot_product_attention(parts[0], parts[0], parts[0])
+        for part in parts:
+            rows = F.silu(part * 2).square() - part.sin()
+            x = F.scaled_dot_product_attention(x, rows, rows)
+        return x
+
+    def backend(gm: GraphModule, inputs: list[Any]) -> Any:
+        outcome = OutlineLayers().run(Rewrite(gm.graph, Facts("prefill", by_inductor=True), segmo.Options()))
+        found.append(outcome.matches)
+        gm.recompile()
+        return gm.forward
+
+    x = torch.randn(1, 7, 16)
+    with torch.no_grad(), patch.object(outline_layers, "_WORTH", 2):
+        assert torch.equal(torch.compile(program, backend=backend, dynamic=True)(x), program(x))
+    assert found == [3]
+
+
 @pytest.mark.parametrize("scorer", ["embedding", "attention"])
 def test_layers_before_a_cut_and_behind_it_are_two_bodies(scorer: str) -> None:
     """Dynamo has traced all of them with the whole prompt."""
