@@ -77,7 +77,8 @@ def test_every_family_is_rewritten(name: str) -> None:
     missed = {record.name: [miss.code for miss in record.misses] for record in report.graphs[0].passes if record.misses}
     # Qwen3-VL adds vision features again behind the last attention, when it is shrunk to as many layers as it adds to.
     deepstack = {"trim-last-layer": ["every-row"]} if name == "qwen3_vl" else {}
-    assert missed == {"shard-segments": ["no-group"], "group-heads": ["no-copies"], **deepstack}
+    idle = {"shard-segments": ["no-group"], "group-heads": ["no-copies"], "outline-layers": ["as-it-is"]}
+    assert missed == {**idle, **deepstack}
 
 
 @pytest.mark.parametrize("name", ["qwen3_5", "glm4v_moe"])

@@ -83,7 +83,7 @@ def test_each_pass_can_be_switched_off(off: str) -> None:
     for name, record in found.items():
         follows = {"segment-attention": {"inject-context", "lower-kernels"}}.get(off, set())
         masked = off == "segment-attention" and Version(torch.__version__) < Version("2.14")  # so keys are repeated
-        idle = follows | {"shard-segments"} | (set() if masked else {"group-heads"})
+        idle = follows | {"shard-segments", "outline-layers"} | (set() if masked else {"group-heads"})
         assert bool(record.matches) == (name not in idle), name
 
 
