@@ -247,6 +247,7 @@ def layer(x: Tensor, weight: Tensor, steps: Sequence[Step], read: str, change: i
 def compare(steps: Sequence[Step], read: str, change: int, run: Any = None) -> int:
     """Three layers of some steps, eager and with bodies; how many stretches have one."""
     weights = torch.linspace(-1, 1, 192).view(3, 8, 8)
+    torch._dynamo.mark_static(weights)  # so where each begins is known
     matches = []
 
     def program(x: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
