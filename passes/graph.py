@@ -119,15 +119,15 @@ def count_ops(graph: Graph) -> dict[str, int]:
     for node in graph.nodes:
         if node.op in ("call_function", "call_method", "call_module"):
             counts[op_name(node)] += 1
-            for body in _bodies_of(node):
+            for body in filter(None, map(body_named, node.all_input_nodes)):
                 counts.update(count_ops(body.graph))
     return dict(counts)
 
 
-def _bodies_of(node: Node) -> Iterator[GraphModule]:
-    named = (each.target for each in node.all_input_nodes if each.op == "get_attr")
-    found = (getattr(node.graph.owning_module, str(name), None) for name in named)
-    return (each for each in found if isinstance(each, GraphModule))
+def body_named(node: Node) -> GraphModule | None:
+    """The graph that a ``get_attr`` node names, for another node to call; None for any other node."""
+    found = getattr(node.graph.owning_module, str(node.target), None) if node.op == "get_attr" else None
+    return found if isinstance(found, GraphModule) else None
 
 
 def graph_text(gm: GraphModule) -> str:

@@ -19,7 +19,7 @@ from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.effects import may_write
 from segmo.passes.graph import example, expression, is_plain, library_of, op_name
 from segmo.passes.reasons import DoesNotApply, Miss
-from segmo.passes.stretches import ATTENTIONS, At, body_of, is_mode
+from segmo.passes.stretches import ATTENTIONS, At, body_of, is_mode, replace_calls
 from segmo.passes.values import Values
 
 # Where an operand is 0 or 1 the other one is the result.
@@ -293,21 +293,12 @@ def _outline(graph: Graph, group: list[_Stretch], name: str, values: Values) -> 
     body = _body(group[0], [*symbols, *_operands(group[0], symbols, values)], values)
     setattr(graph.owning_module, name, body)
     for stretch in group:
-        results, left = stretch.results(), stretch.left()
+        results, end = stretch.results(), stretch.calls[-1].next
         given = _operands(stretch, symbols, values)  # of which some were results of the stretch before
-        with graph.inserting_before(stretch.calls[-1].next):
+        with graph.inserting_before(end):
             call = graph.call_function(INVOKE, (graph.get_attr(name), name, *symbols, *given))
-            made = [graph.call_function(operator.getitem, (call, place)) for place in range(len(results))]
-        call.meta["example_value"] = tuple(map(example, results))
-        for node in reversed(left):
-            made[-1].append(node)
-        inside = set(stretch.calls).difference(left)
-        for old, new in zip(results, made, strict=True):
-            new.meta, values[new] = old.meta, values[old]
-            old.replace_all_uses_with(new, set(old.users).difference(inside).__contains__)
-        for node in reversed(stretch.calls):
-            if not node.users:
-                graph.erase_node(node)
+        made = replace_calls(stretch.calls, results, end, call, stretch.left())
+        values.update((new, values[old]) for old, new in zip(results, made, strict=True))
 
 
 def _operands(stretch: _Stretch, symbols: list[Node], values: Values) -> list[Node]:

@@ -11,7 +11,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.effects import may_write, not_as_it_is
-from segmo.passes.graph import example, is_plain
+from segmo.passes.graph import body_named, example, is_plain
 from segmo.runtime.buffers import linear_into, scatter_rows, scatter_rows_
 
 _IN_PLACE = {operator.mul: operator.imul, operator.add: operator.iadd}
@@ -64,8 +64,8 @@ def _bodies(graph: Graph) -> dict[GraphModule, list[Node]]:
     """Graphs that are called in a graph, and the nodes that name each."""
     found: dict[GraphModule, list[Node]] = {}
     for node in graph.find_nodes(op="get_attr"):
-        body = getattr(graph.owning_module, node.target, None)
-        if isinstance(body, GraphModule):
+        body = body_named(node)
+        if body is not None:
             found.setdefault(body, []).append(node)
     return found
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+import operator
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,3 +65,33 @@ def body_of(
         made[node].meta = {key: node.meta[key] for key in ("example_value", "stack_trace") if key in node.meta}
     graph.output(tuple(made[node] for node in results))
     return GraphModule(torch.nn.Module(), graph)
+
+
+def replace_calls(
+    calls: Collection[Node], results: Sequence[Node], before: Node, call: Node, left: Sequence[Node] = ()
+) -> list[Node]:
+    """Puts one call, whose results are a tuple, in the place of others.
+
+    Args:
+        calls: in order. Those that nobody reads any more are erased.
+        results: which of them the call gives.
+        before: node that stands behind all of this.
+        call: gives the results.
+        left: which of ``calls`` stay, behind the call, and read its results.
+
+    Returns:
+        What stands for each result.
+    """
+    with call.graph.inserting_before(before):
+        made = [call.graph.call_function(operator.getitem, (call, place)) for place in range(len(results))]
+    call.meta["example_value"] = tuple(map(example, results))
+    for node in reversed(left):
+        made[-1].append(node)
+    inside = set(calls).difference(left)
+    for old, new in zip(results, made, strict=True):
+        new.meta = old.meta
+        old.replace_all_uses_with(new, lambda user: user not in inside)
+    for node in reversed(list(calls)):
+        if not node.users:
+            call.graph.erase_node(node)
+    return made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from segmo.passes.graph import example, expression
 from segmo.passes.reasons import Miss
 from segmo.passes.row_axes import Axis, Followed, follow
 from segmo.passes.scene_nodes import OPS, merge_of
-from segmo.passes.stretches import ATTENTIONS, At, body_of, is_mode, is_written
+from segmo.passes.stretches import ATTENTIONS, At, body_of, is_mode, is_written, replace_calls
 from segmo.runtime.row_tiles import in_row_tiles, tile_rows
 
 _LINEAR = torch.nn.functional.linear
@@ -207,16 +206,8 @@ class _Bodies:
         inputs, results = list(stretch.inputs), stretch.results()
         axes = tuple(stretch.inputs.values()), tuple(stretch.calls[node].axis for node in results)
         with self.graph.inserting_before(end):
-            body = self._body(stretch, results)
-            call = self.graph.call_function(in_row_tiles, (body, *axes, self.rows, *inputs))
-            made = [self.graph.call_function(operator.getitem, (call, place)) for place in range(len(results))]
-        call.meta["example_value"] = tuple(map(example, results))
-        for old, new in zip(results, made, strict=True):
-            new.meta = old.meta
-            old.replace_all_uses_with(new, lambda user: user not in stretch.calls)
-        for node in reversed(stretch.calls):
-            if not node.users:
-                self.graph.erase_node(node)
+            call = self.graph.call_function(in_row_tiles, (self._body(stretch, results), *axes, self.rows, *inputs))
+        made = replace_calls(stretch.calls, results, end, call)
         return dict(zip(made, axes[1], strict=True))
 
     def _body(self, stretch: _Stretch, results: Sequence[Node]) -> Node:

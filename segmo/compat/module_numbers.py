@@ -13,7 +13,7 @@ from typing import Any
 import torch._dynamo
 from torch._dynamo.variables import builder
 
-from segmo.compat.telling import Words
+from segmo.compat.telling import in_our_call
 
 WHAT = "torch._dynamo.variables.builder.VariableBuilder.wrap_symfloat"
 VERSIONS = "torch 2.11 to 2.15"
@@ -29,8 +29,7 @@ def keep_module_numbers() -> bool:
 
     @functools.wraps(original)
     def wrap_symfloat(self: Any, value: float) -> Any:
-        ours = isinstance(torch._dynamo.config.reorderable_logging_functions, Words)
-        if not ours or not self.source.guard_source.is_unspecialized_nn_module():
+        if not in_our_call() or not self.source.guard_source.is_unspecialized_nn_module():
             return original(self, value)
         # As for sizes: a constant with a guard, and an input from the first call on in which it is another.
         with torch._dynamo.config.patch(assume_static_by_default=True):

@@ -30,6 +30,11 @@ class Words(set[Callable[..., Any]]):
     """A set of such functions that is SegMo's: with another one Dynamo is as it was."""
 
 
+def in_our_call() -> bool:
+    """Whether Dynamo is tracing for a call of SegMo's."""
+    return isinstance(torch._dynamo.config.reorderable_logging_functions, Words)
+
+
 def words(asked: Iterable[Callable[..., Any]]) -> Words:
     """Those whose calls go behind the graph: what is asked for, and all that models use where Dynamo is as known."""
     if not keep_words():
@@ -48,8 +53,7 @@ def keep_words() -> bool:
 
     @functools.wraps(original)
     def call_function(self: Any, tx: Any, args: Any, kwargs: Any) -> Any:
-        ours = isinstance(torch._dynamo.config.reorderable_logging_functions, Words)
-        return original(self, tx.output.root_tx if ours else tx, args, kwargs)
+        return original(self, tx.output.root_tx if in_our_call() else tx, args, kwargs)
 
     variable.call_function = call_function
     return True
