@@ -49,7 +49,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(given.threads)
     if given.each:
         one_layer.reader = lambda: None
-    model = build(shrink(load_config(given.family, given.layers[0]))).to(given.device)
+    model = build(shrink(load_config(given.family, given.layers[0]), given.layers[0])).to(given.device)
     prompt = {name: value.to(given.device) for name, value in synthetic_prompt(model, given.frames).items()}
     segmo.compile(model, keep=0.25, lowering=given.lowering, disable="outline-layers" if given.each else ())
     found: dict[str, Any] = {"layers": given.layers[0], "import_s": time.perf_counter() - start}

@@ -171,10 +171,14 @@ def _is_movable(node: Node) -> bool:
 
 
 def _computed(calls: list[Node], values: Values) -> list[Any]:
+    return [_value(node, values) for node in calls]
+
+
+def _value(node: Node, values: Values) -> Any:
     try:
-        return [values.compute(node) for node in calls]
+        return values.compute(node)
     except Exception as error:  # of any operator: a user's own need not take fake tensors of another size
-        raise DoesNotApply(Miss.of("no-values", f"{type(error).__name__}: {error}", calls[-1])) from error
+        raise DoesNotApply(Miss.of("no-values", f"{type(error).__name__}: {error}", node)) from error
 
 
 def _sources(calls: list[Node]) -> list[Node]:

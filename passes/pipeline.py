@@ -158,7 +158,8 @@ def check_order(passes: Sequence[Pass]) -> None:
             what = f"{after!r} twice" if before == after else f"{after!r} behind {before!r}"
             raise PipelineError(
                 f"the pipeline has {what}; SegMo's passes build on each other and run once, in this order: "
-                f"{', '.join(order)} (passes of your own may stand anywhere between them)"
+                f"{', '.join(order)} (passes of your own may stand anywhere between them; behind tile-rows and "
+                "outline-layers part of the graph lies in graphs of its own)"
             )
 
 

@@ -124,7 +124,8 @@ _ALL = (
     Reason("as-it-is", "the graph is run call by call, and nothing is compiled", "nothing to do"),
     Reason(
         "no-repeats",
-        "no stretch of the graph stands in it twice behind the last call whose result's size is in the data",
+        "no two stretches of the graph are alike in calls and in kinds of operands, behind the last call whose "
+        "result's size is in the data",
         "nothing to do",
     ),
     Reason(

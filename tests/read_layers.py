@@ -40,9 +40,9 @@ def described(node: torch.fx.Node) -> tuple[Any, ...]:
     return node.op if node.op == "placeholder" else str(node.target).partition(" at ")[0], kind, decoder_layer(node)
 
 
-def model_of(family: str = "qwen2_vl", rounds: int = 2) -> Any:
+def model_of(family: str = "qwen2_vl", rounds: int = 2, **text: Any) -> Any:
     """Of its layers there are so many of each kind, and twice as many in a family that has one kind."""
-    model = build(family, rounds=rounds)
+    model = build(family, rounds=rounds, **text)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("bias"):

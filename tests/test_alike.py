@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ class Layer(nn.Module):
         self.layer_idx = number
         self.up, self.down = nn.Linear(4, 8), nn.Linear(8, 4, bias=False)
         self.act = torch.nn.functional.silu
+        self.gate = functools.partial(torch.nn.functional.gelu, approximate="tanh")
         self.scaling, self.name, self.window = 0.5, "full", None
         self.more: Any = {"rope": [1.0, 2.0], "parts": (self.up, "x"), "kinds": {1, 2}}
         self.shared = SHARED
@@ -56,6 +58,9 @@ CHANGES: dict[str, Callable[[Layer], Any]] = {
     "word": changed("name", "sliding"),
     "none": changed("window", 4),
     "function": changed("act", torch.nn.functional.gelu),
+    "bound function": changed("gate", functools.partial(torch.nn.functional.silu, approximate="tanh")),
+    "bound argument": changed("gate", functools.partial(torch.nn.functional.gelu, approximate="none")),
+    "attribute of a bound function": lambda layer: setattr(layer.gate, "more", 1),
     "object": changed("shared", object()),
     "attribute": changed("extra", 1),
     "list": lambda layer: layer.more["rope"].append(3.0),

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from test_every_family import AS_IT_IS, KINDS, NO_CUT
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from video_families import FAMILIES, tiny_config
+from video_families import FAMILIES, expect_family, tiny_config
 
 from segmo.errors import OptionError
 from segmo.inspection.fewer import DEEP, VOCABULARY, fewer
-from segmo.inspection.models import NARROW
-from segmo.inspection.run import generate, inspect_subject, subject
+from segmo.inspection.models import NARROW, build, load_config, shrink
+from segmo.inspection.run import capture_subject, generate, inspect_subject, subject
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
@@ -38,6 +38,34 @@ def test_a_bare_config_is_enough(family: str, tmp_path: Path, request: pytest.Fi
     assert tokens["kept"] == (tokens["video"] if family in NO_CUT else tokens["video"] // 2)
     assert prefill is not None
     assert int(prefill.frame.max()) == 5
+
+
+@pytest.mark.parametrize("family", ["internvl", "gemma4"])
+def test_a_name_is_enough_where_the_default_config_can_be_built(family: str) -> None:
+    """Frames behind tags of one form, an encoder that is there only if asked for, and a layer of each kind."""
+    expect_family(family)
+    given = subject(family, frames=6)
+    report = capture_subject(given, {"keep": 0.5})
+    kinds = getattr(given.model.config.get_text_config(), "layer_types", None) or []
+    assert report.graphs[0].kind == "prefill"
+    assert [record.matches for record in report.graphs[0].passes if record.name == "select-tokens"] == [1]
+    assert family != "gemma4" or set(kinds) == {"sliding_attention", "full_attention"}
+
+
+@pytest.mark.parametrize("layers", [3, DEEP + 2])
+def test_layers_that_are_asked_for_are_there(layers: int) -> None:
+    model = build(shrink(load_config("internvl", layers), layers))
+    assert len(model.model.language_model.layers) == layers
+
+
+def test_what_a_config_says_of_single_layers_goes_round() -> None:
+    """Gemma 4's heads are wider in layers that see everything."""
+    expect_family("gemma4")
+    model = build(shrink(load_config("gemma4", 42), 42))
+    attentions = [layer.self_attn for layer in model.model.language_model.layers]
+    assert len(attentions) == 42
+    assert {attention.head_dim == 512 for attention in attentions if not attention.is_sliding} == {True}
+    assert {attention.head_dim for attention in attentions if attention.is_sliding} == {256}
 
 
 @pytest.mark.parametrize("family", sorted(set(FAMILIES) - {*NARROW, "qwen3_omni_moe"}))

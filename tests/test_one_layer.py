@@ -27,6 +27,7 @@ from video_families import prompt
 
 import segmo
 from segmo.compat import layer_reading, regions
+from segmo.runtime import one_layer
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
@@ -44,7 +45,9 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[Captured]:
 STAMPED = {
     "qwen2_vl": (3, 3),
     "qwen3_vl_moe": (3, 3),
-    "qwen3_5": (1, 1),  # its layers of linear attention, which are read, make modules and write to these in between
+    "qwen3_5": (2, 2),  # layers of linear attention
+    "lfm3_vl": (3, 3),  # short convolutions
+    "nemotron_h_omni": (4, 4),  # Mamba, and layers for which a cache holds nothing
     "exaone4_5": (2, 2),
     "kimi_k25": (2, 2),
 }
@@ -78,6 +81,41 @@ def tensors(nodes: collections.Counter[Any]) -> dict[Any, int]:
         node: count for node, count in nodes.items()
         if node[1] is not None and node[:2] != ("placeholder", (0, torch.float64))
     }  # fmt: skip
+
+
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+SHARING = {
+    "num_hidden_layers": 8,
+    "num_kv_shared_layers": 4,
+    "layer_types": [_SLIDING, _SLIDING, _FULL, _SLIDING, _SLIDING, _FULL, _SLIDING, _FULL],
+    "per_layer_config": {number: {"head_dim": 24} for number in (2, 5, 7)},
+}
+
+
+def sharing(tokens: int) -> torch.Tensor:
+    """Of a model whose last four layers take the keys of its third and fourth, which leave them for these."""
+    return logits(compiled(model_of("gemma4", rounds=1, **SHARING)), tokens, "gemma4")
+
+
+def test_layers_that_share_keys_and_values(found: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = sharing(3)
+    # The two that leave keys are no regions. Behind them rows are dropped, and the first layer gets others.
+    assert counts(found)[:2] == [(6, 4), (6, 3)]
+    one_by_one(monkeypatch)
+    assert_same(sharing(3), answer)
+
+
+@pytest.mark.parametrize(("restarts", "layers"), [(2, (4, 3)), (1, (0, 0))])
+def test_a_layer_that_leaves_keys_is_no_region_by_any_name(
+    restarts: int, layers: tuple[int, int], found: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it leaves would be lost. All of its kind are read then, and all layers if that has happened too often."""
+    monkeypatch.setattr(one_layer, "_LEAVES_KEYS", "of_another_name")
+    monkeypatch.setattr(layer_reading, "_RESTARTS", restarts)
+    answer = sharing(1)
+    assert counts(found) == [layers]
+    one_by_one(monkeypatch)
+    assert_same(sharing(1), answer)
 
 
 def doubled(layer: Any) -> None:

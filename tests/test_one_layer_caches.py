@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import torch
 from read_layers import Captured, assert_same, captured, compiled, counts, model_of, one_by_one
-from transformers.cache_utils import DynamicCache, DynamicLayer, StaticCache
+from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer, StaticCache
 from video_families import prompt
 
 from segmo.compat import regions
+from segmo.runtime import handed_cache
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
@@ -153,3 +154,76 @@ def test_a_cache_of_fixed_length_leaves_later_calls_as_they_are(found: list[Any]
         for cache in (StaticCache(config=model.config, max_cache_len=64), DynamicCache(config=model.config)):
             model(**prompt("qwen2_vl"), past_key_values=cache)
     assert counts(found) == [(0, 0), (4, 1)]
+
+
+# Linear layers, which keep states of one size and change these in place.
+
+
+def linear_turns(change: Callable[[Any], None]) -> tuple[list[torch.Tensor], dict[str, Any]]:
+    """Logits of a prefill, two tokens by themselves and three together; and all that the cache's first layer holds."""
+    torch._dynamo.reset()
+    model = compiled(model_of("qwen3_5"))
+    cache = DynamicCache(config=model.config)
+    change(cache)
+    later = [{"input_ids": torch.tensor([more])} for more in ([9], [7], [9, 11, 13])]
+    with torch.no_grad():
+        answers = [model(**call, past_key_values=cache).logits for call in (prompt("qwen3_5"), *later)]
+    held = vars(cache.layers[0])
+    assert held["conv_states"][0].nan_to_num().abs().max() > 0
+    answers += [held.pop(name)[0] for name in ("conv_states", "recurrent_states")]
+    held.pop("update_conv_state", None)
+    return answers, held
+
+
+def as_it_is(cache: Any) -> None:
+    del cache
+
+
+def emptied(cache: Any) -> None:
+    """As after another conversation."""
+    model = model_of("qwen3_5")
+    with torch.no_grad():
+        model(**prompt("qwen3_5"), past_key_values=cache, use_cache=True)
+    cache.reset()
+
+
+def recording(cache: Any) -> None:
+    """As speculative decoding has it."""
+    cache.activate_past_recording()
+
+
+def doubling(cache: Any) -> None:
+    """Its first layer answers by code of others."""
+    update = cache.layers[0].update_conv_state
+    cache.layers[0].update_conv_state = lambda states, *rest, **more: update(states * 2, *rest, **more)
+
+
+@pytest.mark.parametrize(("change", "stamped"), [(as_it_is, 2), (emptied, 1), (recording, 1), (doubling, 1)])
+def test_states_of_linear_layers(
+    change: Callable[[Any], None], stamped: int, found: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers, noted = linear_turns(change)
+    assert found[0][0].count - found[0][0].read == stamped
+    one_by_one(monkeypatch)
+    plain, held = linear_turns(change)
+    for answer, expected in zip(answers, plain, strict=True):
+        assert_same(answer, expected)
+    assert noted == held
+
+
+def test_what_is_known_of_linear_layers_is_what_transformers_has() -> None:
+    assert handed_cache._LINEAR is LinearAttentionLayer
+
+
+def test_states_are_changed_where_they_are() -> None:
+    """Others may hold them: a graph on a GPU has their addresses in it."""
+    model = compiled(model_of("qwen3_5"))
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(**prompt("qwen3_5"), past_key_values=cache, use_cache=True)
+        held = cache.layers[0].conv_states[0], cache.layers[0].recurrent_states[0]
+        before = [each.clone() for each in held]
+        model(input_ids=torch.tensor([[9]]), past_key_values=cache)
+    assert cache.layers[0].conv_states[0] is held[0]
+    assert cache.layers[0].recurrent_states[0] is held[1]
+    assert not any(torch.equal(*pair) for pair in zip(held, before, strict=True))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import pytest
@@ -23,8 +25,9 @@ from segmo.compat.regions import regions
 from segmo.compiler import lower
 from segmo.passes import outline_layers
 from segmo.passes.analyse import Facts
-from segmo.passes.base import Rewrite
+from segmo.passes.base import Outcome, Rewrite, Tier
 from segmo.passes.outline_layers import OutlineLayers
+from segmo.passes.pipeline import DEFAULT
 from segmo.passes.runner import observe
 
 F = torch.nn.functional
@@ -326,6 +329,36 @@ def test_operands_that_begin_at_another_place_in_16_bytes_have_another_body() ->
     with torch.no_grad(), patch.object(outline_layers, "_WORTH", 2):
         assert torch.equal(torch.compile(program, backend=backend, dynamic=True)(x), program(x))
     assert found == [3]
+
+
+@dataclass(frozen=True)
+class Weigh:
+    """A user's pass: weights each layer's MLP by a tensor of its own, of which it notes nothing in the graph."""
+
+    name: ClassVar[str] = "weigh"
+    tier: ClassVar[Tier] = Tier.APPROXIMATE
+
+    def run(self, rewrite: Rewrite) -> Outcome:
+        found = rewrite.graph.find_nodes(op="call_function", target=F.silu)
+        for number, node in enumerate(found):
+            rewrite.graph.owning_module.register_buffer(f"weight_{number}", torch.full((1,), 1.0 + number))
+            with rewrite.graph.inserting_after(node):
+                weight = rewrite.graph.get_attr(f"weight_{number}")
+            with rewrite.graph.inserting_after(weight):
+                weighed = rewrite.graph.call_function(operator.mul, (node, weight))
+            node.replace_all_uses_with(weighed, lambda user, own=weighed: user is not own)
+        return Outcome(matches=len(found))
+
+
+def test_tensors_that_a_user_s_pass_puts_into_the_layers() -> None:
+    front, last = DEFAULT.rsplit("outline-layers", 1)
+    pipeline = f"{front}test_outline_layers:Weigh,outline-layers{last}"
+    with patch.object(lower, "compile_graph", lambda gm, *_: gm.forward):
+        expected = answer("qwen2_vl", pipeline=pipeline, disable="outline-layers")
+        assert torch.equal(answer("qwen2_vl", pipeline=pipeline), expected)
+        matches = records()["prefill"].matches
+        assert not torch.equal(answer("qwen2_vl"), expected)
+    assert matches > 1
 
 
 @pytest.mark.parametrize("scorer", ["embedding", "attention"])

@@ -11,7 +11,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -381,9 +381,13 @@ def instantiate(model_type: str, config: PretrainedConfig) -> Any:
         pytest.skip(str(error).strip().splitlines()[0])
 
 
-def build(model_type: str, dtype: torch.dtype = torch.float32, rounds: int = 1) -> Any:
-    """A tiny model with the same random weights on every call, in eval mode on the CPU."""
-    config = tiny_config(model_type, FAMILIES[model_type])
+def build(model_type: str, dtype: torch.dtype = torch.float32, rounds: int = 1, **text: Any) -> Any:
+    """A tiny model with the same random weights on every call, in eval mode on the CPU.
+
+    ``text``: fields of its text config in the place of those in ``FAMILIES``.
+    """
+    case = FAMILIES[model_type]
+    config = tiny_config(model_type, replace(case, text={**case.text, **text}))
     if rounds > 1:
         _deeper(config, rounds)
     with torch.random.fork_rng():
@@ -394,9 +398,8 @@ def build(model_type: str, dtype: torch.dtype = torch.float32, rounds: int = 1) 
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.mul_(4)
-    mend = FAMILIES[model_type].mend
-    if mend:
-        mend(model)
+    if case.mend:
+        case.mend(model)
     return model.to(dtype).eval()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,6 +47,10 @@ def _same(one: Any, other: Any, found: dict[int, Tensor]) -> bool:
         return bool(one == other)
     if isinstance(one, Mapping):
         return _same_items(one, other, found)
+    if type(one) is functools.partial:
+        return _same(
+            (one.func, one.args, one.keywords, vars(one)), (other.func, other.args, other.keywords, vars(other)), found
+        )
     if type(one) in (list, tuple):
         return len(one) == len(other) and all(_same(a, b, found) for a, b in zip(one, other, strict=True))
     return type(one) in (set, frozenset) and bool(one == other)

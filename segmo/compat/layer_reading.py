@@ -36,6 +36,9 @@ VERSIONS = "torch 2.14; before it every layer is read"
 _KINDS = 8
 
 
+# So often in one call a graph is begun anew because a layer could not be a region; each time what was read is lost.
+_RESTARTS = 2
+
 # In so many calls of a model layers are read so. A model of which a number in the layers is another in every call would
 # be traced again each time, as these numbers are part of what was read; from then on they are inputs of the graph.
 _CALLS = 8
@@ -64,10 +67,12 @@ class _Session:
         reader: how it reads decoder layers.
         one_by_one: layers that cannot be regions in it, by the classes of all that they are made of.
         counted: whether this is among the reader's calls.
+        restarts: how often a graph was begun anew.
     """
 
     reader: Reader
     counted: bool = False
+    restarts: int = 0
     one_by_one: set[tuple[type, ...]] = field(default_factory=set)
 
 
@@ -162,6 +167,8 @@ def _may_be_read(session: _Session, variable: Any, tx: Any, kwargs: Any) -> bool
     """Whether a decoder of transformers calls a module of a list with a cache, and no gradients are recorded."""
     if "past_key_values" not in kwargs or _READING.get() is not None or torch.is_grad_enabled():
         return False
+    if session.restarts >= _RESTARTS:
+        return False
     if not tx.f_globals.get("__name__", "").startswith("transformers."):
         return False
     place = variable.source.name if variable.source is not None else ""
@@ -190,12 +197,14 @@ def _read(session: _Session, variable: Any, tx: Any, args: Any, kwargs: Any) -> 
         raise
     except Exception as error:
         _give_up(session, module, f"{type(error).__name__}: {error}")
+        session.restarts += 1
         raise UnspecializeRestartAnalysis from error
     finally:
         _READING.reset(token)
     if not reading.stamped and len(entries(tx)) == known:
         _give_up(session, module, "what was read of it holds for no other layer")
         if reading.read:  # with effects that Dynamo cannot have outside of the region
+            session.restarts += 1
             raise UnspecializeRestartAnalysis
     return result
 

@@ -18,6 +18,7 @@ from torch._dynamo.guards import install_guard
 from torch._dynamo.source import is_from_source
 from torch._dynamo.variables.base import AttributeMutationNew
 from torch._dynamo.variables.builder import VariableBuilder
+from torch._dynamo.variables.misc import CellVariable
 from torch._guards import ChainedSource, Source
 from torch.utils._ordered_set import OrderedSet
 
@@ -74,13 +75,21 @@ def _surroundings(fingerprint: Any) -> tuple[Any, ...]:
 
 
 def _written(tx: Any) -> dict[tuple[int, str], tuple[Any, Any]]:
-    """Whose attributes have been written, and what was: by object and name, both of Dynamo's own."""
+    """Whose attributes have been written, and what was: by object and name, both of Dynamo's own.
+
+    Not that of caches, and not of variables that a function which is traced shares with functions inside of it: code
+    of transformers hands none of these to a layer.
+    """
     return {
         (id(owner), name): (owner, value)
         for owner, fields in tx.output.side_effects.store_attr_mutations.items()
-        if not is_cache(owner)
+        if not is_cache(owner) and not _is_shared_variable(owner)
         for name, value in fields.items()
     }
+
+
+def _is_shared_variable(owner: Any) -> bool:
+    return isinstance(owner, CellVariable) and isinstance(owner.mutation_type, AttributeMutationNew)
 
 
 def _objects(tx: Any) -> set[int]:

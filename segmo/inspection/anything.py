@@ -58,8 +58,9 @@ def any_prompt(model: Any, pictures: Tensor, question: int, words: Words) -> Inp
     name = config.model_type.removesuffix("_thinker")
     tags = name not in _UNTAGGED and tokens == cells * frames
     video: list[int] = []
+    form = words(2)  # that tags end in: a time or a number is followed by the same words in front of every frame
     for _ in range(frames if tags else 0):
-        video += [*words(2), *opens, *[token] * cells, *closes]
+        video += [*words(1), *form, *opens, *[token] * cells, *closes]
     row = [*words(4), *lead, *(video if tags else [*opens, *[token] * tokens, *closes]), *tail, *words(question)]
     ids = torch.tensor([row])
     inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

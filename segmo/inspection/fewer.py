@@ -20,12 +20,17 @@ _KINDS = ("layer_types", "mlp_layer_types", "layers_block_type")
 _DEPTHS = ("depth", "num_hidden_layers", "encoder_layers")
 
 
-def fewer(config: Any) -> Any:
-    """A copy of a config with less of everything that can be less; see the top of this file."""
+def fewer(config: Any, layers: int | None = None) -> Any:
+    """A copy of a config with less of everything that can be less; see the top of this file.
+
+    Args:
+        config: is left as it is.
+        layers: of the decoder, where they were asked for.
+    """
     small = copy.deepcopy(config)
     text = small.get_text_config()
-    if text.num_hidden_layers > DEEP:
-        set_layers(text, _one_of_each(text))
+    if layers is not None or text.num_hidden_layers > DEEP:
+        set_layers(text, layers or one_of_each(text))
     _cut_experts(text)
     for part in _parts(small):
         if part is not small and part is not text:
@@ -35,15 +40,20 @@ def fewer(config: Any) -> Any:
 
 
 def set_layers(text: Any, layers: int) -> None:
-    """Gives a decoder's config so many layers; what it lists for each layer goes round."""
+    """Gives a decoder's config so many layers; what it says of each layer goes round."""
     before = text.num_hidden_layers
+    own = {int(layer): fields for layer, fields in (text.to_dict().get("per_layer_config") or {}).items()}
+    if own:
+        text.per_layer_config = {}
     for name, value in list(vars(text).items()):
         if isinstance(value, list) and value and (len(value) == before or name in _KINDS):
             setattr(text, name, [value[layer % len(value)] for layer in range(layers)])
     text.num_hidden_layers = layers
+    if own:
+        text.per_layer_config = {layer: own[layer % before] for layer in range(layers) if layer % before in own}
 
 
-def _one_of_each(text: Any) -> int:
+def one_of_each(text: Any) -> int:
     """So many of the first layers have one of each kind; two at least."""
     lists = [kinds for name in _KINDS if (kinds := getattr(text, name, None))]
     needed: list[int] = [max(map(kinds.index, set(kinds))) + 1 for kinds in lists]

@@ -15,7 +15,7 @@ from typing import Any
 
 from segmo.errors import OptionError
 from segmo.families import FAMILIES, takes_video
-from segmo.inspection.fewer import fewer, set_layers
+from segmo.inspection.fewer import fewer, one_of_each, set_layers
 from segmo.inspection.support import families
 from segmo.pretrained import build_model, understanding
 
@@ -36,7 +36,8 @@ def load_config(source: str, layers: int | None = None) -> Any:
 
     Args:
         source: a folder with ``config.json`` (or the file), a ``model_type``, or the name of a config or model class.
-        layers: decoder layers; None for as many as the config says, and 4 for a name without a config.
+        layers: decoder layers; None for as many as the config says, and for a name without a config for 4, or for as
+            many as it takes to have one of each kind.
 
     Raises:
         OptionError: no such file or family.
@@ -46,7 +47,7 @@ def load_config(source: str, layers: int | None = None) -> Any:
         config = understanding(read_config(path))
     else:
         config = _from_name(source)
-        layers = layers or DEFAULT_LAYERS
+        layers = layers or max(DEFAULT_LAYERS, one_of_each(config.get_text_config()))
     if layers is not None:
         set_layers(config.get_text_config(), layers)
     return config
@@ -67,7 +68,6 @@ def read_config(path: Path) -> Any:
 
 
 def _from_name(name: str) -> Any:
-    from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     for model_type in KNOWN:
@@ -76,8 +76,18 @@ def _from_name(name: str) -> Any:
         cls = CONFIG_MAPPING[model_type]
         stem = cls.__name__.removesuffix("Config")
         if name == model_type or (name.startswith(stem) and name.removeprefix(stem) in ("Config", _GENERATION)):
-            return understanding(AutoConfig.for_model(model_type))
+            return understanding(_with_vision(model_type))
     raise _unknown(name)
+
+
+def _with_vision(model_type: str) -> Any:
+    """A family's default config, which in some families has no vision encoder unless one is asked for."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(model_type)
+    if getattr(config, "vision_config", ()) is None:
+        return AutoConfig.for_model(model_type, vision_config={})
+    return config
 
 
 _GENERATION = "ForConditionalGeneration"
@@ -95,10 +105,15 @@ def is_narrow(config: Any) -> bool:
     return config.model_type.removesuffix("_thinker") in NARROW
 
 
-def shrink(config: Any) -> Any:
-    """A narrow copy of a config; see the top of this file for what stays."""
+def shrink(config: Any, layers: int | None = None) -> Any:
+    """A narrow copy of a config; see the top of this file for what stays.
+
+    Args:
+        config: is left as it is.
+        layers: of the decoder, where they were asked for: then there are so many, however deep that is.
+    """
     if not is_narrow(config):
-        return fewer(config)
+        return fewer(config, layers)
     small = copy.deepcopy(config)
     _shrink_text(small.get_text_config())
     _shrink_vision(small)

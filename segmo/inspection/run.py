@@ -67,7 +67,7 @@ def subject(
             raise OptionError("--weights needs a model's folder, and a --video to ask about")
         model, inputs, pictures = prompts.checkpoint_prompt(Path(source), video, question, fps)
         return Subject(model, inputs, {**shown, "frames": pictures})
-    model = build(shrink(load_config(source, layers)))
+    model = build(shrink(load_config(source, layers), layers))
     if video is None:
         return Subject(model, prompts.synthetic_prompt(model, frames), shown)
     inputs, pictures = prompts.video_prompt(model, video, fps)
