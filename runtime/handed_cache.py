@@ -33,9 +33,10 @@ ASKED = {
     **dict.fromkeys(("get_conv_state", "get_recurrent_state", "is_recording_past"), 0),
     **dict.fromkeys(("update_conv_state", "update_recurrent_state"), 1),
 }
+_STATES_TAKEN = ("update_conv_state", "update_recurrent_state")
+_STATES_ASKED = (*_STATES_TAKEN, "get_conv_state", "get_recurrent_state", "is_recording_past")
 _CACHE = {name: getattr(Cache, name) for name in ASKED if hasattr(Cache, name)}
-_TAKES_IN = {name: getattr(DynamicLayer, name) for name in ("update", "lazy_initialization")}
-_TAKES_IN_WINDOW = {name: getattr(DynamicSlidingWindowLayer, name) for name in _TAKES_IN}
+_TAKES_IN = ("update", "lazy_initialization")
 # What that code may set in a layer of the cache: as much as is carried around here.
 _CARRIED = {"keys", "values", "dtype", "device", "is_initialized", "cumulative_length", "_sliding_window_tensor"}
 _STATES = {
@@ -47,7 +48,7 @@ _STATES = {
 def _linear() -> tuple[Any, dict[str, Any]]:
     """The class of a cache's layers of linear attention and short convolutions, and its code; None if not as known."""
     kind: Any = getattr(cache_utils, "LinearAttentionLayer", None)
-    names = ("update_conv_state", "update_recurrent_state", "lazy_initialization")
+    names = (*_STATES_TAKEN, "lazy_initialization")
     if kind is None or not all(hasattr(kind, name) for name in names) or len(_CACHE) < len(ASKED):
         return None, {}
     code = {name: getattr(kind, name) for name in names}
@@ -145,7 +146,9 @@ def _filled(held: Any, keys: Any, values: Any) -> Any:
 
 def _hold(held: Any, conv: Any, recurrent: Any) -> None:
     """As a linear layer is behind its first call."""
-    held.dtype, held.device, held.conv_kernel_size[0] = conv.dtype, conv.device, conv.shape[-1]
+    if held.device is None:
+        held.dtype, held.device = conv.dtype, conv.device
+    held.conv_kernel_size[0] = conv.shape[-1]
     held.conv_states[0], held.is_conv_states_initialized[0], held.has_previous_state[0] = conv, True, True
     if recurrent is not None:
         held.recurrent_states[0], held.is_recurrent_states_initialized[0] = recurrent, True
@@ -200,7 +203,7 @@ def through_cache(layer: Any, number: int, width: int | None, args: Any, kwargs:
         handed[_SHARED] = {**kwargs[_SHARED].data}
     if cache is None:
         return _without_cache(layer, args, handed)
-    if type(cache) is not DynamicCache or cache.offloading or not _answers(cache, _CACHE):
+    if type(cache) is not DynamicCache or cache.offloading:
         return layer(*args, **kwargs)
     if cache.layer_class_to_replicate is not None:
         while len(cache.layers) <= number:
@@ -208,12 +211,12 @@ def through_cache(layer: Any, number: int, width: int | None, args: Any, kwargs:
     held: Any = cache.layers[number]
     if type(held) is _EMPTY:
         return _with_nothing(layer, args, handed)
-    if type(held) in _GROWING and _answers(held, _TAKES_IN):
+    if type(held) in _GROWING and _takes_in(cache, held, DynamicLayer.update):
         return _through_growing(layer, held, args, handed)
-    keeps_more = getattr(held, "record_past", False)  # than the next token needs
-    if type(held) in _WINDOWS and not keeps_more and held.sliding_window == width and _answers(held, _TAKES_IN_WINDOW):
-        return _through_window(layer, held, width, args, handed)
-    if type(held) is _LINEAR and not keeps_more and held.number_of_states == 1 and _answers(held, _TAKES_STATES):
+    if type(held) in _WINDOWS and held.sliding_window == width and not getattr(held, "record_past", False):
+        own = _takes_in(cache, held, DynamicSlidingWindowLayer.update)
+        return _through_window(layer, held, width, args, handed) if own else layer(*args, **kwargs)
+    if type(held) is _LINEAR and held.number_of_states == 1 and not held.record_past and _keeps(cache, held):
         return _through_states(layer, held, args, handed, kwargs)
     return layer(*args, **kwargs)
 
@@ -244,22 +247,35 @@ def _put_back(held: Any, keys: Any, values: Any) -> None:
 
 def _through_states(layer: Any, held: Any, args: Any, handed: Any, kwargs: Any) -> Any:
     conv, recurrent = held.conv_states[0], held.recurrent_states[0]
-    if held.has_previous_state[0]:
+    if held.has_previous_state[0] and conv is not None and conv.shape[-1] == held.conv_kernel_size[0]:
         return _with_states(layer, conv, recurrent, args, handed)
-    if conv is not None or recurrent is not None:  # of a cache that was emptied
+    if conv is not None or recurrent is not None:  # of a cache that was emptied, or that remembered more
         return layer(*args, **kwargs)
     out, *states = _with_new_states(layer, args, handed)
     _hold(held, states[0], states[1] if len(states) == 2 else None)
     return out
 
 
-def _answers(held: Any, code: dict[str, Any]) -> bool:
+def _takes_in(cache: Any, held: Any, update: Any) -> bool:
+    """Whether a cache and its layer take keys in by code that is known."""
+    return _is_own(cache, "update", _CACHE["update"]) and _is_own(held, "update", update)
+
+
+def _keeps(cache: Any, held: Any) -> bool:
+    """The same of states."""
+    own = all(_is_own(cache, name, _CACHE[name]) for name in _STATES_ASKED)
+    return own and all(_is_own(held, name, _TAKES_STATES[name]) for name in _STATES_TAKEN)
+
+
+def _is_own(held: Any, name: str, function: Any) -> bool:
     """Whether it is this code that answers, and nothing was put in its place in the object or in its class."""
-    own = [getattr(type(held), name) is function for name, function in code.items()]
-    return all(own) and all(isinstance(getattr(held, name), MethodType) for name in code)
+    return getattr(type(held), name) is function and isinstance(getattr(held, name), MethodType)
 
 
 def is_as_known() -> bool:
-    """Whether a cache and its layers of keys and values do no more than is carried around a decoder layer here."""
-    code = (*_TAKES_IN.values(), *_TAKES_IN_WINDOW.values())
-    return all(map(is_known, (*code, *_CACHE.values()))) and sets(code) <= _CARRIED and not sets((_CACHE["update"],))
+    """Whether a cache and its layers do no more than is carried around a decoder layer here."""
+    code = tuple(getattr(kind, name) for kind in (DynamicLayer, DynamicSlidingWindowLayer) for name in _TAKES_IN)
+    own = all(getattr(DynamicCache, name) is function for name, function in _CACHE.items())
+    own = own and all(getattr(_LINEAR, name) is function for name, function in _TAKES_STATES.items())
+    known = own and all(map(is_known, (*code, *_CACHE.values())))
+    return known and sets(code) <= _CARRIED and not sets((_CACHE["update"],))

@@ -305,6 +305,126 @@ def test_a_number_that_is_another_in_every_call_is_an_input_of_the_graph_in_the_
     assert counts(found) == [(4, 2), (4, 2), (0, 0), (0, 0)]
 
 
+class Held:
+    """What a user's attention asks, and a hook changes between two layers."""
+
+
+class HeldCache:
+    """The same by another name."""
+
+
+HELD, NUMBERS, FEW = Held(), {"scale": 1.0}, [1.0]
+
+
+def in_a_cell(start: bool) -> float:
+    if start:
+        scale = 1.0
+
+        def bump() -> float:
+            nonlocal scale
+            scale = scale + 1.0
+            return scale
+
+        HELD.bump, HELD.scale = bump, lambda: scale  # type: ignore[attr-defined]
+    return float(HELD.scale())  # type: ignore[attr-defined]
+
+
+def in_a_dict(start: bool) -> float:
+    if start:
+        NUMBERS["scale"] = 1.0
+    return NUMBERS["scale"]
+
+
+def in_a_list(start: bool) -> float:
+    if start:
+        FEW.clear()
+    return 1.0 + len(FEW)
+
+
+def in_a_list_of_an_object(start: bool) -> float:
+    if start:
+        HELD.few = [1.0]  # type: ignore[attr-defined]
+    return float(len(HELD.few))  # type: ignore[attr-defined]
+
+
+def in_a_cache_of_another_kind(start: bool) -> float:
+    if start:
+        HELD.cache = HeldCache()  # type: ignore[attr-defined]
+        HELD.cache.scale = 1.0  # type: ignore[attr-defined]
+    return float(HELD.cache.scale)  # type: ignore[attr-defined]
+
+
+def bump() -> None:
+    """All of them are another number from now on."""
+    HELD.bump()  # type: ignore[attr-defined]
+    HELD.few.append(1.0)  # type: ignore[attr-defined]
+    HELD.cache.scale = HELD.cache.scale + 1.0  # type: ignore[attr-defined]
+    NUMBERS["scale"] = NUMBERS["scale"] + 1.0
+    FEW.append(1.0)
+
+
+PLACES = (in_a_cell, in_a_dict, in_a_list, in_a_list_of_an_object, in_a_cache_of_another_kind)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_what_others_change_between_two_layers(
+    place: Callable[[bool], float], found: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hook begins it in front of the decoder, another one changes it, and an attention of the user's asks for it."""
+
+    def run() -> torch.Tensor:
+        torch._dynamo.reset()
+        model = model_of(rounds=3)
+        model.model.language_model.register_forward_pre_hook(lambda *_: [each(True) for each in PLACES] and None)
+        layers_of(model)[3].register_forward_pre_hook(lambda *_: bump())
+        other_config(layers_of(model)[0])
+        for layer in layers_of(model):
+            layer.self_attn.config = layers_of(model)[0].self_attn.config
+        return logits(compiled(model, keep=1, segments=2), 1)
+
+    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def attend(*args: Any, **kwargs: Any) -> Any:
+        result, weights = sdpa(*args, **kwargs)
+        return result * place(False), weights
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "segmo_test_doubled", attend)
+    answer = run()
+    assert counts(found) == [(5, 2)]
+    one_by_one(monkeypatch)
+    assert_same(run(), answer)
+
+
+def test_layers_of_which_a_graph_was_begun_anew_are_not_tried_again(found: list[Any]) -> None:
+    """Each call would trace all that stands in front of them twice."""
+    model = model_of()
+    remembering(layers_of(model)[3])
+    reader = one_layer.reader()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one_layer, "reader", lambda: reader)
+        logits(compiled(model), 2)
+    assert counts(found) == [(0, 0), (0, 0)]
+    assert reader is not None
+    assert len(reader.refused) == 1
+
+
+def test_the_report_counts_what_was_read_and_not_what_is_different(found: list[Any]) -> None:
+    """Each layer adds a tensor of its own; what comes out of Dynamo is alike."""
+    sdpa, more = ALL_ATTENTION_FUNCTIONS["sdpa"], [torch.full((1,), float(number)) for number in range(4)]
+
+    def attend(module: Any, *args: Any, **kwargs: Any) -> Any:
+        result, weights = sdpa(module, *args, **kwargs)
+        return result + more[module.layer_idx], weights
+
+    model = model_of()
+    for layer in layers_of(model):
+        other_config(layer)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "segmo_test_doubled", attend)
+        logits(compiled(model, keep=1, segments=2), 1)
+    assert counts(found) == [(4, 4)]
+
+
 def test_weights_that_layers_share(found: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """One MLP in two layers, and one weight in two places of a layer."""
 

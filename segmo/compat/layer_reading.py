@@ -52,11 +52,13 @@ class Reader:
         places: what ``call`` has to know of a module; None for one that cannot be read so.
         call: ``call(layer, *places, *args, **kwargs)`` is ``layer(*args, **kwargs)``, with a region in it.
         calls: of the model in which layers were read so.
+        refused: kinds of layers for which a graph was begun anew, by the classes of all that they are made of.
     """
 
     places: Callable[[torch.nn.Module], tuple[int | str | None, ...] | None]
     call: Callable[..., Any]
     calls: int = 0
+    refused: set[tuple[type, ...]] = field(default_factory=set)
 
 
 @dataclass
@@ -65,7 +67,7 @@ class _Session:
 
     Attributes:
         reader: how it reads decoder layers.
-        one_by_one: layers that cannot be regions in it, by the classes of all that they are made of.
+        one_by_one: layers that are no regions in it, by the classes of all that they are made of.
         counted: whether this is among the reader's calls.
         restarts: how often a graph was begun anew.
     """
@@ -78,8 +80,9 @@ class _Session:
 
 @dataclass
 class _Reading:
-    """One call of a layer while Dynamo reads it: whether it was stamped out, or read as a region."""
+    """One call of a layer while Dynamo reads it: by which function, and whether it was stamped out or read."""
 
+    decoder: Any
     stamped: bool = False
     read: bool = False
 
@@ -135,7 +138,7 @@ def _set_up() -> bool:
         reading = _READING.get()
         if reading is None:
             return bool(reusable(tx, condition, fingerprint, entry))
-        reading.stamped = stamping.Stamp(tx, condition, fingerprint, entry).made(reusable)
+        reading.stamped = stamping.Stamp(tx, reading.decoder, condition, fingerprint, entry).made(reusable)
         return reading.stamped
 
     @functools.wraps(eligible)
@@ -147,14 +150,15 @@ def _set_up() -> bool:
 
     @functools.wraps(conditions)
     def build_reuse_condition(tx: Any, fingerprint: Any, *args: Any) -> Any:
-        if _READING.get() is None:
+        reading = _READING.get()
+        if reading is None:
             return conditions(tx, fingerprint, *args)
         try:
             found: Any = conditions(tx, fingerprint, *args)
         except RuntimeError:  # of a guard that cannot be asked of another layer: so none is stamped out
             return None
         if found is not None:
-            stamping.note(tx, found, fingerprint)
+            stamping.note(tx, reading.decoder, found, fingerprint)
         return found
 
     variable.call_function = call_function
@@ -167,12 +171,12 @@ def _may_be_read(session: _Session, variable: Any, tx: Any, kwargs: Any) -> bool
     """Whether a decoder of transformers calls a module of a list with a cache, and no gradients are recorded."""
     if "past_key_values" not in kwargs or _READING.get() is not None or torch.is_grad_enabled():
         return False
-    if session.restarts >= _RESTARTS:
-        return False
     if not tx.f_globals.get("__name__", "").startswith("transformers."):
         return False
+    if session.restarts >= _RESTARTS or _kind(variable.value) in session.one_by_one | session.reader.refused:
+        return False
     place = variable.source.name if variable.source is not None else ""
-    return bool(re.search(r"\._modules\['\d+'\]$", place)) and _kind(variable.value) not in session.one_by_one
+    return bool(re.search(r"\._modules\['\d+'\]$", place))
 
 
 def _kind(module: torch.nn.Module) -> tuple[type, ...]:
@@ -186,7 +190,7 @@ def _read(session: _Session, variable: Any, tx: Any, args: Any, kwargs: Any) -> 
     session.counted = True
     for given in (*args, *kwargs.values()):
         given.realize()  # as they would be read elsewhere
-    known, reading = len(entries(tx)), _Reading()
+    known, reading = len(entries(tx)), _Reading(tx)
     token = _READING.set(reading)
     try:
         # Numbers that layers hold are numbers in the graph: of others torch cannot stamp out a layer.
@@ -196,21 +200,30 @@ def _read(session: _Session, variable: Any, tx: Any, args: Any, kwargs: Any) -> 
     except RestartAnalysis:
         raise
     except Exception as error:
-        _give_up(session, module, f"{type(error).__name__}: {error}")
-        session.restarts += 1
+        _refuse(session, module, f"{type(error).__name__}: {error}")
         raise UnspecializeRestartAnalysis from error
     finally:
         _READING.reset(token)
-    if not reading.stamped and len(entries(tx)) == known:
-        _give_up(session, module, "what was read of it holds for no other layer")
-        if reading.read:  # with effects that Dynamo cannot have outside of the region
-            session.restarts += 1
-            raise UnspecializeRestartAnalysis
+    if reading.stamped:
+        return result
+    if len(entries(tx)) > known:
+        compat_regions.count_read(tx)
+        return result
+    if reading.read:  # with effects that Dynamo cannot have outside of the region
+        _refuse(session, module, "what was read of it holds for no other layer")
+        raise UnspecializeRestartAnalysis
+    _leave(session.one_by_one, module, "the cache is of another kind")
     return result
 
 
-def _give_up(session: _Session, module: torch.nn.Module, why: str) -> None:
-    session.one_by_one.add(_kind(module))
+def _refuse(session: _Session, module: torch.nn.Module, why: str) -> None:
+    """For later calls of the model, too: each would begin its graph anew."""
+    session.restarts += 1
+    _leave(session.reader.refused, module, why)
+
+
+def _leave(kinds: set[tuple[type, ...]], module: torch.nn.Module, why: str) -> None:
+    kinds.add(_kind(module))
     log.info("layers of the kind of this %s are read one by one: %s", type(module).__name__, why)
 
 

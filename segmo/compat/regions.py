@@ -11,7 +11,7 @@ from operator import attrgetter
 from typing import Any
 
 import torch
-from torch._guards import InvokeSubgraphCache
+from torch._guards import InvokeSubgraphCache, TracingContext
 from torch.fx import GraphModule, Node
 
 regions: Any
@@ -24,6 +24,7 @@ WHAT = "torch.ops.higher_order.invoke_subgraph in a graph"
 VERSIONS = "torch 2.14; before it there are no regions"
 
 INVOKE = torch.ops.higher_order.invoke_subgraph
+_READ = "segmo_layers_read"
 _SIZES = (int, torch.SymInt, torch.SymBool, torch.Size)
 
 
@@ -65,7 +66,8 @@ def expand(gm: GraphModule) -> Layers:
         delattr(gm, name)
     if calls:
         gm.recompile()
-    return Layers(len(calls), len(first), names)
+    read = getattr(TracingContext.try_get(), _READ, len(first))
+    return Layers(len(calls), read, names)
 
 
 def _expand(gm: GraphModule, call: Node, read: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
@@ -117,6 +119,12 @@ def _path(inner: dict[str, Any], read: dict[str, Any], now: dict[str, Any]) -> d
 def takes_regions() -> bool:
     """Whether inductor takes a graph with calls of regions, and :func:`expand` puts these back in their places."""
     return fits() is None and regions is not None
+
+
+def count_read(tx: Any) -> None:
+    """One more layer was read in the graph that is traced. Dynamo gives regions that came out alike one name."""
+    context = tx.output.tracing_context
+    setattr(context, _READ, getattr(context, _READ, 0) + 1)
 
 
 def entries(tx: Any) -> list[tuple[Any, Any]]:

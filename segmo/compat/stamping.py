@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch._dynamo.guards import install_guard
 from torch._dynamo.source import is_from_source
-from torch._dynamo.variables.base import AttributeMutationNew
+from torch._dynamo.variables.base import AttributeMutationNew, ValueMutationExisting
 from torch._dynamo.variables.builder import VariableBuilder
 from torch._dynamo.variables.misc import CellVariable
 from torch._guards import ChainedSource, Source
@@ -24,7 +24,7 @@ from torch.utils._ordered_set import OrderedSet
 
 from segmo.compat.alike import counterparts
 from segmo.compat.regions import regions
-from segmo.compat.stored_tensors import is_cache
+from segmo.compat.stored_tensors import is_cache, is_cache_class
 
 GUARD_VALUE_DISPATCH: Any
 GuardCheckSpec: Any
@@ -37,17 +37,18 @@ WHAT = "torch._dynamo.guards, and how Dynamo stamps out regions"
 VERSIONS = "torch 2.14; before it there are no regions"
 
 
-def note(tx: Any, condition: Any, fingerprint: Any) -> None:
+def note(tx: Any, decoder: Any, condition: Any, fingerprint: Any) -> None:
     """Keeps with what was read, right behind it, all that is asked of other layers later.
 
     Args:
         tx: Dynamo's tracer.
+        decoder: that of the function that calls the layers.
         condition: that the region was read under.
         fingerprint: of the arguments that it was read with.
     """
     layer = fingerprint.arg_sources[0]
     condition.segmo_surroundings = _surroundings(fingerprint)
-    condition.segmo_written, condition.segmo_objects = _written(tx), _objects(tx)
+    condition.segmo_written, condition.segmo_objects = _written(tx, decoder), _objects(tx)
     # All guards on what the layer holds. What Dynamo asks of the layer from now on has nothing to do with the region.
     condition.segmo_guards = [
         _with_check(tx, guard) for guard in tx.output.guards if is_from_source(guard.originating_source, layer)
@@ -74,22 +75,55 @@ def _surroundings(fingerprint: Any) -> tuple[Any, ...]:
     return [nodes.index(node) for node in nodes], modes
 
 
-def _written(tx: Any) -> dict[tuple[int, str], tuple[Any, Any]]:
-    """Whose attributes have been written, and what was: by object and name, both of Dynamo's own.
+def _written(tx: Any, decoder: Any) -> dict[tuple[int, str], tuple[Any, list[Any]]]:
+    """What has been written: attributes, by object and name, and what is in lists and dicts; all of Dynamo's own.
 
-    Not that of caches, and not of variables that a function which is traced shares with functions inside of it: code
-    of transformers hands none of these to a layer.
+    Not into transformers' caches, whose keys go into a layer by themselves. And not the variables that the decoder's
+    function shares with functions inside of it: it hands none of these to a layer.
     """
-    return {
-        (id(owner), name): (owner, value)
-        for owner, fields in tx.output.side_effects.store_attr_mutations.items()
-        if not is_cache(owner) and not _is_shared_variable(owner)
+    effects, shared = tx.output.side_effects, set(map(id, decoder.symbolic_locals.values()))
+    written = {
+        (id(owner), name): (owner, _parts(value))
+        for owner, fields in list(effects.store_attr_mutations.items())
+        if not _is_known_cache(owner) and not (isinstance(owner, CellVariable) and id(owner) in shared)
         for name, value in fields.items()
     }
+    for each in list(effects.id_to_variable.values()):  # more are met while these are asked
+        if isinstance(each.mutation_type, ValueMutationExisting) and each.mutation_type.is_modified:
+            parts = _parts(each)
+            if not all(map(_is_known_cache, parts[1:])) and not _is_kept_by_cache(each.source, _scope(tx)):
+                written[id(each), ""] = each, parts
+    return written
 
 
-def _is_shared_variable(owner: Any) -> bool:
-    return isinstance(owner, CellVariable) and isinstance(owner.mutation_type, AttributeMutationNew)
+def _scope(tx: Any) -> dict[str, Any]:
+    """What a source's value is looked up in."""
+    return {"G": tx.output.root_tx.f_globals, "L": tx.output.root_tx.f_locals}
+
+
+def _is_kept_by_cache(place: Source | None, scope: dict[str, Any]) -> bool:
+    """Whether a list or a dict is an attribute of one of transformers' caches or of its layers."""
+    return isinstance(place, ChainedSource) and _is_known_kind(type(place.base.get_value(scope, {}, {})))
+
+
+def _parts(value: Any) -> list[Any]:
+    """A value, and what is in it if it is a list or a dict, and in these."""
+    items = vars(value).get("items")  # not by name: a constant has methods of these names that raise
+    inside = [*items, *items.values()] if isinstance(items, dict) else items if isinstance(items, list) else []
+    return [value, *(part for each in inside for part in _parts(getattr(each, "vt", each)))]
+
+
+def _is_known_cache(owner: Any) -> bool:
+    """Whether Dynamo's record of an object is one of transformers' caches, or of its layers, and not a user's own."""
+    return is_cache(owner) and _is_known_kind(owner.python_type())
+
+
+def _is_known_kind(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in ("transformers", "segmo") and is_cache_class(kind)
+
+
+def _are(parts: list[Any], others: list[Any]) -> bool:
+    return len(parts) == len(others) and all(part is other for part, other in zip(parts, others, strict=True))
 
 
 def _objects(tx: Any) -> set[int]:
@@ -102,15 +136,17 @@ class Stamp:
 
     Args:
         tx: Dynamo's tracer.
+        decoder: that of the function that calls the layers.
         condition: that the region was read under.
         fingerprint: of the arguments that it is called with now.
         entry: the region, and the arguments that it was read with.
     """
 
-    def __init__(self, tx: Any, condition: Any, fingerprint: Any, entry: Any) -> None:
-        self.tx, self.condition, self.fingerprint, self.entry = tx, condition, fingerprint, entry
+    def __init__(self, tx: Any, decoder: Any, condition: Any, fingerprint: Any, entry: Any) -> None:
+        self.tx, self.decoder = tx, decoder
+        self.condition, self.fingerprint, self.entry = condition, fingerprint, entry
         self.read, self.now = entry.arg_sources[0], fingerprint.arg_sources[0]
-        self.scope = {"G": tx.output.root_tx.f_globals, "L": tx.output.root_tx.f_locals}
+        self.scope = _scope(tx)
         self.values: dict[Any, Any] = {}
         self.moved: dict[Any, Any] = {self.read: self.now}
 
@@ -152,13 +188,13 @@ class Stamp:
         """Whether nothing was written since the region was read, but to objects that were made since: no layer has seen
         these, unless something that was there before holds them now, which is written too.
         """
-        then, now = self.condition.segmo_written, _written(self.tx)
+        then, now = self.condition.segmo_written, _written(self.tx, self.decoder)
         kept = {
-            place: value
-            for place, (owner, value) in now.items()
+            place: parts
+            for place, (owner, parts) in now.items()
             if place[0] in self.condition.segmo_objects or not isinstance(owner.mutation_type, AttributeMutationNew)
         }
-        return kept.keys() == then.keys() and all(value is then[place][1] for place, value in kept.items())
+        return kept.keys() == then.keys() and all(_are(parts, then[place][1]) for place, parts in kept.items())
 
     def _alike(self) -> bool:
         """Whether both layers hold the same, and the region's inputs are the second one's tensors in its places."""

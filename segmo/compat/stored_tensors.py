@@ -48,6 +48,11 @@ def is_cache(owner: Any) -> bool:
         kind = owner.python_type()
     except Exception:  # noqa: BLE001  # each kind of record has its own way of having no type
         return False
+    return is_cache_class(kind)
+
+
+def is_cache_class(kind: type) -> bool:
+    """Whether a class is one of caches: by its own name, its module's, or those of what it is derived from."""
     return any("cache" in f"{each.__module__}.{each.__qualname__}".lower() for each in kind.__mro__)
 
 

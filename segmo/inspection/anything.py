@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from segmo.errors import OptionError
+from segmo.errors import OptionError, in_one_line
 from segmo.families import family_for
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def _encoded(model: Any, pictures: Tensor) -> tuple[Inputs, int, int]:
     """Arguments of the encoder, frames that it makes of them, and tokens of these frames."""
     import torch
 
-    base, why = _mended(model).base_model, "it has none"
+    base, refused = _mended(model).base_model, list[str]()
     width = model.config.get_text_config().hidden_size
     for name in ("get_video_features", "get_image_features"):
         encode = getattr(base, name, None)
@@ -112,7 +112,7 @@ def _encoded(model: Any, pictures: Tensor) -> tuple[Inputs, int, int]:
                 with torch.no_grad():
                     out = encode(**inputs, return_dict=True)
             except Exception as error:  # noqa: BLE001  # encoders refuse pixels of another kind in many ways
-                why = f"{type(error).__name__}: {error}"
+                refused.append(in_one_line(error))
                 continue
             features = getattr(out, "pooler_output", out)
             parts = [features] if isinstance(features, torch.Tensor) else list(features)
@@ -120,8 +120,9 @@ def _encoded(model: Any, pictures: Tensor) -> tuple[Inputs, int, int]:
             if tokens >= frames:
                 return _as_called(model, inputs), frames, tokens
     raise OptionError(
-        f"no synthetic video fits the vision encoder of {type(model).__name__} ({why.splitlines()[0]}); inspect a "
-        "folder with weights and a processor: --weights --video FILE"
+        f"no synthetic video fits the vision encoder of {type(model).__name__} "
+        f"({refused[0] if refused else 'it has none'}); inspect a folder with weights and a processor: "
+        "--weights --video FILE"
     )
 
 

@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from segmo.errors import OptionError
+from segmo.errors import OptionError, in_one_line
 from segmo.families import FAMILIES, takes_video
 from segmo.inspection.fewer import fewer, one_of_each, set_layers
 from segmo.inspection.support import families
@@ -193,9 +193,9 @@ def build(config: Any) -> Any:
         try:
             model = build_model(config, torch.float32)
         except Exception as error:  # classes refuse a config in many ways
-            why = str(error).partition("\n")[0]  # what follows are all configs that it knows
             raise OptionError(
-                f"transformers cannot build a model that takes video from a config of {config.model_type}: {why}"
+                "transformers cannot build a model that takes video from a config of "
+                f"{config.model_type} ({in_one_line(error)})"
             ) from error
     if not takes_video(model):
         raise OptionError(f"{type(model).__name__} is no Video LLM: none of its inputs is a video")
