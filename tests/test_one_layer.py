@@ -313,7 +313,8 @@ class HeldCache:
     """The same by another name."""
 
 
-HELD, NUMBERS, FEW = Held(), {"scale": 1.0}, [1.0]
+HELD, NUMBERS = Held(), {"scale": 1.0}
+FEW: list[Any] = []
 
 
 def in_a_cell(start: bool) -> float:
@@ -338,7 +339,8 @@ def in_a_dict(start: bool) -> float:
 def in_a_list(start: bool) -> float:
     if start:
         FEW.clear()
-    return 1.0 + len(FEW)
+        FEW.extend([FEW, None])  # a list may hold itself, and one thing twice
+    return float(len(FEW))
 
 
 def in_a_list_of_an_object(start: bool) -> float:
@@ -360,7 +362,8 @@ def bump() -> None:
     HELD.few.append(1.0)  # type: ignore[attr-defined]
     HELD.cache.scale = HELD.cache.scale + 1.0  # type: ignore[attr-defined]
     NUMBERS["scale"] = NUMBERS["scale"] + 1.0
-    FEW.append(1.0)
+    FEW.append(None)
+    FEW.append(None)
 
 
 PLACES = (in_a_cell, in_a_dict, in_a_list, in_a_list_of_an_object, in_a_cache_of_another_kind)

@@ -103,14 +103,26 @@ def _scope(tx: Any) -> dict[str, Any]:
 
 def _is_kept_by_cache(place: Source | None, scope: dict[str, Any]) -> bool:
     """Whether a list or a dict is an attribute of one of transformers' caches or of its layers."""
-    return isinstance(place, ChainedSource) and _is_known_kind(type(place.base.get_value(scope, {}, {})))
+    try:
+        return isinstance(place, ChainedSource) and _is_known_kind(type(place.base.get_value(scope, {}, {})))
+    except Exception:  # noqa: BLE001  # not every source can be looked up, and each says so in its own way
+        return False
 
 
 def _parts(value: Any) -> list[Any]:
     """A value, and what is in it if it is a list or a dict, and in these."""
-    items = vars(value).get("items")  # not by name: a constant has methods of these names that raise
-    inside = [*items, *items.values()] if isinstance(items, dict) else items if isinstance(items, list) else []
-    return [value, *(part for each in inside for part in _parts(getattr(each, "vt", each)))]
+    parts, left, entered = list[Any](), [value], set[int]()
+    while left:
+        parts.append(left.pop())
+        items = getattr(parts[-1], "__dict__", {}).get("items")  # not by name: a constant has methods of these names
+        if id(parts[-1]) in entered:  # a list may hold itself
+            continue
+        entered.add(id(parts[-1]))
+        if isinstance(items, dict):
+            left += [getattr(key, "vt", key) for key in items] + list(items.values())
+        elif isinstance(items, list):
+            left += items
+    return parts
 
 
 def _is_known_cache(owner: Any) -> bool:
