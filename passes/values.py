@@ -33,7 +33,10 @@ class Values(dict[Node, Any]):
             return example(node)
         if node.op == "get_attr":
             found = getattr(node.graph.owning_module, str(node.target))
-            return self._held(node, found) if isinstance(found, Tensor) else found
+            if not isinstance(found, Tensor):
+                return found
+            noted = example(node)
+            return self._mode.from_tensor(found) if noted is None else noted  # None of one that a pass has put there
         args, kwargs = map_arg((node.args, node.kwargs), self.__getitem__)
         with shapes_alone(self._mode):
             if node.op == "call_method":
@@ -41,8 +44,3 @@ class Values(dict[Node, Any]):
                 return getattr(source, str(node.target))(*others, **kwargs)
             target: Any = node.target
             return target(*args, **kwargs)
-
-    def _held(self, node: Node, tensor: Tensor) -> Any:
-        """Of a tensor that the graph holds; of one that a pass has put there nothing was noted."""
-        noted = example(node)
-        return self._mode.from_tensor(tensor) if noted is None and self._mode is not None else noted

@@ -27,14 +27,13 @@ _WINDOWS = (DynamicSlidingWindowLayer, CutSlidingLayer)
 _EMPTY: Any = getattr(cache_utils, "DummyLayer", None)  # of decoder layers that have no attention
 # The argument by which layers hand keys and values on to later ones, by a name of each pair.
 _SHARED = "shared_kv_states"
-# What a decoder layer may ask of a cache, and which argument says of which of its layers.
-ASKED = {
-    "update": 2,
-    **dict.fromkeys(("get_conv_state", "get_recurrent_state", "is_recording_past"), 0),
-    **dict.fromkeys(("update_conv_state", "update_recurrent_state"), 1),
-}
 _STATES_TAKEN = ("update_conv_state", "update_recurrent_state")
-_STATES_ASKED = (*_STATES_TAKEN, "get_conv_state", "get_recurrent_state", "is_recording_past")
+# What a decoder layer may ask of a cache, and which argument says of which of its layers.
+_STATES_ASKED = {
+    **dict.fromkeys(_STATES_TAKEN, 1),
+    **dict.fromkeys(("get_conv_state", "get_recurrent_state", "is_recording_past"), 0),
+}
+ASKED = {"update": 2, **_STATES_ASKED}
 _CACHE = {name: getattr(Cache, name) for name in ASKED if hasattr(Cache, name)}
 _TAKES_IN = ("update", "lazy_initialization")
 # What that code may set in a layer of the cache: as much as is carried around here.

@@ -6,6 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def _seeded() -> None:
     """Tests that draw from torch's generator draw the same numbers whichever tests ran before."""
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def captured_layers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Of each graph that the test has captured, its decoder layers and its nodes: :func:`read_layers.captured`."""
+    from read_layers import captured  # of transformers, which most tests do without
+
+    return captured(monkeypatch)
 
 
 @pytest.fixture

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 import torch
 from read_layers import (
-    Captured,
     assert_same,
-    captured,
     compiled,
     counts,
     layers_of,
@@ -35,11 +33,6 @@ if regions.regions is None:
     pytest.skip("this torch reads every layer", allow_module_level=True)
 
 
-@pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> list[Captured]:
-    return captured(monkeypatch)
-
-
 # One family of each kind of decoder: windows, several kinds of layers, mixtures of experts, latent attention, linear
 # attention. How many layers of two rounds are stamped out in prefill and decode.
 STAMPED = {
@@ -55,23 +48,23 @@ STAMPED = {
 
 @pytest.mark.parametrize("family", STAMPED)
 def test_graphs_and_answers_are_those_of_layers_that_are_read_one_by_one(
-    family: str, found: list[Any], monkeypatch: pytest.MonkeyPatch
+    family: str, captured_layers: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = compiled(model_of(family))
     answer, notes = logits(model, 3, family), [graph.notes for graph in segmo.last_report().graphs]
-    assert tuple(layers.count - layers.read for layers, _ in found[:2]) == STAMPED[family]
+    assert tuple(layers.count - layers.read for layers, _ in captured_layers[:2]) == STAMPED[family]
     told = [any("stamped out the others" in note for note in of_graph) for of_graph in notes[:2]]
     assert told == [count > 0 for count in STAMPED[family]]
-    graphs = [nodes for _, nodes in found]
+    graphs = [nodes for _, nodes in captured_layers]
     matches = [[record.matches for record in graph.passes] for graph in segmo.last_report().graphs]
 
-    found.clear()
+    captured_layers.clear()
     one_by_one(monkeypatch)
     again = compiled(model_of(family))
     assert_same(logits(again, 3, family), answer)
-    assert counts(found) == [(0, 0)] * len(graphs)
+    assert counts(captured_layers) == [(0, 0)] * len(graphs)
     assert [[record.matches for record in graph.passes] for graph in segmo.last_report().graphs] == matches
-    for (_, plain), nodes in zip(found, graphs, strict=True):
+    for (_, plain), nodes in zip(captured_layers, graphs, strict=True):
         assert tensors(nodes) == tensors(plain)
 
 
@@ -97,23 +90,23 @@ def sharing(tokens: int) -> torch.Tensor:
     return logits(compiled(model_of("gemma4", rounds=1, **SHARING)), tokens, "gemma4")
 
 
-def test_layers_that_share_keys_and_values(found: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_share_keys_and_values(captured_layers: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     answer = sharing(3)
     # The two that leave keys are no regions. Behind them rows are dropped, and the first layer gets others.
-    assert counts(found)[:2] == [(6, 4), (6, 3)]
+    assert counts(captured_layers)[:2] == [(6, 4), (6, 3)]
     one_by_one(monkeypatch)
     assert_same(sharing(3), answer)
 
 
 @pytest.mark.parametrize(("restarts", "layers"), [(2, (4, 3)), (1, (0, 0))])
 def test_a_layer_that_leaves_keys_is_no_region_by_any_name(
-    restarts: int, layers: tuple[int, int], found: list[Any], monkeypatch: pytest.MonkeyPatch
+    restarts: int, layers: tuple[int, int], captured_layers: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What it leaves would be lost. All of its kind are read then, and all layers if that has happened too often."""
     monkeypatch.setattr(one_layer, "_LEAVES_KEYS", "of_another_name")
     monkeypatch.setattr(layer_reading, "_RESTARTS", restarts)
     answer = sharing(1)
-    assert counts(found) == [layers]
+    assert counts(captured_layers) == [layers]
     one_by_one(monkeypatch)
     assert_same(sharing(1), answer)
 
@@ -233,10 +226,10 @@ def test_a_change_in_one_layer_afterwards_is_noticed(
     ],
 )
 def test_a_layer_that_is_another_from_the_start_is_read(
-    change: Callable[[Any], None], layers: tuple[int, int], found: list[Any], monkeypatch: pytest.MonkeyPatch
+    change: Callable[[Any], None], layers: tuple[int, int], captured_layers: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = outcome(change, 2, tokens=1)
-    assert counts(found) == [layers]
+    assert counts(captured_layers) == [layers]
     one_by_one(monkeypatch)
     assert_same(outcome(change, 2, tokens=1), answer)
 
@@ -270,7 +263,7 @@ def test_layers_in_another_order(change: Callable[[Any], None], monkeypatch: pyt
     assert_same(keys(compiled(again)), after)
 
 
-def test_code_of_others_is_read_layer_by_layer(found: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_of_others_is_read_layer_by_layer(captured_layers: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A layer's class of the user's, and transformers' with another method."""
 
     class Own(Qwen2VLDecoderLayer):  # type: ignore[misc, unused-ignore]  # of transformers
@@ -285,16 +278,16 @@ def test_code_of_others_is_read_layer_by_layer(found: list[Any], monkeypatch: py
         return logits(compiled(model), 1)
 
     answer = run()
-    assert counts(found) == [(2, 1)]
+    assert counts(captured_layers) == [(2, 1)]
     forward = Qwen2MLP.forward
     monkeypatch.setattr(Qwen2MLP, "forward", lambda self, x: forward(self, x) * 2)
     doubled = run()
-    assert counts(found)[1:] == [(0, 0)]
+    assert counts(captured_layers)[1:] == [(0, 0)]
     assert not torch.equal(doubled, answer)
 
 
 def test_a_number_that_is_another_in_every_call_is_an_input_of_the_graph_in_the_end(
-    found: list[Any], monkeypatch: pytest.MonkeyPatch
+    captured_layers: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layer_reading, "_CALLS", 2)
     model = compiled(model_of())
@@ -302,103 +295,10 @@ def test_a_number_that_is_another_in_every_call_is_an_input_of_the_graph_in_the_
         layers_of(model)[1].input_layernorm.variance_epsilon = epsilon
         logits(model, 1)
     # Read one by one it is a constant once more, until it is another.
-    assert counts(found) == [(4, 2), (4, 2), (0, 0), (0, 0)]
+    assert counts(captured_layers) == [(4, 2), (4, 2), (0, 0), (0, 0)]
 
 
-class Held:
-    """What a user's attention asks, and a hook changes between two layers."""
-
-
-class HeldCache:
-    """The same by another name."""
-
-
-HELD, NUMBERS = Held(), {"scale": 1.0}
-FEW: list[Any] = []
-
-
-def in_a_cell(start: bool) -> float:
-    if start:
-        scale = 1.0
-
-        def bump() -> float:
-            nonlocal scale
-            scale = scale + 1.0
-            return scale
-
-        HELD.bump, HELD.scale = bump, lambda: scale  # type: ignore[attr-defined]
-    return float(HELD.scale())  # type: ignore[attr-defined]
-
-
-def in_a_dict(start: bool) -> float:
-    if start:
-        NUMBERS["scale"] = 1.0
-    return NUMBERS["scale"]
-
-
-def in_a_list(start: bool) -> float:
-    if start:
-        FEW.clear()
-        FEW.extend([FEW, None])  # a list may hold itself, and one thing twice
-    return float(len(FEW))
-
-
-def in_a_list_of_an_object(start: bool) -> float:
-    if start:
-        HELD.few = [1.0]  # type: ignore[attr-defined]
-    return float(len(HELD.few))  # type: ignore[attr-defined]
-
-
-def in_a_cache_of_another_kind(start: bool) -> float:
-    if start:
-        HELD.cache = HeldCache()  # type: ignore[attr-defined]
-        HELD.cache.scale = 1.0  # type: ignore[attr-defined]
-    return float(HELD.cache.scale)  # type: ignore[attr-defined]
-
-
-def bump() -> None:
-    """All of them are another number from now on."""
-    HELD.bump()  # type: ignore[attr-defined]
-    HELD.few.append(1.0)  # type: ignore[attr-defined]
-    HELD.cache.scale = HELD.cache.scale + 1.0  # type: ignore[attr-defined]
-    NUMBERS["scale"] = NUMBERS["scale"] + 1.0
-    FEW.append(None)
-    FEW.append(None)
-
-
-PLACES = (in_a_cell, in_a_dict, in_a_list, in_a_list_of_an_object, in_a_cache_of_another_kind)
-
-
-@pytest.mark.parametrize("place", PLACES)
-def test_what_others_change_between_two_layers(
-    place: Callable[[bool], float], found: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A hook begins it in front of the decoder, another one changes it, and an attention of the user's asks for it."""
-
-    def run() -> torch.Tensor:
-        torch._dynamo.reset()
-        model = model_of(rounds=3)
-        model.model.language_model.register_forward_pre_hook(lambda *_: [each(True) for each in PLACES] and None)
-        layers_of(model)[3].register_forward_pre_hook(lambda *_: bump())
-        other_config(layers_of(model)[0])
-        for layer in layers_of(model):
-            layer.self_attn.config = layers_of(model)[0].self_attn.config
-        return logits(compiled(model, keep=1, segments=2), 1)
-
-    sdpa = ALL_ATTENTION_FUNCTIONS["sdpa"]
-
-    def attend(*args: Any, **kwargs: Any) -> Any:
-        result, weights = sdpa(*args, **kwargs)
-        return result * place(False), weights
-
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "segmo_test_doubled", attend)
-    answer = run()
-    assert counts(found) == [(5, 2)]
-    one_by_one(monkeypatch)
-    assert_same(run(), answer)
-
-
-def test_layers_of_which_a_graph_was_begun_anew_are_not_tried_again(found: list[Any]) -> None:
+def test_layers_of_which_a_graph_was_begun_anew_are_not_tried_again(captured_layers: list[Any]) -> None:
     """Each call would trace all that stands in front of them twice."""
     model = model_of()
     remembering(layers_of(model)[3])
@@ -406,12 +306,12 @@ def test_layers_of_which_a_graph_was_begun_anew_are_not_tried_again(found: list[
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(one_layer, "reader", lambda: reader)
         logits(compiled(model), 2)
-    assert counts(found) == [(0, 0), (0, 0)]
+    assert counts(captured_layers) == [(0, 0), (0, 0)]
     assert reader is not None
     assert len(reader.refused) == 1
 
 
-def test_the_report_counts_what_was_read_and_not_what_is_different(found: list[Any]) -> None:
+def test_the_report_counts_what_was_read_and_not_what_is_different(captured_layers: list[Any]) -> None:
     """Each layer adds a tensor of its own; what comes out of Dynamo is alike."""
     sdpa, more = ALL_ATTENTION_FUNCTIONS["sdpa"], [torch.full((1,), float(number)) for number in range(4)]
 
@@ -425,10 +325,10 @@ def test_the_report_counts_what_was_read_and_not_what_is_different(found: list[A
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "segmo_test_doubled", attend)
         logits(compiled(model, keep=1, segments=2), 1)
-    assert counts(found) == [(4, 4)]
+    assert counts(captured_layers) == [(4, 4)]
 
 
-def test_weights_that_layers_share(found: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_layers_share(captured_layers: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """One MLP in two layers, and one weight in two places of a layer."""
 
     def shared() -> Any:
@@ -450,7 +350,9 @@ class Broken(torch.nn.Module):
         return hidden * 2
 
 
-def test_layers_that_break_the_graph_are_read_one_by_one(found: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_that_break_the_graph_are_read_one_by_one(
+    captured_layers: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def run() -> torch.Tensor:
         torch._dynamo.reset()
         model = model_of()
@@ -464,7 +366,7 @@ def test_layers_that_break_the_graph_are_read_one_by_one(found: list[Any], monke
         assert_same(run(), answer)
 
 
-def test_regions_inside_of_layers(found: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_regions_inside_of_layers(captured_layers: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """A model's own nested compile region, in each layer."""
 
     @torch.compiler.nested_compile_region

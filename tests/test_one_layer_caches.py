@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from read_layers import Captured, assert_same, captured, compiled, counts, model_of, one_by_one
+from read_layers import assert_same, compiled, counts, model_of, one_by_one
 from transformers.cache_utils import DynamicCache, DynamicLayer, LinearAttentionLayer, StaticCache
 from video_families import prompt
 
@@ -18,11 +18,6 @@ pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 if regions.regions is None:
     pytest.skip("this torch reads every layer", allow_module_level=True)
-
-
-@pytest.fixture
-def found(monkeypatch: pytest.MonkeyPatch) -> list[Captured]:
-    return captured(monkeypatch)
 
 
 def of_class(cache: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +112,7 @@ class OwnKeys(DynamicLayer):  # type: ignore[no-untyped-call]  # of transformers
     ],
     ids=["none", "bare", "dynamic", "static"],
 )
-def test_caches(kind: Any, regions: int, found: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches(kind: Any, regions: int, captured_layers: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     def run() -> torch.Tensor:
         torch._dynamo.reset()
         model = compiled(model_of(), keep=1, segments=2)
@@ -125,14 +120,14 @@ def test_caches(kind: Any, regions: int, found: list[Any], monkeypatch: pytest.M
             return model(**prompt("qwen2_vl"), past_key_values=kind(model.config)).logits
 
     answer = run()
-    assert counts(found) == [(regions, min(regions, 1))]
+    assert counts(captured_layers) == [(regions, min(regions, 1))]
     one_by_one(monkeypatch)
     assert_same(run(), answer)
 
 
 @pytest.mark.parametrize("own", [OwnUpdate, OwnStart, OwnKeys])
 def test_a_cache_with_code_of_its_own_is_read_as_it_is(
-    own: Any, found: list[Any], monkeypatch: pytest.MonkeyPatch
+    own: Any, captured_layers: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run() -> torch.Tensor:
         torch._dynamo.reset()
@@ -143,17 +138,17 @@ def test_a_cache_with_code_of_its_own_is_read_as_it_is(
             return model(**prompt("qwen2_vl"), past_key_values=cache).logits
 
     answer = run()
-    assert counts(found) == [(2, 1)], own  # those in front of it
+    assert counts(captured_layers) == [(2, 1)], own  # those in front of it
     one_by_one(monkeypatch)
     assert_same(run(), answer)
 
 
-def test_a_cache_of_fixed_length_leaves_later_calls_as_they_are(found: list[Any]) -> None:
+def test_a_cache_of_fixed_length_leaves_later_calls_as_they_are(captured_layers: list[Any]) -> None:
     model = compiled(model_of(), keep=1, segments=2)
     with torch.no_grad():
         for cache in (StaticCache(config=model.config, max_cache_len=64), DynamicCache(config=model.config)):
             model(**prompt("qwen2_vl"), past_key_values=cache)
-    assert counts(found) == [(0, 0), (4, 1)]
+    assert counts(captured_layers) == [(0, 0), (4, 1)]
 
 
 # Linear layers, which keep states of one size and change these in place.
@@ -200,10 +195,10 @@ def doubling(cache: Any) -> None:
 
 @pytest.mark.parametrize(("change", "stamped"), [(as_it_is, 2), (emptied, 1), (recording, 1), (doubling, 1)])
 def test_states_of_linear_layers(
-    change: Callable[[Any], None], stamped: int, found: list[Any], monkeypatch: pytest.MonkeyPatch
+    change: Callable[[Any], None], stamped: int, captured_layers: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers, noted = linear_turns(change)
-    assert found[0][0].count - found[0][0].read == stamped
+    assert captured_layers[0][0].count - captured_layers[0][0].read == stamped
     one_by_one(monkeypatch)
     plain, held = linear_turns(change)
     for answer, expected in zip(answers, plain, strict=True):

@@ -88,11 +88,11 @@ def _written(tx: Any, decoder: Any) -> dict[tuple[int, str], tuple[Any, list[Any
         if not _is_known_cache(owner) and not (isinstance(owner, CellVariable) and id(owner) in shared)
         for name, value in fields.items()
     }
+    scope, values = _scope(tx), dict[Any, Any]()
     for each in list(effects.id_to_variable.values()):  # more are met while these are asked
-        if isinstance(each.mutation_type, ValueMutationExisting) and each.mutation_type.is_modified:
-            parts = _parts(each)
-            if not all(map(_is_known_cache, parts[1:])) and not _is_kept_by_cache(each.source, _scope(tx)):
-                written[id(each), ""] = each, parts
+        modified = isinstance(each.mutation_type, ValueMutationExisting) and each.mutation_type.is_modified
+        if modified and not _is_kept_by_cache(each.source, scope, values):
+            written[id(each), ""] = each, _parts(each)
     return written
 
 
@@ -101,10 +101,13 @@ def _scope(tx: Any) -> dict[str, Any]:
     return {"G": tx.output.root_tx.f_globals, "L": tx.output.root_tx.f_locals}
 
 
-def _is_kept_by_cache(place: Source | None, scope: dict[str, Any]) -> bool:
-    """Whether a list or a dict is an attribute of one of transformers' caches or of its layers."""
+def _is_kept_by_cache(place: Source | None, scope: dict[str, Any], values: dict[Any, Any]) -> bool:
+    """Whether a list or a dict is an attribute of one of transformers' caches or of its layers.
+
+    ``values``: of sources that were looked up before.
+    """
     try:
-        return isinstance(place, ChainedSource) and _is_known_kind(type(place.base.get_value(scope, {}, {})))
+        return isinstance(place, ChainedSource) and _is_known_kind(type(place.base.get_value(scope, {}, values)))
     except Exception:  # noqa: BLE001  # not every source can be looked up, and each says so in its own way
         return False
 
