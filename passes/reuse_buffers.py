@@ -74,10 +74,10 @@ def _visit_body(body: GraphModule, named: list[Node]) -> int:
     """The same in a body, of which a new one is made: a record of the graph as it was still has the old one."""
     graph = Graph()
     graph.output(graph.graph_copy(body.graph, {}))
-    matches = _visit(graph)
+    matches, renewed = _visit(graph), GraphModule(body, graph)
     for node in named:
         name = f"{node.target}_in_place"
-        setattr(node.graph.owning_module, name, GraphModule(body, graph))
+        setattr(node.graph.owning_module, name, renewed)
         node.target = name
     return matches
 

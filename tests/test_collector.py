@@ -1,4 +1,4 @@
-"""What was there before a compilation is left out of the collector's rounds while it lasts, and no longer."""
+"""The collector makes no full rounds while something is compiled, and is as it was behind that."""
 
 from __future__ import annotations
 
@@ -10,25 +10,30 @@ import pytest
 import torch
 from torch.fx import GraphModule
 
-from segmo.compat.collector import collector_spared
+from segmo.compat.collector import YOUNG, collector_spared
+
+MINE = (701, 11, gc.get_threshold()[2])
 
 
 @pytest.fixture(autouse=True)
-def fresh() -> Iterator[None]:
+def mine() -> Iterator[None]:
+    """Thresholds of the user's own."""
     torch._dynamo.reset()
-    gc.unfreeze()
+    before = gc.get_threshold()
+    gc.set_threshold(*MINE)
     yield
-    gc.unfreeze()
+    gc.enable()
+    gc.set_threshold(*before)
 
 
 class Backend:
-    """Notes how many objects are left out while it compiles."""
+    """Notes the collector's thresholds while it compiles."""
 
     def __init__(self) -> None:
-        self.seen: list[int] = []
+        self.seen: list[tuple[int, int, int]] = []
 
     def __call__(self, gm: GraphModule, inputs: Any) -> Any:
-        self.seen.append(gc.get_freeze_count())
+        self.seen.append(gc.get_threshold())
         if len(inputs) > 1:
             raise ValueError("two inputs")
         return gm.forward
@@ -38,27 +43,58 @@ def test_only_while_something_is_compiled_in_the_block() -> None:
     backend = Backend()
     run, other = torch.compile(lambda x: x + 1, backend=backend), torch.compile(lambda x: x + 2, backend=backend)
     with collector_spared():
-        assert gc.get_freeze_count() == 0
+        assert gc.get_threshold() == MINE
         run(torch.ones(2))
-        assert gc.get_freeze_count() == 0
+        assert gc.get_threshold() == MINE
     other(torch.ones(2))
-    assert backend.seen[0] > 1000
-    assert backend.seen[1] == 0
+    assert backend.seen[0][:2] == (YOUNG, MINE[1])
+    assert backend.seen[1] == MINE
 
 
-def test_a_compilation_that_fails_leaves_nothing_out() -> None:
+def test_full_rounds_begin_again_behind_a_compilation_that_fails() -> None:
     backend = Backend()
     with collector_spared(), pytest.raises(Exception, match="two inputs"):
         torch.compile(lambda x, y: x + y, backend=backend)(torch.ones(2), torch.ones(2))
-    assert backend.seen[0] > 1000
-    assert gc.get_freeze_count() == 0
+    assert backend.seen[0][0] == YOUNG
+    assert gc.get_threshold() == MINE
 
 
-def test_what_the_user_has_left_out_stays_so() -> None:
+def test_no_full_round_is_made() -> None:
+    rounds = []
+
+    def backend(gm: GraphModule, inputs: Any) -> Any:
+        gc.callbacks.append(lambda phase, info: rounds.append(info["generation"]))
+        kept = [[each] for each in range(2_000_000)]  # by themselves these make several full rounds
+        gc.callbacks.pop()
+        assert kept
+        return gm.forward
+
+    with collector_spared():
+        torch.compile(lambda x: x * 5, backend=backend)(torch.ones(2))
+    assert rounds
+    assert 2 not in rounds
+
+
+@pytest.mark.parametrize("off", ["disabled", "no threshold"])
+def test_a_collector_that_is_off_is_left_alone(off: str) -> None:
     backend = Backend()
-    gc.freeze()
-    mine = gc.get_freeze_count()
+    if off == "disabled":
+        gc.disable()
+    else:
+        gc.set_threshold(0)
+    before = gc.get_threshold()
     with collector_spared():
         torch.compile(lambda x: x * 3, backend=backend)(torch.ones(2))
-    assert backend.seen[0] <= mine
-    assert gc.get_freeze_count() > 0
+    assert backend.seen == [before]
+    assert gc.get_threshold() == before
+    assert gc.isenabled() is (off != "disabled")
+
+
+def test_thresholds_that_are_set_meanwhile_stay() -> None:
+    def backend(gm: GraphModule, inputs: Any) -> Any:
+        gc.set_threshold(5_000, 7, 8)
+        return gm.forward
+
+    with collector_spared():
+        torch.compile(lambda x: x * 4, backend=backend)(torch.ones(2))
+    assert gc.get_threshold()[:2] == (5_000, 7)

@@ -1,8 +1,8 @@
-"""Python's collector of cycles, kept from what was there before a compilation: Dynamo makes millions of objects.
+"""Python's collector of cycles, kept from full rounds while something is compiled: Dynamo makes millions of objects.
 
-Each of its full rounds looks at every object of the process, and torch, transformers and a model are a million of them.
-What was there when a compilation began is left out of the rounds until it ends; what the compilation leaves behind is
-collected as ever.
+A full round looks at every object of the process: at those of torch, transformers and a model, and at all that the
+compilation has made so far, which is nearly all still in use. Rounds over what is young go on, and full ones follow
+when the compilation has ended.
 """
 
 from __future__ import annotations
@@ -18,14 +18,18 @@ from torch._dynamo.callback import callback_handler
 WHAT = "torch._dynamo.callback"
 VERSIONS = "torch 2.11 to 2.15"
 
+YOUNG = 20_000  # objects that are made between two rounds; Python's own is 700 to 2,000 by version
+NEVER = 2**30  # rounds over younger objects before a full one
+
 
 class _Spared:
-    """Calls in any thread that may compile, and whether what was there before is left out now."""
+    """Calls in any thread that may compile, and the collector's thresholds: as they were, and as they are set here."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._calls = 0
-        self._left_out = False
+        self._before: tuple[int, int, int] | None = None
+        self._ours = (0, 0, 0)
 
     def enter(self) -> None:
         """A call begins."""
@@ -43,16 +47,22 @@ class _Spared:
                 self._end()
 
     def _begin(self, _: Any = None) -> None:
-        with self._lock:  # what others compile is not ours to spare, and where the user has a say in it he has it
-            if self._calls and not self._left_out and gc.isenabled() and not gc.get_freeze_count():
-                gc.freeze()
-                self._left_out = True
+        with self._lock:
+            young, middle, _ = before = gc.get_threshold()
+            # What others compile is not ours to spare; where the user has switched the collector off, it stays so.
+            if self._calls and self._before is None and gc.isenabled() and young:
+                gc.set_threshold(max(young, YOUNG), middle, NEVER)
+                self._before, self._ours = before, gc.get_threshold()  # Python 3.14 knows no third one
 
     def _end(self, _: Any = None) -> None:
         with self._lock:
-            if self._left_out:
-                gc.unfreeze()
-                self._left_out = False
+            if self._before is not None and gc.get_threshold() == self._ours:  # and nobody has set others since
+                if not gc.get_freeze_count():
+                    gc.collect(1)
+                    gc.freeze()
+                    gc.unfreeze()
+                gc.set_threshold(*self._before)
+            self._before = None
 
 
 _SPARED = _Spared()
@@ -60,7 +70,7 @@ _SPARED = _Spared()
 
 @contextmanager
 def collector_spared() -> Iterator[None]:
-    """While something is compiled in the block, the collector does not look at what was there before."""
+    """While something is compiled in the block, the collector makes no full rounds."""
     _SPARED.enter()
     try:
         yield

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch._dynamo
+from torch._dynamo import side_effects
 
 from segmo.compat.telling import words
 
@@ -19,6 +21,8 @@ FLAGS = ("capture_scalar_outputs", "capture_dynamic_output_shape_ops")
 # After so many graphs of one function Dynamo stops compiling and runs eagerly, which only its own log says. Eight, its
 # default, are soon used up: prefill and decode for each set of options, model of a class and batch size.
 RECOMPILE_LIMIT = 64
+
+_TOLD = "side_effect_replay_policy"  # how Dynamo tells what a graph writes to objects; before torch 2.12 it does not
 
 
 def missing() -> tuple[str, ...]:
@@ -37,7 +41,18 @@ def hold() -> Callable[[], None]:
     """
     config = torch._dynamo.config
     limit = max(config.recompile_limit, RECOMPILE_LIMIT)
-    return _patcher(limit, frozenset(config.reorderable_logging_functions))()
+    silent = hasattr(config, _TOLD) and getattr(config, _TOLD) == "info" and not _is_heard()
+    return _patcher(limit, frozenset(config.reorderable_logging_functions), silent)()
+
+
+def _is_heard() -> bool:
+    """Whether a log or a trace for tlparse is kept of what a graph writes to objects.
+
+    Dynamo words that with the source lines of every write, of each layer's keys and values among them, in any case.
+    """
+    # Torch's own handler of traces is there before the first one; without a folder it goes when it gets one.
+    traces = [each for each in logging.getLogger("torch.__trace").handlers if getattr(each, "root_dir", "") is not None]
+    return bool(traces) or side_effects.side_effects_log.isEnabledFor(logging.DEBUG)
 
 
 def hold_limit() -> Callable[[], None]:
@@ -47,7 +62,7 @@ def hold_limit() -> Callable[[], None]:
 
 
 @functools.cache
-def _patcher(limit: int, asked: frozenset[Callable[..., Any]]) -> Callable[[], Callable[[], None]]:
+def _patcher(limit: int, asked: frozenset[Callable[..., Any]], silent: bool) -> Callable[[], Callable[[], None]]:
     # Inside of DistributedDataParallel, Dynamo would cut the graph at the buckets of gradients, which nobody computes.
     return _config(
         **dict.fromkeys(FLAGS, True),
@@ -55,6 +70,7 @@ def _patcher(limit: int, asked: frozenset[Callable[..., Any]]) -> Callable[[], C
         fail_on_recompile_limit_hit=True,
         optimize_ddp=False,
         reorderable_logging_functions=words(asked),
+        **({_TOLD: "silent"} if silent else {}),
     )
 
 
