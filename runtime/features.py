@@ -15,7 +15,7 @@ from torch import Tensor
 from segmo.errors import PromptError
 from segmo.runtime.host import Array, give, here, read
 from segmo.runtime.video_runs import places
-from segmo.runtime.video_tokens import Room, VideoTokens, place, take
+from segmo.runtime.video_tokens import Room, VideoTokens, are_neighbours, place, take
 
 # Tokens that are widened to fp32 at a time: a chunk of 512 x 1024 fp32 values stays in a core's cache.
 CHUNK = 512
@@ -76,7 +76,11 @@ def add_frames(total_FH: Tensor, x_TH: Tensor, frame_T: Array) -> None:
     if not here(x_TH):
         total_FH.index_add_(0, give(frame_T, x_TH.device), x_TH)
         return
-    for start, end in frame_parts(frame_T):
+    parts, first, last = list(frame_parts(frame_T)), int(frame_T[0]), int(frame_T[-1])
+    if len({end - start for start, end in parts}) == 1 and last - first + 1 == len(parts):
+        total_FH[first : last + 1].add_(x_TH.unflatten(0, (len(parts), -1)).sum(1))
+        return
+    for start, end in parts:
         total_FH[frame_T[start]].add_(x_TH[start:end].sum(0))
 
 
@@ -86,11 +90,18 @@ def _scan(embeds_NH: Tensor, at_T: Array, frame_T: Array, before_T: Array) -> tu
     norms, dots = list[Tensor](), list[Tensor]()
     now_room, before_room = Room(embeds_NH), Room(embeds_NH)
     last, last_TH = at_T[:0], embeds_NH[:0]
-    for block in blocks(frame_T, PAIRED):
+    # Of small frames many are put together, and the frame in front of them is read again; others stand by themselves.
+    small = np.bincount(frame_T).max() <= CHUNK // 4
+    for block in blocks(frame_T, CHUNK if small else PAIRED):
         at, before = at_T[block], before_T[block]
-        now_TH = now_room.widen(take(embeds_NH, at))
-        # Where a block is one whole frame, the one before it was the last block.
-        before_TH = last_TH if np.array_equal(before, last) else before_room.widen(take(embeds_NH, before))
+        ahead = int(at[0] - before[0])
+        if 0 < ahead < len(at) and are_neighbours(at) and are_neighbours(before):
+            both_TH = now_room.widen(embeds_NH[int(before[0]) : int(at[-1]) + 1])
+            now_TH, before_TH = both_TH[ahead:], both_TH[:-ahead]
+        else:
+            now_TH = now_room.widen(take(embeds_NH, at))
+            # Where a block is one whole frame, the one before it was the last block.
+            before_TH = last_TH if np.array_equal(before, last) else before_room.widen(take(embeds_NH, before))
         norms.append(torch.linalg.vector_norm(now_TH, dim=-1))
         dots.append(before_room.dot(now_TH, before_TH))
         add_frames(sum_FH, now_TH, frame_T[block])

@@ -57,11 +57,16 @@ class VideoTokens:
         return head_T
 
 
+def are_neighbours(at: Array) -> bool:
+    """Whether places follow each other, one by one."""
+    return len(at) > 0 and bool((at[1:] - at[:-1] == 1).all())
+
+
 def take(x_NH: Tensor, at: Array | Tensor) -> Tensor:
     """Rows of a tensor: a view of them where the host knows that they are neighbours."""
     if isinstance(at, Tensor):
         return x_NH.index_select(0, at)
-    if len(at) and bool((at[1:] - at[:-1] == 1).all()):
+    if are_neighbours(at):
         return x_NH[int(at[0]) : int(at[-1]) + 1]
     return x_NH.index_select(0, give(at, x_NH.device))
 

@@ -63,3 +63,10 @@ def test_features_are_read_in_parts_and_not_gathered() -> None:
     assert times <= 1.01
     _, times = reads(embedding_relevance, embeds_BNH, *asked)
     assert 1.5 <= times <= 2.01  # for the mean as well
+
+
+def test_small_frames_are_read_once_and_those_at_the_edges_of_blocks_again() -> None:
+    frame_BN = torch.arange(TOKENS // 64).repeat_interleave(64)[None]
+    cell_BN = torch.arange(64).repeat(TOKENS // 64)[None]
+    _, times = reads(scan_video, torch.randn(1, TOKENS, HIDDEN).bfloat16(), frame_BN, cell_BN)
+    assert times <= 1.25

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import chain
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import VIDEO, Piece, Prompt, prompts
+from strategies import TEXT, VIDEO, Piece, Prompt, prompts
 from torch import Tensor
 
 from segmo.errors import PromptError
@@ -52,12 +54,22 @@ def test_scan_is_its_definition(prompt: Prompt, dtype: torch.dtype, scale: float
     torch.testing.assert_close(mean_BH[0].double(), mean_H, rtol=1e-5, atol=1e-6 * scale)
 
 
-def test_chunks_do_not_show() -> None:
-    """More tokens than one chunk, and a frame that lies across two."""
-    prompt = Prompt((Piece(VIDEO, frames=5, height=CHUNK // 4 + 1, trailing=1),))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "videos",
+    [[(2, CHUNK + 3, 1)], [(5, CHUNK // 4 + 1, 1)], [(CHUNK, 2, 0), (CHUNK // 4, 3, 2)], [(9, CHUNK // 6, 3)]],
+    ids=["a frame across two", "a block of each frame", "small frames of two sizes", "a longer last frame"],
+)
+def test_chunks_do_not_show(videos: list[tuple[int, int, int]], dtype: torch.dtype) -> None:
+    """More tokens than one chunk, of videos by their frames, tokens of each, and tokens behind the last one."""
+    pieces = [
+        (Piece(VIDEO, frames=frames, height=height, trailing=more), Piece(TEXT, text=2))
+        for frames, height, more in videos
+    ]
+    prompt = Prompt(tuple(chain.from_iterable(pieces)))
     frames, cells, _ = prompt.expected
     assert len(frames) > CHUNK
-    embeds_BNH = torch.randn(1, len(frames), 8)
+    embeds_BNH = torch.randn(1, len(frames), 8).to(dtype)
     novelty_BN, similarity_BN, _ = scan_video(embeds_BNH, torch.tensor([frames]), torch.tensor([cells]))
     novelty, similarity = expected_scan(embeds_BNH[0], prompt)
     torch.testing.assert_close(novelty_BN[0], torch.tensor(novelty), rtol=0, atol=2e-6)
