@@ -78,7 +78,7 @@ def add_frames(total_FH: Tensor, x_TH: Tensor, frame_T: Array) -> None:
         return
     parts, first, last = list(frame_parts(frame_T)), int(frame_T[0]), int(frame_T[-1])
     if len({end - start for start, end in parts}) == 1 and last - first + 1 == len(parts):
-        total_FH[first : last + 1].add_(x_TH.unflatten(0, (len(parts), -1)).sum(1))
+        total_FH[first : last + 1].add_(torch.unflatten(x_TH, 0, (len(parts), -1)).sum(1))
         return
     for start, end in parts:
         total_FH[frame_T[start]].add_(x_TH[start:end].sum(0))
