@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
+from models import build, prompt
 from torch.fx import GraphModule
 
+import segmo
 from segmo.compat.collector import YOUNG, collector_spared
 
 MINE = (701, 11, gc.get_threshold()[2])
@@ -73,6 +78,41 @@ def test_no_full_round_is_made() -> None:
         torch.compile(lambda x: x * 5, backend=backend)(torch.ones(2))
     assert rounds
     assert 2 not in rounds
+
+
+def test_models_that_were_dropped_go_where_a_program_does_little_but_compile() -> None:
+    models, alive = [], []
+    for _ in range(6):
+        torch._dynamo.reset()
+        model = build("qwen2_vl")
+        segmo.compile(model, keep=0.5)
+        model.generate(**prompt("qwen2_vl", frames=6), max_new_tokens=2, do_sample=False)
+        models.append(weakref.ref(model))
+        del model
+        alive.append(sum(each() is not None for each in models))
+    assert max(alive) <= 3
+
+
+def test_what_is_finalized_behind_a_compilation_may_compile() -> None:
+    """Torch holds a lock where it says that a compilation ends. In a process of its own, which would hang."""
+    code = """
+import torch
+from segmo.compat.collector import collector_spared
+
+class Served:
+    def __init__(self):
+        self.cycle = self
+    def __del__(self):
+        torch.compile(lambda x: x * 3, backend="eager")(torch.ones(2))
+
+served = [Served()]
+torch._dynamo.callback.callback_handler.register_end_callback(lambda _: served.clear())
+with collector_spared():
+    torch.compile(lambda x: x + 1, backend="eager")(torch.ones(2))
+print("ended")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "ended", done.stderr
 
 
 @pytest.mark.parametrize("off", ["disabled", "no threshold"])

@@ -13,7 +13,7 @@ from strategies import TEXT, VIDEO, Piece, Prompt, prompts
 from torch import Tensor
 
 from segmo.errors import PromptError
-from segmo.runtime.features import CHUNK, previous_cell, scan_video
+from segmo.runtime.features import CHUNK, add_frames, previous_cell, scan_video
 
 
 def cosine(a: Tensor, b: Tensor) -> float:
@@ -74,6 +74,15 @@ def test_chunks_do_not_show(videos: list[tuple[int, int, int]], dtype: torch.dty
     novelty, similarity = expected_scan(embeds_BNH[0], prompt)
     torch.testing.assert_close(novelty_BN[0], torch.tensor(novelty), rtol=0, atol=2e-6)
     torch.testing.assert_close(similarity_BN[0], torch.tensor(similarity), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_frame_s_sum_is_the_same_whatever_is_beside_it(stride: int) -> None:
+    frames, cells = 4, 57
+    x_TH = torch.randn(frames * cells, 3676 * stride)[:, ::stride]
+    total_FH = torch.zeros(frames, 3676)
+    add_frames(total_FH, x_TH, np.arange(frames).repeat(cells))
+    assert torch.equal(total_FH, torch.stack([frame.sum(0) for frame in x_TH.split(cells)]))
 
 
 def test_rows_do_not_mix() -> None:

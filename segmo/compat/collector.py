@@ -1,8 +1,9 @@
 """Python's collector of cycles, kept from full rounds while something is compiled: Dynamo makes millions of objects.
 
 A full round looks at every object of the process: at those of torch, transformers and a model, and at all that the
-compilation has made so far, which is nearly all still in use. Rounds over what is young go on, and full ones follow
-when the compilation has ended.
+compilation has made so far, which is nearly all still in use. Rounds over what is young go on, and a full one follows
+behind every third compilation, at the latest: a program may do little but compile, one model after another, and a model
+that was dropped goes in a full round.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ WHAT = "torch._dynamo.callback"
 VERSIONS = "torch 2.11 to 2.15"
 
 YOUNG = 20_000  # objects that are made between two rounds; Python's own is 700 to 2,000 by version
-NEVER = 2**30  # rounds over younger objects before a full one
+SELDOM = 100  # rounds over younger objects before a full one, ten by default: more than a compilation makes
+IN_A_ROW = 2  # compilations, as of a prefill and of a step, without a full round behind them
 
 
 class _Spared:
@@ -30,6 +32,7 @@ class _Spared:
         self._calls = 0
         self._before: tuple[int, int, int] | None = None
         self._ours = (0, 0, 0)
+        self._full, self._since = 0, 0  # full rounds before this compilation, and compilations since the last one
 
     def enter(self) -> None:
         """A call begins."""
@@ -45,21 +48,28 @@ class _Spared:
             self._calls -= 1
             if not self._calls:
                 self._end()
+            due = self._since > IN_A_ROW and gc.isenabled()
+            if due:
+                self._since = 0
+        if due:  # under no lock, which what is finalized may want
+            gc.collect()
 
     def _begin(self, _: Any = None) -> None:
         with self._lock:
-            young, middle, _ = before = gc.get_threshold()
+            young, middle, full = before = gc.get_threshold()
             # What others compile is not ours to spare; where the user has switched the collector off, it stays so.
             if self._calls and self._before is None and gc.isenabled() and young:
-                gc.set_threshold(max(young, YOUNG), middle, NEVER)
+                gc.set_threshold(max(young, YOUNG), middle, max(full, SELDOM))
                 self._before, self._ours = before, gc.get_threshold()  # Python 3.14 knows no third one
+                rounds = gc.get_stats()[2]["collections"]
+                self._since = self._since + 1 if rounds == self._full else 1
+                self._full = rounds
 
     def _end(self, _: Any = None) -> None:
         with self._lock:
             if self._before is not None and gc.get_threshold() == self._ours:  # and nobody has set others since
                 if not gc.get_freeze_count():
-                    gc.collect(1)
-                    gc.freeze()
+                    gc.freeze()  # all are old objects now, and rounds are counted from 0: none is due at once
                     gc.unfreeze()
                 gc.set_threshold(*self._before)
             self._before = None
