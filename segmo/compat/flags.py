@@ -22,7 +22,7 @@ FLAGS = ("capture_scalar_outputs", "capture_dynamic_output_shape_ops")
 # default, are soon used up: prefill and decode for each set of options, model of a class and batch size.
 RECOMPILE_LIMIT = 64
 
-_TOLD = "side_effect_replay_policy"  # how Dynamo tells what a graph writes to objects; before torch 2.12 it does not
+_TOLD = "side_effect_replay_policy"  # how Dynamo tells what a graph writes to objects; older ones have no such setting
 
 
 def missing() -> tuple[str, ...]:
@@ -52,7 +52,8 @@ def _is_heard() -> bool:
     """
     # Torch's own handler of traces is there before the first one; without a folder it goes when it gets one.
     traces = [each for each in logging.getLogger("torch.__trace").handlers if getattr(each, "root_dir", "") is not None]
-    return bool(traces) or side_effects.side_effects_log.isEnabledFor(logging.DEBUG)
+    log = getattr(side_effects, "side_effects_log", None)
+    return bool(traces) or log is None or log.isEnabledFor(logging.DEBUG)
 
 
 def hold_limit() -> Callable[[], None]:
