@@ -82,7 +82,7 @@ def test_no_full_round_is_made() -> None:
 
 def test_models_that_were_dropped_go_where_a_program_does_little_but_compile() -> None:
     models, alive = [], []
-    for _ in range(6):
+    for _ in range(7):
         torch._dynamo.reset()
         model = build("qwen2_vl")
         segmo.compile(model, keep=0.5)
@@ -90,7 +90,7 @@ def test_models_that_were_dropped_go_where_a_program_does_little_but_compile() -
         models.append(weakref.ref(model))
         del model
         alive.append(sum(each() is not None for each in models))
-    assert max(alive) <= 3
+    assert max(alive) <= 5
 
 
 def test_what_is_finalized_behind_a_compilation_may_compile() -> None:

@@ -2,7 +2,7 @@
 
 A full round looks at every object of the process: at those of torch, transformers and a model, and at all that the
 compilation has made so far, which is nearly all still in use. Rounds over what is young go on, and a full one follows
-behind every third compilation, at the latest: a program may do little but compile, one model after another, and a model
+behind every ninth compilation, at the latest: a program may do little but compile, one model after another, and a model
 that was dropped goes in a full round.
 """
 
@@ -21,7 +21,7 @@ VERSIONS = "torch 2.11 to 2.15"
 
 YOUNG = 20_000  # objects that are made between two rounds; Python's own is 700 to 2,000 by version
 SELDOM = 100  # rounds over younger objects before a full one, ten by default: more than a compilation makes
-IN_A_ROW = 2  # compilations, as of a prefill and of a step, without a full round behind them
+IN_A_ROW = 8  # compilations without a full round behind them: four models, of a prefill and a step each
 
 
 class _Spared:
