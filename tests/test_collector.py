@@ -130,6 +130,19 @@ def test_a_collector_that_is_off_is_left_alone(off: str) -> None:
     assert gc.isenabled() is (off != "disabled")
 
 
+def test_what_the_user_has_left_out_stays_so() -> None:
+    backend = Backend()
+    gc.freeze()
+    try:
+        mine = gc.get_freeze_count()
+        with collector_spared():
+            torch.compile(lambda x: x * 6, backend=backend)(torch.ones(2))
+        assert backend.seen[0][0] == YOUNG
+        assert mine >= gc.get_freeze_count() > mine // 2  # some of them are gone by now
+    finally:
+        gc.unfreeze()
+
+
 def test_thresholds_that_are_set_meanwhile_stay() -> None:
     def backend(gm: GraphModule, inputs: Any) -> Any:
         gc.set_threshold(5_000, 7, 8)

@@ -41,7 +41,7 @@ def hold() -> Callable[[], None]:
     """
     config = torch._dynamo.config
     limit = max(config.recompile_limit, RECOMPILE_LIMIT)
-    silent = hasattr(config, _TOLD) and getattr(config, _TOLD) == "info" and not _is_heard()
+    silent = getattr(config, _TOLD, None) == "info" and not _is_heard()
     return _patcher(limit, frozenset(config.reorderable_logging_functions), silent)()
 
 
